@@ -1,0 +1,47 @@
+# make demo   the main job on synthetic tissue: release, preparation, training, test, pictures
+# make test   the tests        make setup  only install        make lint   ruff        make clean  remove what these made
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := work_dirs/demo
+CONFIG := configs/segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py
+
+.PHONY: demo test setup lint clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/installed
+
+# Each step leaves its file only when it is whole, so a second call redoes only what is missing.
+$(DEMO)/release/data_overview.csv: | $(VENV)/installed
+	$(BIN)/python tools/make_synthetic_release.py --out $(DEMO)/release --rois 80 --patients 20 --size 384x384 --seed 1
+
+$(DEMO)/ignite/index.json: $(DEMO)/release/data_overview.csv
+	$(BIN)/python tools/prepare_ignite.py --release $(DEMO)/release --out $(DEMO)/ignite
+
+$(DEMO)/trained: $(DEMO)/ignite/index.json $(CONFIG)
+	$(BIN)/python tools/train.py $(CONFIG) --work-dir $(DEMO)/segformer --resume
+	touch $@
+
+$(DEMO)/segformer/metrics.json: $(DEMO)/trained
+	$(BIN)/python tools/test.py $(CONFIG) "$$(cat $(DEMO)/segformer/last_checkpoint)" \
+	  --work-dir $(DEMO)/segformer --out $(DEMO)/overlays
+
+demo: $(DEMO)/segformer/metrics.json
+	@cat $(DEMO)/segformer/metrics.txt
+	@echo "pictures of the test ROIs: $(DEMO)/overlays    training curves: $(DEMO)/segformer/curves.png"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""Reading a config and checking what a user can get wrong in it before anything is built."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+
+import mmseg_ignite
+
+from ..errors import IgniteError
+from ..preparation.store import read_index, select
+
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def _find(config: 'str | Path') -> Path:
+    """The config itself, or the packaged one of that name (for those who have no checkout)."""
+    path = Path(config)
+    if path.is_file():
+        return path
+    packaged = Path(mmseg_ignite.__file__).parent / '.mim' / 'configs'
+    found = sorted(packaged.rglob(path.name)) if path.suffix == '.py' else []
+    if not found:
+        raise IgniteError(
+            f'{config} is no file; a config such as configs/segformer/'
+            'segformer_mit-b0_1xb8-20k_ignite-512x512.py was expected: check the path.'
+        )
+    return found[0]
+
+
+def load_config(
+    config: 'str | Path', options: 'dict | None' = None, work_dir: 'str | None' = None, launcher: str = 'none'
+) -> Config:
+    """Read a config, merge options, choose the work dir: argument, then config, then ``work_dirs/CONFIG_NAME``.
+
+    ``data_root`` and ``protocol`` among the options reach all three data sets, e.g.
+    ``--cfg-options data_root=data/mine protocol=official``.
+
+    Raises:
+        IgniteError: no such config, or it cannot be read.
+    """
+    path = _find(config)
+    try:
+        cfg = Config.fromfile(str(path))
+        if options:
+            cfg.merge_from_dict(options)
+    except Exception as error:  # a config is code: it may raise anything
+        raise IgniteError(f'{path} cannot be read as a config ({type(error).__name__}: {error}): mend it.') from error
+    for loader in _LOADERS:
+        if 'dataset' in (cfg.get(loader) or {}):
+            cfg[loader].dataset.update({k: options[k] for k in ('data_root', 'protocol') if k in (options or {})})
+    if 'model' not in cfg:
+        raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits it.')
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        raise IgniteError(f'the work dir {cfg.work_dir} is a file: choose another with --work-dir.')
+    cfg.launcher = launcher
+    return cfg
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Raise IgniteError if a data set that a run needs is not there, or holds no ROI."""
+    for loader in loaders:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        if dataset is None or dataset.get('type') != 'IGNITEDataset':
+            continue
+        root, protocol = dataset.data_root, dataset.get('protocol', 'patient-8-1-1')
+        if not select(read_index(root), protocol, dataset.split, root):
+            raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')

@@ -1,0 +1,45 @@
+"""Training by mmengine's runner."""
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..engine.checkpoints import open_checkpoint
+from ..engine.distributed import prepare_launch
+from ..errors import IgniteError
+from ..models.weights import set_encoder_weights
+from .configuration import check_data
+
+
+def train(cfg: Config, resume: bool = False, amp: bool = False, weights: 'str | None' = None) -> Runner:
+    """Train a config; checkpoints, logs and ``curves.png`` go to ``cfg.work_dir``.
+
+    Args:
+        resume: go on from the newest checkpoint of the work dir; starts afresh, and says so, if there is none.
+        amp: automatic mixed precision.
+        weights: see :func:`mmseg_ignite.models.set_encoder_weights`.
+
+    Raises:
+        IgniteError: data, weights or the checkpoint to resume are missing or wrong.
+    """
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    if amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
+        if cfg.optim_wrapper.type != 'OptimWrapper':
+            raise IgniteError(
+                f'--amp goes with the OptimWrapper, the config has {cfg.optim_wrapper.type}: set the '
+                'precision in the config instead.'
+            )
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    cfg.resume = resume or bool(cfg.get('resume'))
+    latest = Path(cfg.work_dir) / 'last_checkpoint'
+    if cfg.resume and not cfg.get('load_from') and latest.is_file():
+        open_checkpoint(latest.read_text().strip())  # fails with a sentence before the data are opened
+        cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
+    else:
+        set_encoder_weights(cfg, weights)
+    prepare_launch(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner

@@ -1,0 +1,3 @@
+from .loading import LoadIGNITERegion
+
+__all__ = ['LoadIGNITERegion']

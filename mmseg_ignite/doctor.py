@@ -1,0 +1,132 @@
+"""Checks of a machine, run by path (not imported), so that they work where the package cannot be imported."""
+
+import argparse
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from environment import STACK, installed, stack_fault  # noqa: E402
+
+sys.path.pop(0)
+RESULT = 'tuple[str, str]'
+
+
+def check_python() -> RESULT:
+    version = '.'.join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 10):  # noqa: UP036  it is run on whatever Python there is
+        return 'FAIL', f'Python {version}; 3.10 or newer is needed: install it and run "make setup" again.'
+    return 'PASS', f'Python {version}'
+
+
+def check_torch() -> RESULT:
+    try:
+        import torch
+    except ImportError as error:
+        return 'FAIL', f'torch cannot be imported ({error}): run "pip install torch==2.13.0".'
+    if torch.cuda.is_available():
+        return 'PASS', f'torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}'
+    return 'WARN', (
+        f'torch {torch.__version__} sees no CUDA device: all works, slowly; on a machine with an NVIDIA card '
+        'install its driver and a CUDA build of torch.'
+    )
+
+
+def check_distributions() -> RESULT:
+    fault = stack_fault()
+    if fault:
+        return 'FAIL', fault
+    return 'PASS', ', '.join(f'{d} {installed(d)}' for pair in STACK.values() for d in pair if installed(d))
+
+
+def check_imports() -> RESULT:
+    for package in (*STACK, 'mmseg.apis', 'mmseg_ignite'):
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a broken installation may raise anything
+            return (
+                'FAIL',
+                f'{package} cannot be imported ({error}): run "pip install --force-reinstall" on its distribution.',
+            )
+    return 'PASS', 'mmengine, mmcv, mmseg and mmseg_ignite import'
+
+
+def check_opencv() -> RESULT:
+    found = [d for d in ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python') if installed(d)]
+    try:
+        import cv2
+    except ImportError as error:
+        return 'FAIL', (
+            f'OpenCV cannot be imported ({error}): on Debian run "apt-get install libgl1 libglib2.0-0", or '
+            'replace opencv-python by opencv-python-headless.'
+        )
+    if len(found) > 1:
+        return 'WARN', f"{' and '.join(found)} overwrite each other's files: uninstall both, install one."
+    return 'PASS', f'OpenCV {cv2.__version__}'
+
+
+def check_disk() -> RESULT:
+    free = shutil.disk_usage('.').free / 1e9
+    if free < 20:
+        return 'WARN', f'{free:.0f} GB free here; the release and its arrays need about 20 GB: use another disk.'
+    return 'PASS', f'{free:.0f} GB free here'
+
+
+def check_data(data_root: str) -> RESULT:
+    try:
+        from mmseg_ignite.preparation.store import read_index
+
+        index = read_index(data_root)
+    except Exception as error:
+        return 'WARN', f'no data yet: {error}'
+    return 'PASS', f'{data_root}: {len(index["rois"])} ROIs, splits {", ".join(index["splits"])}'
+
+
+def check_forward() -> RESULT:
+    try:
+        import torch
+        from mmengine.config import Config
+        from mmengine.config.utils import MODULE2PACKAGE  # noqa: F401
+        from mmengine.registry import init_default_scope
+        from mmengine.utils import get_installed_path
+        from mmseg.registry import MODELS
+
+        import mmseg_ignite  # noqa: F401
+
+        init_default_scope('mmseg')
+        base = Path(get_installed_path(MODULE2PACKAGE['mmseg'])) / '.mim' / 'configs/_base_/models/segformer_mit-b0.py'
+        model = Config.fromfile(str(base)).model
+        model.decode_head.norm_cfg = dict(type='BN')
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        with torch.inference_mode():
+            shape = MODELS.build(model).to(device).eval()(torch.zeros(1, 3, 128, 128, device=device)).shape
+    except Exception as error:
+        return 'FAIL', f'SegFormer-B0 does not run ({type(error).__name__}: {error}): mend the lines above first.'
+    return 'PASS', f'SegFormer-B0 runs on {device}: 1 x 3 x 128 x 128 -> {" x ".join(map(str, shape))}'
+
+
+def main() -> None:
+    """Print a line a check; exit with 1 if one fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--data-root', default='data/ignite')
+    args = parser.parse_args()
+    failed = False
+    for name, check in dict(
+        python=check_python,
+        torch=check_torch,
+        stack=check_distributions,
+        imports=check_imports,
+        opencv=check_opencv,
+        disk=check_disk,
+        data=lambda: check_data(args.data_root),
+        model=check_forward,
+    ).items():
+        status, text = check()
+        failed |= status == 'FAIL'
+        print(f'{status}  {name:<8} {text}', flush=True)
+    sys.exit(failed)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,85 @@
+"""The one place where checkpoint files are opened and put into models. A file's code is never run."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from ..errors import IgniteError
+
+try:  # NumPy 2 moved its private reconstruction function; checkpoints of either may come
+    from numpy._core.multiarray import _reconstruct, scalar
+except ImportError:
+    from numpy.core.multiarray import _reconstruct, scalar
+
+SAFE_GLOBALS = [
+    HistoryBuffer,
+    HistoryBuffer.mean,
+    HistoryBuffer.max,
+    HistoryBuffer.min,
+    HistoryBuffer.current,
+    np.ndarray,
+    np.dtype,
+    _reconstruct,
+    scalar,
+    *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)},
+]
+
+
+def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
+    """Read a checkpoint with ``weights_only=True`` and no fallback: a hostile file cannot run code.
+
+    Besides tensors and plain containers only mmengine's log history and NumPy arrays are let in, which its runner
+    stores for resuming.
+
+    Raises:
+        IgniteError: missing, truncated, no checkpoint, or holding other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise IgniteError(f'{path} is no file; a checkpoint (.pth) was expected: check the path.')
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = 'holds objects other than weights' if 'Unsupported' in str(error) else 'is no PyTorch checkpoint'
+        raise IgniteError(
+            f'{path} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was '
+            'expected: check where the file comes from.'
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise IgniteError(
+            f'{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}): it may be '
+            'truncated; take another one.'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise IgniteError(f'{path} holds a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.')
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, path: 'str | Path') -> dict:
+    """Load a checkpoint's weights into a model, every key and shape exactly.
+
+    Returns:
+        The checkpoint's ``meta`` (empty for bare weights).
+
+    Raises:
+        IgniteError: as :func:`open_checkpoint`, or the checkpoint belongs to another model.
+    """
+    checkpoint = open_checkpoint(path)
+    weights = checkpoint.get('state_dict', checkpoint)
+    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
+    own = model.state_dict()
+    wrong = [
+        k for k in own.keys() | weights.keys() if k not in own or k not in weights or own[k].shape != weights[k].shape
+    ]
+    if wrong:
+        raise IgniteError(
+            f'{path} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name '
+            f'or shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
+        )
+    model.load_state_dict(weights)
+    return checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}

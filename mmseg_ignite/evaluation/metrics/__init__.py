@@ -1,0 +1,3 @@
+from .tissue_metric import TissueMetric
+
+__all__ = ['TissueMetric']

@@ -1,0 +1,128 @@
+"""THE label table: ids, names and colours of IGNITE, and the encodings of its masks.
+
+Raw ids 0..16 are those of the release (0 is Unannotated). Train ids 0..15 are raw id - 1;
+255 marks pixels to ignore. Outside this module and ``preparation`` only train ids exist.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import IgniteError
+
+IGNORE = 255
+ENCODINGS = ('complement', 'direct')
+MAX_STRAY_SHARE = 1e-4
+"""Share of a mask's pixels that may hold impossible values and become Unannotated."""
+
+
+class Label(NamedTuple):
+    """One class of the release: raw id, name, official colour (R, G, B)."""
+
+    raw_id: int
+    name: str
+    colour: tuple[int, int, int]
+
+    @property
+    def train_id(self) -> int:
+        return self.raw_id - 1
+
+
+UNANNOTATED = Label(0, 'Unannotated', (0, 0, 0))
+LABELS = (
+    Label(1, 'Background', (255, 255, 255)),
+    Label(2, 'Tumor epithelium', (0, 253, 255)),
+    Label(3, 'Reactive epithelium', (0, 249, 0)),
+    Label(4, 'Stroma', (255, 251, 0)),
+    Label(5, 'Inflammation', (255, 147, 0)),
+    Label(6, 'Alveolar tissue', (255, 47, 146)),
+    Label(7, 'Fatty tissue', (148, 55, 255)),
+    Label(8, 'Necrotic tissue', (1, 25, 147)),
+    Label(9, 'Erythrocytes', (255, 38, 0)),
+    Label(10, 'Bronchial epithelium', (0, 143, 0)),
+    Label(11, 'Mucus/Plasma/Fluids', (146, 144, 0)),
+    Label(12, 'Cartilage/Bone', (169, 169, 169)),
+    Label(13, 'Macrophages', (83, 27, 147)),
+    Label(14, 'Muscle', (255, 126, 121)),
+    Label(15, 'Liver', (215, 131, 255)),
+    Label(16, 'Keratinization', (148, 23, 81)),
+)
+CLASSES = tuple(label.name for label in LABELS)
+PALETTE = tuple(label.colour for label in LABELS)
+NUM_CLASSES = len(LABELS)
+RAW_LABEL_MAP = {label.name: label.raw_id for label in (UNANNOTATED, *LABELS)}
+
+_TO_TRAIN = np.full(256, IGNORE, np.uint8)
+_TO_TRAIN[1 : NUM_CLASSES + 1] = np.arange(NUM_CLASSES)
+_TO_RAW = np.zeros(256, np.uint8)
+_TO_RAW[:NUM_CLASSES] = np.arange(1, NUM_CLASSES + 1)
+
+
+class DecodedMask(NamedTuple):
+    """A release mask in train ids, with what was seen while decoding it.
+
+    Attributes:
+        labels: (H, W) uint8, train ids 0..15, 255 where unannotated.
+        encoding: 'complement', 'direct', or 'empty' if no pixel is annotated.
+        stray: number of pixels with an impossible value; they are 255 in ``labels``.
+    """
+
+    labels: np.ndarray
+    encoding: str
+    stray: int
+
+
+def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
+    """Decode a mask of the release, whichever of the two circulating encodings it has.
+
+    Direct masks hold raw ids; complemented ones hold (256 - id) % 256. The majority of the non-zero
+    pixels decides: <= 16 direct, >= 240 complemented.
+
+    Args:
+        mask: (H, W) uint8 as stored in the PNG (palette PNGs: their indices).
+        source: file name for messages.
+
+    Raises:
+        IgniteError: if the mask is neither, or holds more than 0.01 % (and more than 4) impossible values.
+    """
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise IgniteError(
+            f'{source} holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel '
+            'was expected: export it again as a grayscale or palette PNG.'
+        )
+    counts = np.bincount(mask.ravel(), minlength=256)
+    nonzero = int(counts[1:].sum())
+    if nonzero == 0:
+        return DecodedMask(np.full(mask.shape, IGNORE, np.uint8), 'empty', 0)
+    low, high = int(counts[1:17].sum()), int(counts[240:].sum())
+    if max(low, high) * 2 <= nonzero:
+        values = ', '.join(str(v) for v in np.flatnonzero(counts)[:8])
+        raise IgniteError(
+            f'{source} holds the values {values}; class ids 1..16 or their complements 255..240 were '
+            'expected: it is not a mask of this release, replace it.'
+        )
+    encoding = 'direct' if low > high else 'complement'
+    raw = np.arange(256)
+    if encoding == 'complement':
+        raw = (256 - raw) % 256
+    table = np.where(raw <= NUM_CLASSES, _TO_TRAIN[np.minimum(raw, NUM_CLASSES)], IGNORE).astype(np.uint8)
+    stray = int(counts[raw > NUM_CLASSES].sum())
+    if stray > max(4, MAX_STRAY_SHARE * mask.size):
+        raise IgniteError(
+            f'{source} holds {stray} pixels ({stray / mask.size:.2%}) whose value is no class; at most '
+            f'{MAX_STRAY_SHARE:.2%} is taken for stray: replace the mask.'
+        )
+    return DecodedMask(table[mask], encoding, stray)
+
+
+def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
+    """Train ids (H, W) uint8 to the values of a release mask, the inverse of :func:`decode_mask`."""
+    if encoding not in ENCODINGS:
+        raise ValueError(f'encoding must be one of {ENCODINGS}, got {encoding!r}')
+    raw = _TO_RAW[labels]
+    return raw if encoding == 'direct' else (-raw.astype(np.int16) % 256).astype(np.uint8)
+
+
+def count_classes(labels: np.ndarray) -> np.ndarray:
+    """Pixels of each class: (16,) int64 from an array of train ids; ignored pixels are left out."""
+    return np.bincount(labels.ravel(), minlength=256)[:NUM_CLASSES].astype(np.int64)

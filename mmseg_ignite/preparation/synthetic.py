@@ -1,0 +1,241 @@
+"""A synthetic IGNITE release: the exact layout, 16 tissue classes drawn by simple means.
+
+Each class is a recipe of haematoxylin and eosin concentrations: a base, a texture, fibres, vacuoles and nuclei
+of its own density and size. The concentrations become RGB by Beer-Lambert mixing of the stain vectors of Macenko
+et al. (2009), with stain strength, hue and brightness of the patient. It serves the demo, tests and
+benchmarks; it says nothing about real tissue.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import IgniteError
+from ..files import atomic_directory
+from ..labels import ENCODINGS, IGNORE, NUM_CLASSES, RAW_LABEL_MAP, encode_mask
+from .release import COLUMNS, LABEL_MAP, OVERVIEW, TASK
+
+STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.55, 0.83]], np.float32)
+"""Optical density of haematoxylin, eosin (both as in Macenko et al. 2009) and an orange residual in R, G, B."""
+MARGIN = 64
+"""Pixels of tissue around an ROI in its _with_context image."""
+UM_PER_PX = 0.5
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """How a class looks; concentrations in units of optical density.
+
+    Attributes:
+        haematoxylin, eosin, residual: base concentrations.
+        nuclei: per 1000 px2.
+        radius: of the nuclei in px, and their haematoxylin is ``chromatin``.
+        texture, grain: strength and size (px) of a smooth random texture in eosin.
+        fibres: strength of wavy parallel lines.
+        holes, hole_radius: clear vacuoles per 1000 px2 and their radius in px.
+        cells: eosin discs (red cells, foamy cytoplasm) per 1000 px2.
+    """
+
+    haematoxylin: float
+    eosin: float
+    residual: float = 0.0
+    nuclei: float = 0.0
+    radius: float = 4.0
+    chromatin: float = 1.1
+    texture: float = 0.0
+    grain: float = 4.0
+    fibres: float = 0.0
+    holes: float = 0.0
+    hole_radius: float = 6.0
+    cells: float = 0.0
+    cell_radius: float = 4.0
+
+
+TISSUES = (
+    Tissue(0.0, 0.01),  # Background
+    Tissue(0.28, 0.25, nuclei=5.5, radius=6.0, chromatin=0.9, texture=0.06),  # Tumor epithelium
+    Tissue(0.14, 0.38, nuclei=3.2, radius=4.5, chromatin=1.2, texture=0.05, holes=0.5, hole_radius=5.0),  # Reactive
+    Tissue(0.03, 0.36, nuclei=0.7, radius=2.5, fibres=0.22, texture=0.06),  # Stroma
+    Tissue(0.18, 0.18, nuclei=14.0, radius=3.2, chromatin=1.5),  # Inflammation
+    Tissue(0.03, 0.20, nuclei=0.9, radius=3.0, holes=1.3, hole_radius=13.0),  # Alveolar tissue
+    Tissue(0.01, 0.12, nuclei=0.12, radius=2.0, holes=4.2, hole_radius=10.0),  # Fatty tissue
+    Tissue(
+        0.22, 0.46, residual=0.12, nuclei=2.0, radius=1.5, chromatin=0.8, texture=0.22, grain=3.0
+    ),  # Necrotic tissue
+    Tissue(0.0, 0.45, residual=0.25, cells=22.0, cell_radius=3.5),  # Erythrocytes
+    Tissue(0.20, 0.30, nuclei=6.0, radius=4.0, chromatin=1.2, fibres=0.30, holes=0.25, hole_radius=8.0),  # Bronchial
+    Tissue(0.16, 0.05, texture=0.10, grain=14.0, fibres=0.05),  # Mucus/Plasma/Fluids
+    Tissue(
+        0.42, 0.06, nuclei=0.6, radius=4.5, chromatin=0.9, holes=0.6, hole_radius=7.0, texture=0.03, grain=20.0
+    ),  # Cartilage
+    Tissue(0.05, 0.30, residual=0.18, nuclei=1.6, radius=4.0, cells=4.0, cell_radius=8.0, texture=0.05),  # Macrophages
+    Tissue(0.02, 0.72, nuclei=0.8, radius=3.0, fibres=0.15, texture=0.04),  # Muscle
+    Tissue(0.14, 0.52, nuclei=1.5, radius=5.0, chromatin=0.9, texture=0.14, grain=7.0),  # Liver
+    Tissue(0.0, 0.95, fibres=0.35, texture=0.10, grain=8.0),  # Keratinization
+)
+assert len(TISSUES) == NUM_CLASSES  # a slip of ours, not of a user
+
+
+def _noise(rng: np.random.Generator, shape: 'tuple[int, int]', grain: float) -> np.ndarray:
+    """Smooth noise of about unit variance whose spots are ``grain`` px wide."""
+    small = rng.standard_normal((int(shape[0] / grain) + 3, int(shape[1] / grain) + 3)).astype(np.float32)
+    size = (int(small.shape[1] * grain), int(small.shape[0] * grain))
+    return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)[: shape[0], : shape[1]]
+
+
+def _discs(rng: np.random.Generator, shape: 'tuple[int, int]', density: float, radius: float) -> np.ndarray:
+    """Ellipses scattered at ``density`` per 1000 px2, 0..1, edges softened."""
+    canvas = np.zeros(shape, np.uint8)
+    for _ in range(rng.poisson(density * shape[0] * shape[1] / 1000)):
+        centre = (int(rng.integers(shape[1])), int(rng.integers(shape[0])))
+        axes = tuple(max(1, round(radius * rng.uniform(0.7, 1.3))) for _ in range(2))
+        cv2.ellipse(canvas, centre, axes, rng.uniform(0, 180), 0, 360, 255, -1, cv2.LINE_AA)
+    return cv2.GaussianBlur(canvas, (3, 3), 0).astype(np.float32) / 255
+
+
+def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: 'tuple[int, int]') -> np.ndarray:
+    """(H, W, 3) float32 concentrations of haematoxylin, eosin and residual."""
+    maps = np.empty((*shape, 3), np.float32)
+    maps[:] = tissue.haematoxylin, tissue.eosin, tissue.residual
+    if tissue.texture:
+        maps[..., 1] += tissue.texture * _noise(rng, shape, tissue.grain)
+    if tissue.fibres:
+        angle = rng.uniform(0, np.pi)
+        y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+        phase = (x * np.cos(angle) + y * np.sin(angle)) / 2.2 + 2.5 * _noise(rng, shape, 30)
+        maps[..., 1] += tissue.fibres * np.sin(phase)
+    if tissue.cells:
+        cells = _discs(rng, shape, tissue.cells, tissue.cell_radius)
+        maps[..., 1:] *= (0.55 + 0.75 * cells)[..., None]
+    if tissue.nuclei:
+        nuclei = _discs(rng, shape, tissue.nuclei, tissue.radius)
+        maps[..., 0] += nuclei * tissue.chromatin * (1 + 0.25 * _noise(rng, shape, 2))
+    if tissue.holes:
+        maps *= 1 - _discs(rng, shape, tissue.holes, tissue.hole_radius)[..., None] * 0.97
+    return maps
+
+
+def _layout(rng: np.random.Generator, shape: 'tuple[int, int]', classes: np.ndarray) -> np.ndarray:
+    """Train ids in smooth regions of about equal area: the class whose noise field is the highest."""
+    grain = max(24.0, min(shape) / 3)
+    fields = np.stack([_noise(rng, shape, grain) + 0.15 * _noise(rng, shape, grain / 6) for _ in classes])
+    return np.asarray(classes, np.uint8)[fields.argmax(0)]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Stain and scanner of a patient: strengths (3,), stain vectors (3, 3), brightness of the glass 0..1."""
+
+    strength: np.ndarray
+    stains: np.ndarray
+    glass: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> 'Patient':
+        stains = STAINS * rng.normal(1, 0.04, STAINS.shape).astype(np.float32)
+        return cls(rng.uniform(0.82, 1.2, 3).astype(np.float32), stains, float(rng.uniform(0.91, 0.98)))
+
+
+def draw_roi(
+    rng: np.random.Generator, patient: Patient, shape: 'tuple[int, int]', classes: np.ndarray
+) -> 'tuple[np.ndarray, np.ndarray]':
+    """One image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
+    labels = _layout(rng, shape, classes)
+    density = np.zeros((*shape, 3), np.float32)
+    for train_id in np.unique(labels):
+        inside = cv2.GaussianBlur((labels == train_id).astype(np.float32), (3, 3), 0)[..., None]
+        density += inside * _concentrations(TISSUES[train_id], rng, shape).clip(0, 2.5)
+    light = patient.glass * 10 ** -((density * patient.strength) @ patient.stains)
+    image = 255 * light + rng.normal(0, 2.5, light.shape)
+    if rng.random() < 0.4:  # a corner that nobody annotated
+        labels = np.where(_noise(rng, shape, min(shape) / 2) > 1.2, IGNORE, labels).astype(np.uint8)
+    return image.clip(0, 255).astype(np.uint8), labels
+
+
+def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> 'tuple[int, int]':
+    inner = (slice(MARGIN, -MARGIN),) * 2
+    context = np.full_like(labels, IGNORE)
+    context[inner] = labels[inner]
+    for suffix, picture, mask in (
+        ('', image[inner], encode_mask(labels[inner], encoding)),
+        ('_with_context', image, encode_mask(context)),
+    ):
+        cv2.imwrite(str(folder / 'images' / 'he' / f'{name}{suffix}.png'), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(folder / 'annotations' / 'he' / f'{name}{suffix}.png'), mask)
+    return labels[inner].shape
+
+
+def write_synthetic_release(
+    out: 'str | Path',
+    rois: int = 60,
+    patients: int = 20,
+    size: 'tuple[int, int]' = (384, 384),
+    seed: int = 0,
+    encoding: str = 'complement',
+    advance: 'Callable[[], None]' = lambda: None,
+) -> None:
+    """Write a synthetic release; the same arguments give the same bytes.
+
+    Args:
+        out: folder; an older synthetic release there is replaced.
+        rois: number of ROIs, dealt to the patients in turn.
+        patients: number of patients, each with a stain of its own; a fifth of them is the test split.
+        size: (H, W) of the ROIs in px; each varies by up to a tenth. The context image has 64 px more on each side.
+        seed: of everything.
+        encoding: of the plain masks, 'complement' as in the known release or 'direct'.
+        advance: called after each ROI.
+    """
+    if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or encoding not in ENCODINGS:
+        raise IgniteError(
+            f'{rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, encoding {encoding!r} make no '
+            'release: at least one ROI a patient, 64 x 64 px, and complement or direct are needed.'
+        )
+    stains = [Patient.draw(np.random.default_rng([seed, 1, p])) for p in range(patients)]
+    rows, seen = [], [0] * patients
+    with atomic_directory(out, OVERVIEW) as folder:
+        for task in ('images', 'annotations'):
+            (folder / task / 'he').mkdir(parents=True)
+        for number in range(rois):
+            rng, patient = np.random.default_rng([seed, 2, number]), number % patients
+            shape = tuple(int(s * rng.uniform(0.9, 1.1)) for s in size)
+            # Each class comes as often as the others: the first ones in turn, three more by chance.
+            classes = np.unique(
+                [number % NUM_CLASSES, (number * 7 + 3) % NUM_CLASSES, *rng.integers(NUM_CLASSES, size=3)]
+            )
+            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes)
+            seen[patient] += 1
+            name = f'patient{patient + 1}_he_roi{seen[patient]}'
+            height, width = _write_roi(folder, name, image, labels, encoding)
+            test = patient % 5 == 4
+            rows.append(
+                dict(
+                    name=name,
+                    task=TASK,
+                    stain='H&E',
+                    split='test' if test else 'train',
+                    validation_fold='' if test else f'fold{number % 5}',
+                    patient_id=patient + 1,
+                    roi_id=seen[patient],
+                    source='synthetic',
+                    specimen_type=('resection', 'biopsy')[patient % 2],
+                    organ='lung',
+                    histological_subtype=('adenocarcinoma', 'squamous cell carcinoma')[patient % 3 == 2],
+                    scanner=f'scanner{patient % 3 + 1}',
+                    shape=f'({height}, {width})',
+                    area_mm2=f'{height * width * (UM_PER_PX / 1000) ** 2:.6f}',
+                    original_tcga_id='',
+                    image_path=f'../../data/images/he/{name}.png',
+                    annotation_path=f'../../data/annotations/he/{name}.png',
+                )
+            )
+            advance()
+        (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
+        with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)

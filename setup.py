@@ -1,0 +1,54 @@
+"""Packaging: the package, and configs and tools under mmseg_ignite/.mim as mmseg does."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.py').read_text())[1]
+
+
+class BuildWithConfigs(build_py):
+    """Copy configs and tools into the built package; an editable install reads them from the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, 'editable_mode', False):
+            for folder in ('configs', 'tools'):
+                target = Path(self.build_lib) / 'mmseg_ignite' / '.mim' / folder
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+
+
+setup(
+    name='mmseg_ignite',
+    version=VERSION,
+    description='Tissue segmentation of H&E lung-cancer slides (IGNITE) with SegFormer, as an MMSegmentation plugin',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['mmseg_ignite', 'mmseg_ignite.*']),
+    cmdclass=dict(build_py=BuildWithConfigs),
+    install_requires=[
+        'torch>=2.4',
+        'onedl-mmengine>=0.10.12',
+        'onedl-mmcv>=2.3.6',
+        'onedl-mmsegmentation>=1.4.2',
+        'opencv-python',
+        'numpy',
+        'matplotlib',
+        'pillow',
+        'rich',
+    ],
+    extras_require=dict(
+        slides=['openslide-python', 'openslide-bin', 'tifffile', 'shapely'],
+        export=['onnx', 'onnxruntime', 'onnxscript'],
+        report=['jinja2'],
+        tensorboard=['tensorboard'],
+        dev=['pytest', 'hypothesis', 'ruff', 'pytest-cov', 'build', 'wheel', 'setuptools'],
+    ),
+)

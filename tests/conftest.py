@@ -1,0 +1,45 @@
+"""Fixtures: a small synthetic release, its prepared form, and the real tissue where it is at hand."""
+
+from pathlib import Path
+
+import pytest
+
+import mmseg_ignite  # noqa: F401  registers everything before a test touches a registry
+from mmseg_ignite.preparation import prepare, write_synthetic_release
+
+ROOT = Path(__file__).parents[1]
+REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
+CONFIGS = ROOT / 'configs' / 'segformer'
+DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
+
+
+@pytest.fixture(scope='session')
+def release(tmp_path_factory):
+    """A release of 12 ROIs of 6 patients; read-only for tests."""
+    out = tmp_path_factory.mktemp('synthetic') / 'release'
+    write_synthetic_release(out, rois=12, patients=6, size=(96, 112), seed=5)
+    return out
+
+
+@pytest.fixture(scope='session')
+def prepared(release, tmp_path_factory):
+    """The prepared form of ``release``; read-only for tests."""
+    out = tmp_path_factory.mktemp('prepared') / 'ignite'
+    prepare(release, out)
+    return out
+
+
+@pytest.fixture
+def own_release(tmp_path):
+    """A release that a test may damage."""
+    out = tmp_path / 'release'
+    write_synthetic_release(out, rois=4, patients=4, size=(72, 80), seed=6)
+    return out
+
+
+@pytest.fixture(scope='session')
+def real_release():
+    """Real H&E tissue in the release's layout."""
+    if not REAL_RELEASE.is_dir():
+        pytest.skip(f'the real tissue is not at {REAL_RELEASE}')
+    return REAL_RELEASE

@@ -1,0 +1,34 @@
+"""Write a synthetic IGNITE release."""
+
+import argparse
+
+from rich.progress import Progress
+
+from mmseg_ignite.cli import run
+from mmseg_ignite.preparation import write_synthetic_release
+
+
+def size(text: str) -> 'tuple[int, int]':
+    height, width = text.lower().split('x')
+    return int(height), int(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', required=True, help='folder of the release')
+    parser.add_argument('--rois', type=int, default=60)
+    parser.add_argument('--patients', type=int, default=20)
+    parser.add_argument('--size', type=size, default=(384, 384), metavar='HxW', help='of the ROIs, px')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--encoding', choices=['complement', 'direct'], default='complement', help='of the ROI masks')
+    args = parser.parse_args()
+    with Progress() as progress:
+        task = progress.add_task('drawing ROIs', total=args.rois)
+        write_synthetic_release(
+            args.out, args.rois, args.patients, args.size, args.seed, args.encoding, lambda: progress.advance(task)
+        )
+    print(f'{args.rois} ROIs of {args.patients} patients are in {args.out}')
+
+
+if __name__ == '__main__':
+    run(main)

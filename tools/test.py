@@ -1,0 +1,42 @@
+"""Score a checkpoint on the test split."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmseg_ignite.apis import load_config, test
+from mmseg_ignite.cli import run
+from mmseg_ignite.engine.distributed import is_main_process
+from mmseg_ignite.evaluation.confusion import table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for metrics.json (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--out', help='folder for a label PNG and an overlay of each ROI')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings; data_root and protocol reach all data sets',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    result = test(cfg, args.checkpoint, args.out)
+    if is_main_process():
+        print(
+            f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json'
+            + (f'\npictures: {args.out}' if args.out else '')
+        )
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,37 @@
+"""Train a segmentor."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--resume', action='store_true', help='go on from the newest checkpoint of the work dir')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--weights', metavar='FILE|none', help="encoder weights instead of the config's; none: random")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings; data_root and protocol reach all data sets',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    train(cfg, args.resume, args.amp, args.weights)
+    print(f'checkpoints, logs and curves.png: {cfg.work_dir}')
+
+
+if __name__ == '__main__':
+    run(main)
