@@ -15,18 +15,20 @@ try:  # NumPy 2 moved its private reconstruction function; checkpoints of either
 except ImportError:
     from numpy.core.multiarray import _reconstruct, scalar
 
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    HistoryBuffer.mean,
-    HistoryBuffer.max,
-    HistoryBuffer.min,
-    HistoryBuffer.current,
-    np.ndarray,
-    np.dtype,
-    _reconstruct,
-    scalar,
-    *{type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)},
-]
+_STATISTICS = ('min', 'max', 'current', 'mean')
+
+
+def _statistic(owner: object, name: str) -> object:
+    """Stands in for ``getattr``, by which the log history refers to its own four methods, and for nothing else."""
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise pickle.UnpicklingError(f'Unsupported attribute {name!r}')
+    return getattr(HistoryBuffer, name)
+
+
+_DTYPES = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)}
+SAFE_GLOBALS = [HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype, *_DTYPES]
+for _module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # NumPy 2 and 1 name them differently
+    SAFE_GLOBALS += [(_reconstruct, f'{_module}._reconstruct'), (scalar, f'{_module}.scalar')]
 
 
 def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
@@ -45,19 +47,23 @@ def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = 'holds objects other than weights' if 'Unsupported' in str(error) else 'is no PyTorch checkpoint'
+        reason = 'holds objects other than weights' if 'unsupported' in str(error).lower() else 'is no PyTorch checkpoint'
         raise IgniteError(
             f'{path} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was '
             'expected: check where the file comes from.'
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise IgniteError(
-            f'{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}): it may be '
+            f'{path} cannot be read as a checkpoint ({_first_line(error)}): it may be '
             'truncated; take another one.'
         ) from error
     if not isinstance(checkpoint, dict):
         raise IgniteError(f'{path} holds a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.')
     return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def load_weights(model: torch.nn.Module, path: 'str | Path') -> dict:

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, TRANSFORMS
+
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.labels import CLASSES, PALETTE
+from mmseg_ignite.preparation import read_index
+from mmseg_ignite.preparation.store import image_path, label_path
+
+STOCK = [
+    dict(type='RandomResize', scale=(128, 128), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(48, 48), cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomRotate', prob=1.0, degree=20),
+    dict(type='PackSegInputs'),
+]
+
+
+def build(prepared, pipeline, split='train', **kwargs):
+    return DATASETS.build(
+        dict(type='mmseg.IGNITEDataset', data_root=str(prepared), split=split, pipeline=pipeline, **kwargs)
+    )
+
+
+def test_whole_rois_are_the_stored_arrays_in_bgr(prepared):
+    names = []
+    for split in ('train', 'val', 'test'):
+        dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion')], split)
+        assert dataset.metainfo['classes'] == CLASSES
+        assert [tuple(c) for c in dataset.metainfo['palette']] == list(PALETTE)
+        for sample in dataset:
+            np.testing.assert_array_equal(sample['img'][..., ::-1], np.load(image_path(prepared, sample['roi'])))
+            np.testing.assert_array_equal(sample['gt_seg_map'], np.load(label_path(prepared, sample['roi'])))
+            names.append(sample['roi'])
+    assert sorted(names) == sorted(r['name'] for r in read_index(prepared)['rois'])
+
+
+def test_crops_are_windows_of_the_roi(prepared):
+    dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion', crop_size=(40, 300))])
+    for i in list(range(len(dataset))) * 3:
+        sample = dataset[i]
+        y, x = sample['crop_origin']
+        image, labels = np.load(image_path(prepared, sample['roi'])), np.load(label_path(prepared, sample['roi']))
+        height, width = min(40, image.shape[0]), min(300, image.shape[1])
+        assert sample['img'].shape == (height, width, 3) and sample['img_shape'] == (height, width)
+        np.testing.assert_array_equal(sample['img'][..., ::-1], image[y : y + height, x : x + width])
+        np.testing.assert_array_equal(sample['gt_seg_map'], labels[y : y + height, x : x + width])
+
+
+def test_crop_positions_cover_the_roi_evenly():
+    """Every position comes, both borders included."""
+    transform = TRANSFORMS.build(dict(type='mmseg.LoadIGNITERegion', crop_size=(3, 4)))
+    labels = np.zeros((6, 6), np.uint8)
+    seen = {tuple(s.start for s in transform._window(labels)) for _ in range(1000)}
+    assert seen == {(y, x) for y in range(4) for x in range(3)}
+
+
+def test_stock_transforms_follow(prepared):
+    init_default_scope('mmseg')
+    sample = build(prepared, [dict(type='LoadIGNITERegion'), *STOCK])[0]
+    assert sample['inputs'].shape[0] == 3
+    assert set(np.unique(sample['data_samples'].gt_sem_seg.data.numpy())) <= {*range(16), 255}
+
+
+def test_fewer_classes_by_metainfo(prepared):
+    classes = (CLASSES[3], CLASSES[0])
+    dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion')], metainfo=dict(classes=classes))
+    for sample in dataset:
+        labels = np.load(label_path(prepared, sample['roi']))
+        np.testing.assert_array_equal(
+            sample['gt_seg_map'], np.select([labels == 3, labels == 0], [0, 1], 255).astype(np.uint8)
+        )
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'words'),
+    [
+        (dict(split='train', protocol='fold9'), 'fold9'),
+        (dict(split='holdout'), 'holdout'),
+    ],
+)
+def test_unknown_protocol_or_split(prepared, kwargs, words):
+    with pytest.raises(IgniteError, match=words):
+        build(prepared, [], **kwargs)
+
+
+def test_missing_data_root(tmp_path):
+    with pytest.raises(IgniteError, match='prepare_ignite'):
+        build(tmp_path, [])

@@ -1,0 +1,68 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from mmseg_ignite.engine import load_weights, open_checkpoint
+from mmseg_ignite.errors import IgniteError
+
+
+class Hostile:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_hostile_checkpoint_does_not_run(tmp_path):
+    torch.save(dict(state_dict={}, x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
+    for read in (open_checkpoint, CheckpointLoader.load_checkpoint):  # the latter is what mmengine's runner calls
+        with pytest.raises(IgniteError, match='other than weights'):
+            read(str(tmp_path / 'bad.pth'))
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_attributes_of_other_objects_are_not_reached(tmp_path):
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, 'register_statistics')
+
+    torch.save(dict(x=Reach()), tmp_path / 'bad.pth')
+    with pytest.raises(IgniteError, match='other than weights'):
+        open_checkpoint(tmp_path / 'bad.pth')
+
+
+def test_what_the_runner_stores_can_be_read(tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = dict(a=np.arange(3.0), b=np.float64(2), c=history, d=torch.ones(2), e=np.arange(3))
+    torch.save(content, tmp_path / 'good.pth')
+    found = open_checkpoint(tmp_path / 'good.pth')
+    np.testing.assert_array_equal(found['a'], content['a'])
+    assert found['c'].mean() == history.mean()
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04' + bytes(100)])
+def test_no_checkpoint(tmp_path, content):
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(IgniteError, match='x.pth'):
+        open_checkpoint(tmp_path / 'x.pth')
+
+
+def test_truncated_and_missing(tmp_path):
+    torch.save(dict(a=torch.ones(10000)), tmp_path / 'x.pth')
+    os.truncate(tmp_path / 'x.pth', 20000)
+    for name in ('x.pth', 'y.pth'):
+        with pytest.raises(IgniteError, match=name):
+            open_checkpoint(tmp_path / name)
+
+
+def test_another_model_is_refused(tmp_path):
+    torch.save(dict(state_dict=torch.nn.Linear(3, 4).state_dict()), tmp_path / 'x.pth')
+    load_weights(torch.nn.Linear(3, 4), tmp_path / 'x.pth')
+    for other in (torch.nn.Linear(3, 5), torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm2d(4)):
+        with pytest.raises(IgniteError, match='another model'):
+            load_weights(other, tmp_path / 'x.pth')

@@ -1,0 +1,73 @@
+import functools
+import hashlib
+import http.server
+import threading
+
+import pytest
+import torch
+from conftest import CONFIGS, DEMO_CONFIG
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+
+from mmseg_ignite.apis import load_config
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.models.weights import fetch, set_encoder_weights
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """An MiT-B0 state dict in a file, as mmseg publishes it."""
+    init_default_scope('mmseg')
+    backbone = MODELS.build(load_config(DEMO_CONFIG).model.backbone)
+    torch.save(backbone.state_dict(), tmp_path / 'mit_b0.pth')
+    return backbone, tmp_path / 'mit_b0.pth'
+
+
+def test_a_local_file_is_loaded(encoder):
+    backbone, path = encoder
+    cfg = load_config(DEMO_CONFIG)
+    set_encoder_weights(cfg, str(path))
+    cfg.model.decode_head.norm_cfg.type = 'BN'
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[key], value)
+
+
+def test_none_is_random(encoder):
+    cfg = load_config(CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py')
+    set_encoder_weights(cfg, 'none')
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_weights_of_another_size_are_refused(encoder):
+    cfg = load_config(CONFIGS / 'segformer_mit-b1_1xb8-20k_ignite-512x512.py')
+    with pytest.raises(IgniteError, match='same MiT size'):
+        set_encoder_weights(cfg, str(encoder[1]))
+
+
+def test_missing_file_and_wrong_checksum(encoder, tmp_path):
+    with pytest.raises(IgniteError, match='nowhere'):
+        set_encoder_weights(load_config(DEMO_CONFIG), 'nowhere.pth')
+    wrong = tmp_path / 'mit_b0-00000000.pth'
+    wrong.write_bytes(encoder[1].read_bytes())
+    with pytest.raises(IgniteError, match='SHA-256'):
+        set_encoder_weights(load_config(DEMO_CONFIG), str(wrong))
+
+
+def test_fetch_checks_the_sum(encoder, tmp_path, monkeypatch):
+    content = encoder[1].read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    for name in (f'good-{digest}.pth', 'bad-01234567.pth'):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'cache'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        assert fetch(f'{url}/good-{digest}.pth').read_bytes() == content
+        for name in ('bad-01234567.pth', 'missing-01234567.pth'):
+            with pytest.raises(IgniteError, match='--weights'):
+                fetch(f'{url}/{name}')
+        server.shutdown()
+    assert [p.name for p in (tmp_path / 'cache' / 'checkpoints').iterdir()] == [f'good-{digest}.pth']

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from conftest import CONFIGS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from mmseg_ignite.apis import load_config
+from mmseg_ignite.errors import IgniteError
+
+NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
+MILLION_PARAMETERS = {
+    0: 3.7,
+    1: 13.7,
+    2: 24.7,
+    3: 44.6,
+    4: 61.4,
+    5: 82.0,
+}  # Xie et al. 2021, with mmseg's 256-channel head
+
+
+@pytest.mark.parametrize('size', range(6))
+def test_config_builds_and_runs_forward_and_backward(size):
+    cfg = load_config(CONFIGS / NAME.format(size))
+    assert f'mit_b{size}_' in cfg.model.backbone.init_cfg.checkpoint
+    assert cfg.work_dir == f'work_dirs/{NAME.format(size)[:-3]}'
+    init_default_scope('mmseg')
+    cfg.model.backbone.init_cfg = None
+    cfg.model.data_preprocessor.size = (64, 64)
+    cfg.model.decode_head.norm_cfg.type = 'BN'  # on one process the runner does this
+    cfg.model.backbone.setdefault('norm_cfg', dict(type='LN', eps=1e-6))
+    model = MODELS.build(cfg.model).train()
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MILLION_PARAMETERS[size], rel=0.02)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(16, (1, 64, 64)))) for _ in range(2)]
+    data = dict(inputs=[torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in samples], data_samples=samples)
+    data = model.data_preprocessor(data, training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    assert model(data['inputs']).shape == (2, 16, 16, 16)
+
+
+def test_children_are_short_deltas():
+    for size in range(1, 6):
+        assert len((CONFIGS / NAME.format(size)).read_text().splitlines()) <= 12
+
+
+def test_options_reach_all_data_sets():
+    cfg = load_config(CONFIGS / NAME.format(0), dict(data_root='d', protocol='official'))
+    for part in ('train', 'val', 'test'):
+        dataset = cfg[f'{part}_dataloader'].dataset
+        assert (dataset.data_root, dataset.protocol, dataset.split) == ('d', 'official', part)
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('x = ', 'SyntaxError'),
+        ('_base_ = "missing.py"', 'missing.py'),
+        ('x = 1', 'no model'),
+        ('1 / 0', 'ZeroDivision'),
+    ],
+)
+def test_unusable_configs(tmp_path, text, words):
+    (tmp_path / 'c.py').write_text(text)
+    with pytest.raises(IgniteError, match=words):
+        load_config(tmp_path / 'c.py')
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(IgniteError, match='nowhere.py'):
+        load_config(tmp_path / 'nowhere.py')
+
+
+def test_our_parts_serve_a_stock_config(tmp_path):
+    """mmseg's own B1 config takes the data set through its registry name."""
+    (tmp_path / 'c.py').write_text(
+        "_base_ = 'mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py'\n"
+        "custom_imports = dict(imports=['mmseg_ignite'])\n"
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', data_root='d', split='train'))\n"
+    )
+    assert Config.fromfile(str(tmp_path / 'c.py')).train_dataloader.dataset.type == 'IGNITEDataset'
