@@ -1,5 +1,7 @@
 """Fixtures: a small synthetic release, its prepared form, and the real tissue where it is at hand."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,19 @@ ROOT = Path(__file__).parents[1]
 REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
 CONFIGS = ROOT / 'configs' / 'segformer'
 DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
+
+
+def tool(name, *arguments):
+    """Run a tool in this process, as `python tools/NAME.py ARGUMENTS` would; return its exit status."""
+    before = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = before
 
 
 @pytest.fixture(scope='session')

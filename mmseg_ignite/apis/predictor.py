@@ -17,6 +17,8 @@ from ..errors import IgniteError
 from ..visualization.writers import write_prediction
 from .configuration import load_config
 
+MIN_SIDE = 32
+"""px; MiT's coarsest stage has one token for 32 x 32 px, a smaller image has none."""
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 
@@ -63,6 +65,8 @@ class Predictor:
                 'expected: convert it.'
             )
         shape = image.shape[:2]
+        if min(shape) < MIN_SIDE:
+            raise IgniteError(f'the image is {shape[0]} x {shape[1]} px; at least {MIN_SIDE} px a side are needed.')
         data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
         data = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         sample = self.model.test_step(data)[0]

@@ -17,6 +17,9 @@ def prepare_launch(cfg: Config) -> None:
     if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     cfg.setdefault('env_cfg', {})['dist_cfg'] = dict(backend='gloo')
+    cfg.setdefault(
+        'model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    )
     _replace_sync_bn(cfg.model)
 
 

@@ -63,7 +63,7 @@ TISSUES = (
     Tissue(0.03, 0.36, nuclei=0.7, radius=2.5, fibres=0.22, texture=0.06),  # Stroma
     Tissue(0.18, 0.18, nuclei=14.0, radius=3.2, chromatin=1.5),  # Inflammation
     Tissue(0.03, 0.20, nuclei=0.9, radius=3.0, holes=1.3, hole_radius=13.0),  # Alveolar tissue
-    Tissue(0.01, 0.12, nuclei=0.12, radius=2.0, holes=4.2, hole_radius=10.0),  # Fatty tissue
+    Tissue(0.01, 0.12, nuclei=0.12, radius=2.0, holes=2.9, hole_radius=9.0),  # Fatty tissue
     Tissue(
         0.22, 0.46, residual=0.12, nuclei=2.0, radius=1.5, chromatin=0.8, texture=0.22, grain=3.0
     ),  # Necrotic tissue

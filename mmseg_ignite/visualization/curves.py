@@ -34,7 +34,7 @@ def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> N
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout='constrained')
     for axis, names, title in (
         (axes[0], losses, 'training loss'),
-        (axes[1], ['lr', 'base_lr'], 'learning rate'),
+        (axes[1], ['lr'], 'learning rate'),
         (axes[2], scores, 'validation (%)'),
     ):
         for name in names:

@@ -1,8 +1,8 @@
 """The tools as a user runs them: a tiny training, resumed, tested and used; then everything wrong."""
 
 import json
+import logging
 import os
-import runpy
 import subprocess
 import sys
 
@@ -10,26 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_CONFIG, ROOT
+from conftest import DEMO_CONFIG, ROOT, tool
 from PIL import Image
 
 from mmseg_ignite.apis import Predictor
+from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.store import image_path, label_path
 
 
-def tool(name, *arguments):
-    """Run a tool in this process, as `python tools/NAME.py ARGUMENTS` would; return its exit status."""
-    before = sys.argv
-    sys.argv = [name, *map(str, arguments)]
-    try:
-        runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
-        return 0
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
+@pytest.fixture(autouse=True)
+def no_noise_of_closed_streams(monkeypatch):
+    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
 
 def options(prepared, iterations=2):
@@ -105,9 +99,16 @@ def test_predict_agrees_with_test(prepared, tested, tmp_path, capsys):
 
 def test_predictor_takes_arrays_and_any_size(tested):
     predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
-    for shape in ((33, 700), (512, 513), (5, 5)):
+    for shape in ((33, 700), (512, 513), (32, 32)):
         labels = predictor.predict(np.random.default_rng().integers(0, 256, (*shape, 3)).astype(np.uint8))
         assert labels.shape == shape and labels.dtype == np.uint8 and labels.max() < 16
+
+
+def test_predictor_refuses_what_it_cannot_label(tested):
+    predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
+    for image in (np.zeros((31, 99, 3), np.uint8), np.zeros((99, 99), np.uint8), np.zeros((64, 64, 3))):
+        with pytest.raises(IgniteError, match='image'):
+            predictor.predict(image)
 
 
 def wrong(prepared, trained, tmp_path):

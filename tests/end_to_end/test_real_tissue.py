@@ -1,0 +1,33 @@
+"""The main job on real H&E tissue, from the release's files to a score, briefly."""
+
+import json
+
+import numpy as np
+from conftest import DEMO_CONFIG, tool
+from PIL import Image
+
+
+def test_real_tissue_is_learned_from_random_weights(real_release, tmp_path):
+    """After some 45 s of training the score is far above that of calling everything the commonest class."""
+    data, work_dir = tmp_path / 'ignite', tmp_path / 'work'
+    assert tool('prepare_ignite', '--release', real_release, '--out', data) == 0
+    options = [
+        '--cfg-options', f'data_root={data}', 'protocol=official', 'train_cfg.max_iters=80', 'train_cfg.val_interval=80',
+        'param_scheduler.1.end=80', 'model.data_preprocessor.size=(160,160)', 'train_dataloader.batch_size=8',
+        'train_dataloader.dataset.pipeline.0.crop_size=(160,160)', 'default_hooks.checkpoint.interval=80',
+    ]  # fmt: skip
+    assert tool('train', DEMO_CONFIG, '--work-dir', work_dir, *options) == 0
+    assert (
+        tool('test', DEMO_CONFIG, work_dir / 'iter_80.pth', '--work-dir', work_dir, '--out', work_dir / 'out', *options)
+        == 0
+    )
+
+    result = json.loads((work_dir / 'metrics.json').read_text())
+    matrices = np.load(work_dir / 'confusion.npz')['matrices']
+    pixels = matrices.sum((0, 2))
+    present = pixels > 0
+    commonest = 100 * pixels.max() / pixels.sum()  # its accuracy, and its IoU for the one class; 0 for the others
+    assert result['rois'] == len(list((work_dir / 'out').glob('*_overlay.png'))) == 10
+    assert result['mIoU'] > 1.5 * commonest / present.sum()
+    assert result['aAcc'] > commonest + 5
+    assert np.array(Image.open(next((work_dir / 'out').glob('*_overlay.png')))).std() > 10
