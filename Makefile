@@ -24,7 +24,7 @@ $(DEMO)/release/data_overview.csv: | $(VENV)/installed
 $(DEMO)/ignite/index.json: $(DEMO)/release/data_overview.csv
 	$(BIN)/python tools/prepare_ignite.py --release $(DEMO)/release --out $(DEMO)/ignite
 
-$(DEMO)/trained: $(DEMO)/ignite/index.json $(CONFIG)
+$(DEMO)/trained: $(DEMO)/ignite/index.json
 	$(BIN)/python tools/train.py $(CONFIG) --work-dir $(DEMO)/segformer --resume
 	touch $@
 

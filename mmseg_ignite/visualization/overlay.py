@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,10 +26,14 @@ def colour_labels(labels: np.ndarray) -> np.ndarray:
     return _COLOURS[labels]
 
 
-def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
-    """Colours laid over an RGB image; ignored pixels keep the bare tissue, class borders are drawn full."""
-    colours = colour_labels(labels).astype(np.float32)
-    mixed = image * (1 - opacity) + colours * opacity
+def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """Colours laid over an RGB image; ignored pixels keep the bare tissue, class borders are drawn dark.
+
+    The tissue under a colour is shown in gray: eosin's pink would turn the yellow of stroma into the orange of
+    inflammation.
+    """
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
+    mixed = gray * (1 - opacity) + colour_labels(labels) * opacity
     border = np.zeros(labels.shape, bool)
     border[1:] |= labels[1:] != labels[:-1]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
