@@ -1,4 +1,9 @@
+import os
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from mmseg_ignite import environment
 
@@ -26,3 +31,19 @@ def test_stack_fault(monkeypatch, distributions, words):
 
 def test_the_installed_stack_is_whole():
     assert environment.stack_fault() is None
+
+
+def test_import_beside_the_other_stack_ends_in_one_sentence(tmp_path):
+    """A second distribution of mmcv is on the path: the import says what to uninstall."""
+    other = 'mmcv' if environment.installed('onedl-mmcv') else 'onedl-mmcv'
+    folder = tmp_path / f'{other.replace("-", "_")}-9.9.dist-info'
+    folder.mkdir()
+    (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {other}\nVersion: 9.9\n')
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    run = [sys.executable, '-c', 'import mmseg_ignite']
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and last.startswith('ImportError: mmseg_ignite cannot start') and 'pip uninstall' in last
+    doctor = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
+    done = subprocess.run(doctor, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
+    assert done.returncode == 1 and 'FAIL  stack' in done.stdout and 'Traceback' not in done.stderr

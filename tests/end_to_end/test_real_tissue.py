@@ -28,6 +28,6 @@ def test_real_tissue_is_learned_from_random_weights(real_release, tmp_path):
     present = pixels > 0
     commonest = 100 * pixels.max() / pixels.sum()  # its accuracy, and its IoU for the one class; 0 for the others
     assert result['rois'] == len(list((work_dir / 'out').glob('*_overlay.png'))) == 10
-    assert result['mIoU'] > 1.5 * commonest / present.sum()
-    assert result['aAcc'] > commonest + 5
+    assert result['mIoU'] > 2 * commonest / present.sum()
+    assert result['aAcc'] > commonest
     assert np.array(Image.open(next((work_dir / 'out').glob('*_overlay.png')))).std() > 10
