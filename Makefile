@@ -13,6 +13,9 @@ $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+# opencv-python needs libGL, which a machine without a screen may lack: there its headless twin takes its place.
+	$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall -q -y opencv-python && \
+	  $(BIN)/python -m pip install -q -c constraints.txt opencv-python-headless; }
 	touch $@
 
 setup: $(VENV)/installed
