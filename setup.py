@@ -43,12 +43,13 @@ setup(
         'matplotlib',
         'pillow',
         'rich',
+        'scipy',
     ],
     extras_require=dict(
         slides=['openslide-python', 'openslide-bin', 'tifffile', 'shapely'],
         export=['onnx', 'onnxruntime', 'onnxscript'],
         report=['jinja2'],
         tensorboard=['tensorboard'],
-        dev=['pytest', 'hypothesis', 'ruff', 'pytest-cov', 'build', 'wheel', 'setuptools'],
+        dev=['pytest', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'build', 'wheel', 'setuptools'],
     ),
 )

@@ -72,6 +72,14 @@ class DecodedMask(NamedTuple):
     stray: int
 
 
+class MaskError(IgniteError):
+    """A mask that cannot be decoded; ``kind`` is that of :mod:`mmseg_ignite.preparation.findings`."""
+
+    def __init__(self, kind: str, source: str, detail: str, mend: str) -> None:
+        super().__init__(f'{source} {detail}: {mend}.')
+        self.kind, self.detail = kind, detail
+
+
 def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
     """Decode a mask of the release, whichever of the two circulating encodings it has.
 
@@ -83,12 +91,14 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
         source: file name for messages.
 
     Raises:
-        IgniteError: if the mask is neither, or holds more than 0.01 % (and more than 4) impossible values.
+        MaskError: if the mask is neither, or holds more than 0.01 % (and more than 4) impossible values.
     """
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise IgniteError(
-            f'{source} holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel '
-            'was expected: export it again as a grayscale or palette PNG.'
+        raise MaskError(
+            'mask-format',
+            source,
+            f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected',
+            'export it again as a grayscale or palette PNG',
         )
     counts = np.bincount(mask.ravel(), minlength=256)
     nonzero = int(counts[1:].sum())
@@ -97,9 +107,11 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
     low, high = int(counts[1:17].sum()), int(counts[240:].sum())
     if max(low, high) * 2 <= nonzero:
         values = ', '.join(str(v) for v in np.flatnonzero(counts)[:8])
-        raise IgniteError(
-            f'{source} holds the values {values}; class ids 1..16 or their complements 255..240 were '
-            'expected: it is not a mask of this release, replace it.'
+        raise MaskError(
+            'mask-values',
+            source,
+            f'holds the values {values}; class ids 1..16 or their complements 255..240 were expected',
+            'it is not a mask of this release, replace it',
         )
     encoding = 'direct' if low > high else 'complement'
     raw = np.arange(256)
@@ -108,9 +120,12 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
     table = np.where(raw <= NUM_CLASSES, _TO_TRAIN[np.minimum(raw, NUM_CLASSES)], IGNORE).astype(np.uint8)
     stray = int(counts[raw > NUM_CLASSES].sum())
     if stray > max(4, MAX_STRAY_SHARE * mask.size):
-        raise IgniteError(
-            f'{source} holds {stray} pixels ({stray / mask.size:.2%}) whose value is no class; at most '
-            f'{MAX_STRAY_SHARE:.2%} is taken for stray: replace the mask.'
+        raise MaskError(
+            'mask-stray-many',
+            source,
+            f'holds {stray} pixels ({stray / mask.size:.2%}) whose value is no class; at most '
+            f'{MAX_STRAY_SHARE:.2%} is taken for stray',
+            'replace the mask',
         )
     return DecodedMask(table[mask], encoding, stray)
 

@@ -21,11 +21,22 @@ def main() -> None:
     parser.add_argument('--size', type=size, default=(384, 384), metavar='HxW', help='of the ROIs, px')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--encoding', choices=['complement', 'direct'], default='complement', help='of the ROI masks')
+    parser.add_argument(
+        '--rare', nargs=2, metavar=('CLASS', 'SHARE'), help='let class id 1..16 fill only SHARE of the pixels'
+    )
     args = parser.parse_args()
+    rare = (int(args.rare[0]), float(args.rare[1])) if args.rare else None
     with Progress() as progress:
         task = progress.add_task('drawing ROIs', total=args.rois)
         write_synthetic_release(
-            args.out, args.rois, args.patients, args.size, args.seed, args.encoding, lambda: progress.advance(task)
+            args.out,
+            args.rois,
+            args.patients,
+            args.size,
+            args.seed,
+            args.encoding,
+            rare,
+            lambda: progress.advance(task),
         )
     print(f'{args.rois} ROIs of {args.patients} patients are in {args.out}')
 

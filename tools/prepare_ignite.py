@@ -1,17 +1,32 @@
-"""Prepare an IGNITE release for training: check it, decode it once, split it by patient."""
+"""Prepare an IGNITE release for training: fetch it if asked, audit it, decode it once, split it by patient."""
 
 import argparse
 
 from mmseg_ignite.cli import run
-from mmseg_ignite.preparation import prepare
+from mmseg_ignite.preparation import audit, download_release, prepare
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--release', required=True, help='unpacked release, with data_overview.csv in it')
+    parser.add_argument(
+        '--release', required=True, metavar='DIR', help='unpacked release, with data_overview.csv in it'
+    )
     parser.add_argument('--out', default='data/ignite', help='folder of the prepared data set (default: %(default)s)')
+    parser.add_argument(
+        '--download',
+        action='store_true',
+        help='fetch the H&E part of the release from Zenodo into DIR, or go on with it',
+    )
+    parser.add_argument('--audit-only', action='store_true', help='list all faults, prepare nothing')
+    parser.add_argument('--exclude', nargs='+', default=[], metavar='NAME', help='leave these ROIs out')
+    parser.add_argument('--drop-faulty', action='store_true', help='leave out every ROI with an error')
     args = parser.parse_args()
-    prepare(args.release, args.out)
+    if args.download:
+        download_release(args.release)
+    if args.audit_only:
+        audit(args.release, args.out, args.exclude)
+        return
+    prepare(args.release, args.out, args.exclude, args.drop_faulty)
     print(f'prepared data set: {args.out}')
 
 

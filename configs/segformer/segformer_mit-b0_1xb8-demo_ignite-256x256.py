@@ -5,12 +5,12 @@ data_root = 'work_dirs/demo/ignite'
 crop_size = (256, 256)
 iterations = 160
 model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(init_cfg=None, drop_path_rate=0.))
+crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
 train_pipeline = [
-    dict(type='LoadIGNITERegion', crop_size=crop_size),
-    dict(type='RandomFlip', prob=[0.33, 0.33], direction=['horizontal', 'vertical']),
+    dict(type='RandomDihedral'),
     dict(type='PackSegInputs', meta_keys=_base_.meta_keys),
 ]
-train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, crops=crops, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
 test_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=3.))))

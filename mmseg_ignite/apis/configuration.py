@@ -61,7 +61,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
     """Raise IgniteError if a data set that a run needs is not there, or holds no ROI."""
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset')
-        if dataset is None or dataset.get('type') != 'IGNITEDataset':
+        if dataset is None or str(dataset.get('type')).split('.')[-1] not in ('IGNITEDataset', 'IGNITECropDataset'):
             continue
         root, protocol = dataset.data_root, dataset.get('protocol', 'patient-8-1-1')
         if not select(read_index(root), protocol, dataset.split, root):

@@ -1,6 +1,7 @@
-"""The data set and its transforms, registered in mmseg."""
+"""The data set, its crop stream and its transforms, registered in mmseg."""
 
-from .ignite import IGNITEDataset
-from .transforms import LoadIGNITERegion
+from .ignite import IGNITECropDataset, IGNITEDataset
+from .samplers import CropStreamSampler
+from .transforms import *  # noqa: F403
 
-__all__ = ['IGNITEDataset', 'LoadIGNITERegion']
+__all__ = ['CropStreamSampler', 'IGNITECropDataset', 'IGNITEDataset']

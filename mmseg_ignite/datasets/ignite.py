@@ -3,8 +3,10 @@
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE
 from ..preparation.store import image_path, label_path, read_index, select
+from .crop_stream import CropStream, seeded
 
 
 @DATASETS.register_module()
@@ -17,8 +19,8 @@ class IGNITEDataset(BaseSegDataset):
     Args:
         data_root (str): The prepared folder, the one with ``index.json``.
         split (str): 'train', 'val' or 'test'.
-        protocol (str): Which division of the ROIs: 'patient-8-1-1' (grouped by patient) or 'official' (the release's
-            own test ROIs). Defaults to 'patient-8-1-1'.
+        protocol (str): Which division of the ROIs: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the
+            release's own test ROIs) or 'fold0' ... 'fold4'; see docs/data.md. Defaults to 'patient-8-1-1'.
         kwargs: Those of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
             ``indices``, ``test_mode``.
 
@@ -55,3 +57,73 @@ class IGNITEDataset(BaseSegDataset):
             )
             for r in rois
         ]
+
+
+@DATASETS.register_module()
+class IGNITECropDataset(IGNITEDataset):
+    """The training crops of a prepared IGNITE data set, an endless stream.
+
+    Goes with :class:`CropStreamSampler`, which asks for crop n of a seed. A sample reaches the pipeline with its image
+    and labels read already, so the pipeline holds augmentations only; mmseg's own serve as well as ours, and draw the
+    same numbers for the same (seed, n) wherever they run.
+
+    Args:
+        crops (dict): Arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``. Defaults
+            to None: its defaults.
+        kwargs: Those of :class:`IGNITEDataset`.
+
+    A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
+    ``ori_shape``, ``roi``, ``patient``, ``um_per_px`` (of the crop), ``img_path``, ``seg_map_path``, ``crop`` (its
+    :class:`Place <mmseg_ignite.datasets.crop_stream.Place>`), ``sample_idx`` (n).
+    """
+
+    def __init__(self, data_root: str, split: str, crops: 'dict | None' = None, **kwargs) -> None:
+        self._crops = dict(crops or {})
+        super().__init__(data_root, split, **kwargs)
+
+    def full_init(self) -> None:
+        """Read the index and the points."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        by_name = {r['name']: r for r in read_index(self.data_root)['rois']}
+        rois = [by_name[self.get_data_info(i)['roi']] for i in range(len(self))]
+        self.stream = CropStream(self.data_root, rois, label_map=self.label_map, **self._crops)
+
+    def __getitem__(self, key: 'tuple[int, int]') -> dict:
+        """Crop ``n`` of the stream of ``seed``, after the pipeline.
+
+        Raises:
+            IgniteError: the key is no pair (seed, n): the data loader has another sampler.
+        """
+        if not isinstance(key, tuple):
+            raise IgniteError(
+                f"IGNITECropDataset was asked for sample {key}; it needs (seed, n): set the data loader's sampler to "
+                'dict(type="CropStreamSampler").'
+            )
+        self.full_init()
+        seed, n = key
+        with seeded(seed, n):
+            return self.pipeline(self.crop(seed, n))
+
+    def crop(self, seed: int, n: int) -> dict:
+        """Crop ``n`` of the stream of ``seed`` as the pipeline gets it."""
+        crop = self.stream.read(seed, n)
+        entry, place = crop['entry'], crop['place']
+        shape = crop['gt_seg_map'].shape
+        return dict(
+            img=crop['img'],
+            gt_seg_map=crop['gt_seg_map'],
+            seg_fields=['gt_seg_map'],
+            img_shape=shape,
+            ori_shape=shape,
+            roi=entry['name'],
+            patient=entry['patient'],
+            um_per_px=entry['um_per_px'] * place.zoom,
+            img_path=str(image_path(self.data_root, entry['name'])),
+            seg_map_path=str(label_path(self.data_root, entry['name'])),
+            crop=place,
+            label_map=None,
+            reduce_zero_label=False,
+            sample_idx=n,
+        )

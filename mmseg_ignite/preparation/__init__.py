@@ -1,7 +1,8 @@
-"""Raw release to prepared data set: reading, splitting, storing; and a synthetic release."""
+"""Raw release to prepared data set: fetching, auditing, splitting, storing; and a synthetic release."""
 
-from .prepare import prepare
+from .download import download_release
+from .prepare import audit, prepare
 from .store import read_index
 from .synthetic import write_synthetic_release
 
-__all__ = ['prepare', 'read_index', 'write_synthetic_release']
+__all__ = ['audit', 'download_release', 'prepare', 'read_index', 'write_synthetic_release']

@@ -1,133 +1,175 @@
 """From a release to a prepared data set."""
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..errors import IgniteError
 from ..files import atomic_directory, write_json
-from ..labels import CLASSES, count_classes
-from .release import RoiRecord, read_image, read_mask, read_overview, sha256
-from .splits import PARTS, make_splits
-from .store import FORMAT, INDEX, image_path, label_path
+from ..labels import CLASSES
+from ..visualization.split_shares import draw_split_shares, split_table
+from .audit import Audit, audit_release
+from .findings import errors, findings_table, write_audit
+from .png import DamagedPicture, check_header
+from .release import read_overview
+from .roi import FACTS
+from .splits import PROTOCOLS, classes_not_in_all_parts, leaking_patients, make_splits
+from .store import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, image_path, label_path, points_path, read_index
 
 
-def _prepare_roi(record: RoiRecord, out: Path) -> 'dict | str':
-    """Write one ROI's arrays and return its index entry, or a sentence on what is wrong with it."""
-    try:
-        image, mask = read_image(record.image_path), read_mask(record.mask_path)
-        if image.shape[:2] != mask.labels.shape:
-            raise IgniteError(
-                f'{record.mask_path} is {mask.labels.shape[0]} x {mask.labels.shape[1]} px, its image '
-                f'{image.shape[0]} x {image.shape[1]}: the same size was expected, download both again.'
-            )
-    except IgniteError as error:
-        return str(error)
-    np.save(image_path(out, record.name), image)
-    np.save(label_path(out, record.name), mask.labels)
-    pixels = count_classes(mask.labels)
-    return dict(
-        name=record.name,
-        patient=record.patient,
-        official_split=record.split,
-        official_fold=record.fold,
-        height=image.shape[0],
-        width=image.shape[1],
-        um_per_px=record.um_per_px,
-        pixels=pixels.tolist(),
-        unannotated=int(mask.labels.size - pixels.sum()),
-        stray=mask.stray,
-        encoding=mask.encoding,
-        overview_shape=list(record.shape),
-        image_sha256=sha256(record.image_path),
-        mask_sha256=sha256(record.mask_path),
-        **record.metadata,
-    )
+def audit_path(out: 'str | Path') -> Path:
+    """Where the audit of a release that was not prepared is written: beside the prepared folder."""
+    out = Path(out)
+    return out.with_name(f'{out.name}.{AUDIT}')
 
 
-def _prepare_all(records: 'list[RoiRecord]', out: Path, console: Console) -> 'list[dict | str]':
-    columns = (TextColumn('preparing'), BarColumn(), MofNCompleteColumn(), TextColumn('ROIs'), TimeRemainingColumn())
-    workers = min(
-        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1, len(records)
-    )
-    with Progress(*columns, console=console) as progress, ProcessPoolExecutor(workers) as pool:
-        task = progress.add_task('', total=len(records))
-        futures = [pool.submit(_prepare_roi, record, out) for record in records]
-        results = []
-        for future in futures:
-            results.append(future.result())
-            progress.advance(task)
-    return results
+def audit(
+    release: 'str | Path', out: 'str | Path', exclude: Iterable[str] = (), console: 'Console | None' = None
+) -> Audit:
+    """Audit a release without preparing it: prints the table, writes ``OUT.audit.json``, touches nothing else.
+
+    Raises:
+        IgniteError: the audit found errors.
+    """
+    console = console or Console()
+    result = audit_release(release, exclude, console=console)
+    console.print(findings_table(result.findings))
+    _stop_on_errors(release, out, result, drop_faulty=False)
+    write_audit(audit_path(out), release, result.rois, result.findings)
+    console.print(f'no error; all findings: {audit_path(out)}', soft_wrap=True, markup=False)
+    return result
 
 
-def prepare(release: 'str | Path', out: 'str | Path', console: 'Console | None' = None) -> dict:
-    """Read a release, check every ROI, and publish the prepared data set at ``out``.
+def prepare(
+    release: 'str | Path',
+    out: 'str | Path',
+    exclude: Iterable[str] = (),
+    drop_faulty: bool = False,
+    console: 'Console | None' = None,
+) -> dict:
+    """Audit a release and publish the prepared data set at ``out``, whole or not at all.
+
+    ROIs whose files have the checksums of an earlier run at ``out`` are taken over from it.
+
+    Args:
+        release: folder with the unpacked release.
+        out: the prepared folder, new or one of ours.
+        exclude: names of ROIs to leave out unseen.
+        drop_faulty: leave out each ROI with an error instead of stopping.
+        console: for progress and tables.
 
     Returns:
         The index that was written.
 
     Raises:
-        IgniteError: anything wrong with the release; ``out`` is then as it was.
+        IgniteError: the audit found errors (all are in ``OUT.audit.json``), fewer than three patients are left, too little
+            room on the disk. ``out`` is then as it was.
     """
-    console = console or Console()
-    records = read_overview(release)
+    console, out = console or Console(), Path(out)
+    known = _known(out)
+    _check_room(release, out, known)
     with atomic_directory(out, INDEX) as partial:
-        (partial / 'images').mkdir()
-        (partial / 'labels').mkdir()
-        results = _prepare_all(records, partial, console)
-        faults = [r for r in results if isinstance(r, str)]
-        if faults:
-            for fault in faults[1:]:
-                console.print(f'also: {fault}', soft_wrap=True, markup=False)
-            raise IgniteError(faults[0] + (f' ({len(faults) - 1} more above.)' if len(faults) > 1 else ''))
+        for folder in FOLDERS:
+            (partial / folder).mkdir()
+        result = audit_release(release, exclude, drop_faulty, partial, out, known, console)
+        console.print(findings_table(result.findings))
+        _stop_on_errors(release, out, result, drop_faulty)
+        _remove_left_out(partial, result)
         index = dict(
             format=FORMAT,
             classes=list(CLASSES),
             channel_order='RGB',
             release=Path(release).name,
-            splits=make_splits(results),
-            rois=results,
+            splits=make_splits(result.entries),
+            left_out=result.left_out,
+            rois=result.entries,
         )
         write_json(partial / INDEX, index)
-    _report(index, console.print)
+        write_audit(partial / AUDIT, release, result.rois, result.findings)
+        draw_split_shares(index, partial / 'splits.png')
+    audit_path(out).unlink(missing_ok=True)
+    _report(index, known, console)
     return index
 
 
-def _report(index: dict, show: Callable) -> None:
-    for roi in index['rois']:
-        if roi['stray']:
-            show(f'note: {roi["name"]} had {roi["stray"]} stray pixel(s), now unannotated.')
-        if roi['encoding'] == 'empty':
-            show(f'warning: {roi["name"]} has no annotated pixel.')
-        if roi['overview_shape'] != [roi['height'], roi['width']]:
-            show(
-                f'warning: {roi["name"]} is {roi["height"]} x {roi["width"]} px, the overview says '
-                f'{roi["overview_shape"][0]} x {roi["overview_shape"][1]}.'
-            )
-    show(summary_table(index))
-    if 'official' not in index['splits']:
-        show('note: no "official" split: the release marks no test rows, or its own test patients leak.')
+def _known(out: Path) -> 'dict[str, dict]':
+    """What an earlier run at ``out`` found out, by ROI name; nothing if there was none, or of another format."""
+    try:
+        return {r['name']: {k: r[k] for k in FACTS} for r in read_index(out)['rois']}
+    except (IgniteError, KeyError):
+        return {}
 
 
-def summary_table(index: dict, protocol: str = 'patient-8-1-1') -> Table:
-    """ROIs, patients and megapixels per class and part of one split protocol."""
-    table = Table(title=f'split {protocol}: megapixels of each class')
-    table.add_column('class')
-    by_name = {r['name']: r for r in index['rois']}
-    parts = {p: [by_name[n] for n in index['splits'][protocol][p]] for p in PARTS}
-    for part in PARTS:
-        table.add_column(part, justify='right')
-    for number, name in enumerate(CLASSES):
-        table.add_row(name, *(f'{sum(r["pixels"][number] for r in parts[p]) / 1e6:.3f}' for p in PARTS))
-    table.add_row(
-        '(unannotated)', *(f'{sum(r["unannotated"] for r in parts[p]) / 1e6:.3f}' for p in PARTS), end_section=True
+def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]') -> None:
+    """Raise before the work starts if the arrays will not fit on the disk."""
+    needed = 0
+    for record in read_overview(release).records:
+        if record.name in known:
+            continue
+        sources = record.sources()
+        for path in (sources['image'], sources['context_image']):
+            if path.is_file():
+                with path.open('rb') as stream:
+                    try:
+                        header = check_header(stream.read(33))
+                    except DamagedPicture:
+                        continue
+                needed += header.height * header.width * 4  # three bytes of image, one of labels
+    folder = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise IgniteError(
+            f'{folder} has {free / 1e9:.1f} GB free, the arrays need {needed / 1e9:.1f} GB: make room or choose another '
+            'output folder.'
+        )
+
+
+def _stop_on_errors(release: 'str | Path', out: Path, result: Audit, drop_faulty: bool) -> None:
+    found = [f for f in errors(result.findings) if not (drop_faulty and f.roi)]
+    if not found:
+        return
+    path = audit_path(out)
+    write_audit(path, release, result.rois, result.findings)
+    cure = (
+        '' if drop_faulty or not all(f.roi for f in found) else ' Or leave ROIs out: --exclude NAME, or --drop-faulty.'
     )
-    table.add_row('ROIs', *(str(len(parts[p])) for p in PARTS))
-    table.add_row('patients', *(str(len({r['patient'] for r in parts[p]})) for p in PARTS))
-    return table
+    more = f'; {len(found) - 1} more in the table above and in {path}' if len(found) > 1 else f'; see {path}'
+    raise IgniteError(f'{release} has {len(found)} error(s): {found[0]}{more}.{cure}')
+
+
+def _remove_left_out(folder: Path, result: Audit) -> None:
+    """ROIs that were found faulty only in comparison with others have arrays already."""
+    for name in result.left_out:
+        for path in (image_path, label_path):
+            path(folder, name).unlink(missing_ok=True)
+            path(folder, name + CONTEXT).unlink(missing_ok=True)
+        points_path(folder, name).unlink(missing_ok=True)
+
+
+def _report(index: dict, known: 'dict[str, dict]', console: Console) -> None:
+    """The default split's table, and what a user should know of the others."""
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    console.print(split_table(index, PROTOCOLS[0]))
+    for protocol, parts in index['splits'].items():
+        lacking = classes_not_in_all_parts(index['rois'], parts)
+        if lacking and protocol == PROTOCOLS[0]:
+            say(f'warning: {protocol}: {", ".join(lacking)}: of three patients or more, yet not in all parts.')
+    if 'roi-8-1-1' in index['splits']:
+        leaks = leaking_patients(index['rois'], index['splits']['roi-8-1-1'])
+        if leaks:
+            say(f'warning: roi-8-1-1 leaks: {len(leaks)} patients stand in more than one part.')
+    missing = [p for p in PROTOCOLS if p not in index['splits']]
+    if missing:
+        say(
+            f'note: no {", ".join(missing)}: official needs test rows that share no patient with training rows, folds '
+            'need five patients outside the test part.'
+        )
+    if index['left_out']:
+        say(f'note: left out: {", ".join(index["left_out"])}.')
+    same = sum(known.get(r['name'], {}).get('sources') == r['sources'] for r in index['rois'])
+    say(f'{len(index["rois"])} ROIs, {same} of them unchanged and taken over; {len(index["splits"])} splits.')

@@ -1,20 +1,19 @@
-"""Reading the IGNITE release: the overview table and one ROI's image and mask."""
+"""The tables of an IGNITE release: which ROIs there are, whose, and where their files lie."""
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import re
-from dataclasses import dataclass
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from ..errors import IgniteError
-from ..labels import RAW_LABEL_MAP, DecodedMask, decode_mask
+from ..labels import RAW_LABEL_MAP
+from .findings import Finding
+from .store import CONTEXT
 
 TASK = 'he_tissue_segmentation'
 OVERVIEW = 'data_overview.csv'
@@ -52,79 +51,46 @@ class RoiRecord:
         patient: patient id as text.
         split: the release's own 'train' or 'test'.
         fold: the release's own 'fold0'..'fold4', or ''.
-        um_per_px: 1000 * sqrt(area_mm2 / (H * W)).
-        shape: (H, W) as the overview claims.
+        area_mm2: area of the ROI.
+        shape: (H, W) as the overview claims, None where it claims nothing usable.
         metadata: the columns of METADATA.
+        release: folder of the release.
     """
 
     name: str
     patient: str
     split: str
     fold: str
-    um_per_px: float
-    shape: tuple[int, int]
+    area_mm2: float
+    shape: 'tuple[int, int] | None'
     metadata: dict
-    image_path: Path
-    mask_path: Path
+    release: Path
 
-
-def _overview_text(path: Path) -> str:
-    content = path.read_bytes()
-    if content[:2] == b'\x1f\x8b':  # one downloader keeps it gzip-compressed under its plain name
-        content = gzip.decompress(content)
-    return content.decode('utf-8-sig')
-
-
-def _check_label_map(release: Path) -> None:
-    path = release / LABEL_MAP
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise IgniteError(f'{path} is missing; the release has it beside {OVERVIEW}: download it too.') from None
-    except ValueError as error:
-        raise IgniteError(f'{path} is no JSON ({error}): download it again.') from error
-    if found != RAW_LABEL_MAP:
-        raise IgniteError(
-            f'{path} does not name the 17 labels of IGNITE with their ids: it belongs to another data '
-            'set or was changed; download it again.'
+    def sources(self) -> 'dict[str, Path]':
+        """Its files: image, mask, context_image, context_mask (the last two may not exist)."""
+        images, masks = self.release / 'images' / 'he', self.release / 'annotations' / 'he'
+        return dict(
+            image=images / f'{self.name}.png',
+            mask=masks / f'{self.name}.png',
+            context_image=images / f'{self.name}{CONTEXT}.png',
+            context_mask=masks / f'{self.name}{CONTEXT}.png',
         )
 
 
-def _record(release: Path, row: dict, line: int) -> RoiRecord:
-    where = f'{release / OVERVIEW}, line {line}'
-    name = row['name']
-    if not SAFE_NAME.fullmatch(name):
-        raise IgniteError(f'{where}: the name {name!r} is no plain file name: mend the table.')
-    if not row['patient_id']:
-        raise IgniteError(f'{where}: {name} has no patient_id, without which splits leak: mend the table.')
-    try:
-        height, width = (int(n) for n in row['shape'].strip('() ').split(','))
-        area = float(row['area_mm2'])
-        if not (height > 0 and width > 0 and 0 < area < float('inf')):
-            raise ValueError
-    except ValueError:
-        raise IgniteError(
-            f'{where}: {name} has shape {row["shape"]!r} and area_mm2 {row["area_mm2"]!r}; "(H, W)" in '
-            'pixels and a positive number were expected: mend the table.'
-        ) from None
-    return RoiRecord(
-        name,
-        row['patient_id'],
-        row['split'],
-        row['validation_fold'] or '',
-        1000 * (area / (height * width)) ** 0.5,
-        (height, width),
-        {c: row[c] for c in METADATA},
-        release / 'images' / 'he' / f'{name}.png',
-        release / 'annotations' / 'he' / f'{name}.png',
-    )
+@dataclass
+class Overview:
+    """What the tables of a release say: the usable rows, every listed name, and the faults."""
+
+    records: 'list[RoiRecord]' = field(default_factory=list)
+    names: 'list[str]' = field(default_factory=list)
+    findings: 'list[Finding]' = field(default_factory=list)
 
 
-def read_overview(release: 'str | Path') -> list[RoiRecord]:
-    """The H&E segmentation ROIs of a release, in the order of its overview.
+def read_overview(release: 'str | Path') -> Overview:
+    """The H&E segmentation ROIs of a release in the order of its overview, and all faults of its tables.
 
     Raises:
-        IgniteError: no release at that path, missing columns, duplicate or unusable rows, another label map.
+        IgniteError: there is no release at that path.
     """
     release = Path(release)
     path = release / OVERVIEW
@@ -133,68 +99,134 @@ def read_overview(release: 'str | Path') -> list[RoiRecord]:
     if not path.is_file():
         raise IgniteError(
             f'{release} holds no {OVERVIEW}; the folder with images/, annotations/ and {OVERVIEW} was '
-            'expected: check the path or download the release.'
+            'expected: check the path, or fetch the release with --download.'
         )
+    overview = Overview(findings=_check_label_map(release))
+    rows = _read_rows(path, overview.findings)
+    for line, row in rows or ():
+        _add_row(overview, release, line, row)
+    if rows is not None and not overview.names:
+        overview.findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
+    _check_rows(overview)
+    return overview
+
+
+def _read_rows(path: Path, findings: 'list[Finding]') -> 'list[tuple[int, dict]] | None':
+    """(line number, row) of each data row; None if the table cannot be used."""
     try:
-        reader = csv.DictReader(io.StringIO(_overview_text(path)))
-        rows = list(reader)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise IgniteError(f'{path} cannot be read as a table ({error}): download it again.') from error
-    missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-    if missing:
-        raise IgniteError(f'{path} lacks the column(s) {", ".join(missing)}: download it again.')
-    _check_label_map(release)
-    records = [
-        _record(release, {k: (v or '').strip() for k, v in row.items() if k}, line)
-        for line, row in enumerate(rows, 2)
-        if row['task'] == TASK
-    ]
-    if not records:
-        raise IgniteError(f'{path} lists no row of the task {TASK}: it is not the overview of the H&E release.')
-    names = [r.name for r in records]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise IgniteError(f'{path} lists {", ".join(twice[:3])} more than once: remove the surplus rows.')
-    return records
+        content = path.read_bytes()
+        if content[:2] == b'\x1f\x8b':  # one downloader keeps it gzip-compressed under its plain name
+            content = gzip.decompress(content)
+            findings.append(Finding('overview-compressed', path.name, 'it is gzip-compressed under a plain name'))
+        if content.startswith(b'\xef\xbb\xbf'):
+            findings.append(Finding('overview-bom', path.name, 'it begins with a byte order mark'))
+        reader = csv.DictReader(io.StringIO(content.decode('utf-8-sig'), newline=''), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        findings.append(Finding('overview-unreadable', path.name, f'it is no UTF-8 table ({error})'))
+        return None
+    columns = Counter(reader.fieldnames or ())
+    missing, twice = [c for c in COLUMNS if not columns[c]], [c for c in COLUMNS if columns[c] > 1]
+    if missing or twice:
+        detail = f'it lacks the column(s) {", ".join(missing)}' if missing else f'it has {", ".join(twice)} twice'
+        findings.append(Finding('overview-columns', path.name, detail))
+        return None
+    return rows
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An ROI image as (H, W, 3) uint8 RGB.
+def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
+    """Judge a row; take it as a record if it says whose ROI it is, under which name and how large."""
+    task, name = (row['task'] or '').strip(), (row['name'] or '').strip()
+    if task != TASK:
+        return
+    roi = name or f'line {line}'
+    subject = f'{OVERVIEW}, line {line} ({roi})'
+    overview.names.append(roi)
+    found: list[Finding] = []
 
-    Raises:
-        IgniteError: missing, unreadable, not 8 bit or not RGB.
-    """
-    if not path.is_file():
-        raise IgniteError(f'{path} is missing: download the images again.')
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise IgniteError(f'{path} cannot be decoded: it is truncated or no image, download it again.')
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise IgniteError(
-            f'{path} holds {image.dtype} values of shape {image.shape}; 8-bit RGB was expected: export it again as RGB.'
+    def report(kind: str, detail: str) -> None:
+        found.append(Finding(kind, subject, detail, roi))
+
+    if None in row or None in row.values():
+        report('row-fields', f'it has not the {len(row) - (None in row)} fields of the header')
+    row = {k: (v or '').strip() for k, v in row.items() if k}
+    if not SAFE_NAME.fullmatch(name):
+        report('name-unsafe', f'the name {name!r} leads elsewhere or is no file name')
+    if not row['patient_id']:
+        report('patient-missing', 'it has no patient_id')
+    number = re.fullmatch(r'patient(\d+)_he_roi\d+', name)
+    digits = re.search(r'\d+', row['patient_id'])
+    if number and digits and int(number[1]) != int(digits[0]):
+        report('name-patient', f'patient_id is {row["patient_id"]!r}')
+    if row['split'] not in ('train', 'test'):
+        report('split-unknown', f'split is {row["split"]!r}; train or test was expected')
+    area, shape = _number(row['area_mm2']), _shape(row['shape'])
+    if area is None:
+        report('area-malformed', f'area_mm2 is {row["area_mm2"]!r}; a positive number was expected')
+    if shape is None:
+        report('shape-malformed', f'shape is {row["shape"]!r}; "(H, W)" in pixels was expected')
+    overview.findings += found
+    if not any(f.severity == 'error' for f in found):
+        metadata = {c: row[c] for c in METADATA}
+        record = RoiRecord(
+            name, row['patient_id'], row['split'], row['validation_fold'], area, shape, metadata, release
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        overview.records.append(record)
 
 
-def read_mask(path: Path) -> DecodedMask:
-    """A mask of the release in train ids (see :func:`mmseg_ignite.labels.decode_mask`).
-
-    Palette PNGs give their indices, never the luminance of their colours.
-    """
-    if not path.is_file():
-        raise IgniteError(f'{path} is missing, although its image is listed: download the annotations again.')
+def _number(text: str) -> 'float | None':
     try:
-        with Image.open(path) as image:
-            mask = np.array(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise IgniteError(f'{path} cannot be decoded ({error}): download it again.') from error
-    return decode_mask(mask, str(path))
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < float('inf') else None
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open('rb') as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _shape(text: str) -> 'tuple[int, int] | None':
+    match = re.fullmatch(r'[(\[]?\s*(\d{1,6})\s*[,x]\s*(\d{1,6})\s*[)\]]?', text)
+    return (int(match[1]), int(match[2])) if match and int(match[1]) and int(match[2]) else None
+
+
+def _check_rows(overview: Overview) -> None:
+    """What only shows when the rows are seen together."""
+    findings = overview.findings
+    spelled = defaultdict(set)
+    for name, count in Counter(overview.names).items():
+        spelled[name.casefold()].add(name)
+        if count > 1:
+            findings.append(Finding('name-duplicate', name, f'{count} rows have this name', name))
+    for names in spelled.values():
+        for name in sorted(names)[1:]:
+            findings.append(Finding('name-case', name, f'{sorted(names)[0]} differs from it in case only', name))
+    sides, folds = defaultdict(set), defaultdict(set)
+    for record in overview.records:
+        sides[record.patient].add(record.split == 'test')
+        if record.split != 'test':
+            folds[record.patient].add(record.fold)
+    for patient in sorted(p for p, s in sides.items() if len(s) > 1):
+        findings.append(Finding('official-leak', f'patient {patient}', 'it stands in both training and test rows'))
+    leaking = sum(len(f) > 1 for f in folds.values())
+    if leaking:
+        findings.append(Finding('folds-leak', OVERVIEW, f'{leaking} patient(s) stand in several of its folds'))
+
+
+def _check_label_map(release: Path) -> 'list[Finding]':
+    try:
+        found = json.loads((release / LABEL_MAP).read_text(encoding='utf-8-sig'))
+    except FileNotFoundError:
+        return [Finding('label-map-missing', LABEL_MAP, 'it is not there')]
+    except (OSError, ValueError, RecursionError) as error:
+        return [Finding('label-map-unreadable', LABEL_MAP, f'it is no JSON ({error})')]
+    if found != RAW_LABEL_MAP:
+        return [Finding('label-map-changed', LABEL_MAP, 'it does not name the 17 labels of IGNITE with their ids')]
+    return []
+
+
+def surplus_files(release: Path, names: 'set[str]') -> 'list[Finding]':
+    """H&E pictures that no row of the overview lists."""
+    findings = []
+    for folder in ('images', 'annotations'):
+        for path in sorted((release / folder / 'he').glob('*')):
+            if path.suffix.lower() == '.png' and path.stem.removesuffix(CONTEXT) not in names:
+                findings.append(Finding('file-surplus', f'{folder}/he/{path.name}', f'{OVERVIEW} does not list it'))
+    return findings

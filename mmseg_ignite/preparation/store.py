@@ -1,25 +1,35 @@
-"""The prepared data set: one folder of memory-mapped arrays and one readable index.
+"""The prepared data set: plain arrays and one readable index.
 
-    index.json          format, classes, splits, and for each ROI: patient, size, um/px, pixels per class,
-                        encoding, stray pixels, checksums of its sources, metadata of the release
+    index.json          format, classes, splits, ROIs left out, and for each ROI: patient, size, um/px, pixels per class,
+                        encoding, stray pixels, checksums of its sources, context, metadata of the release
+    audit.json          every finding of the audit
+    splits.png          the share of each class's pixels in each part of each split
     images/NAME.npy     (H, W, 3) uint8 RGB
     labels/NAME.npy     (H, W) uint8, train ids 0..15, 255 unannotated
+    points/NAME.npy     (N, 3) uint16 class, y, x: pixels around which class-aware crops are placed
+    images, labels/NAME_with_context.npy    the same with the tissue around the ROI, labels 255 outside it
 
 Plain .npy keeps rows in order on disk, so a crop touches only its own rows; one file an ROI lets workers and
 processes share the page cache. The folder is published whole or not at all.
 """
 
 import json
+import os
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import IgniteError
 from ..labels import CLASSES
-from .splits import assert_no_leak
+from .splits import assert_no_leak, is_grouped, leaking_patients
 
 INDEX = 'index.json'
-FORMAT = 1
+AUDIT = 'audit.json'
+FORMAT = 2
+CONTEXT = '_with_context'
+FOLDERS = ('images', 'labels', 'points')
 
 
 def image_path(root: 'str | Path', name: str) -> Path:
@@ -30,6 +40,37 @@ def image_path(root: 'str | Path', name: str) -> Path:
 def label_path(root: 'str | Path', name: str) -> Path:
     """Where the label array of an ROI lies."""
     return Path(root) / 'labels' / f'{name}.npy'
+
+
+def points_path(root: 'str | Path', name: str) -> Path:
+    """Where the points of an ROI lie."""
+    return Path(root) / 'points' / f'{name}.npy'
+
+
+def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
+    """Take over an ROI's arrays from one prepared folder into another; False if they are not all there and whole.
+
+    Hard links cost nothing and survive the removal of ``old``; where the disk knows none, the files are copied.
+    """
+    names = (name, name + CONTEXT) if context else (name,)
+    paths = [path(old, n) for n in names for path in (image_path, label_path)] + [points_path(old, name)]
+    if not all(_is_whole(p) for p in paths):
+        return False
+    for path in paths:
+        target = new / path.relative_to(old)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        np.load(path, mmap_mode='r')
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def read_index(root: 'str | Path') -> dict:
@@ -57,7 +98,8 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
     """The ROI entries of one part of a split protocol, checked for leaking patients.
 
     Raises:
-        IgniteError: the protocol or the part is not in the index, or a patient stands in two parts.
+        IgniteError: the protocol or the part is not in the index, or a patient stands in two parts of a protocol that
+            divides by patient. The one that divides by ROI warns with the number of patients.
     """
     splits = index['splits']
     if protocol not in splits:
@@ -66,7 +108,13 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
         )
     if part not in splits[protocol]:
         raise IgniteError(f'the split protocol {protocol} has no part {part!r}; it has {", ".join(splits[protocol])}.')
-    assert_no_leak(index['rois'], splits[protocol], where)
+    if is_grouped(protocol):
+        assert_no_leak(index['rois'], splits[protocol], where)
+    elif leaks := leaking_patients(index['rois'], splits[protocol]):
+        warnings.warn(
+            f'the split {protocol} leaks: {len(leaks)} patients stand in more than one part, so its scores are too '
+            'good; patient-8-1-1 does not leak.'
+        )
     by_name = {r['name']: r for r in index['rois']}
     return [by_name[name] for name in splits[protocol][part]]
 

@@ -120,11 +120,24 @@ def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: 'tuple[int,
     return maps
 
 
-def _layout(rng: np.random.Generator, shape: 'tuple[int, int]', classes: np.ndarray) -> np.ndarray:
-    """Train ids in smooth regions of about equal area: the class whose noise field is the highest."""
+def _layout(
+    rng: np.random.Generator, shape: 'tuple[int, int]', classes: np.ndarray, rare: 'tuple[int, float] | None' = None
+) -> np.ndarray:
+    """Train ids in smooth regions of about equal area: the class whose noise field is the highest.
+
+    A rare class (train id, share of the pixels) comes as islands of some 30 px instead.
+    """
     grain = max(24.0, min(shape) / 3)
     fields = np.stack([_noise(rng, shape, grain) + 0.15 * _noise(rng, shape, grain / 6) for _ in classes])
-    return np.asarray(classes, np.uint8)[fields.argmax(0)]
+    labels = np.asarray(classes, np.uint8)[fields.argmax(0)]
+    if rare is not None:
+        islands = np.zeros(shape, np.uint8)
+        while np.count_nonzero(islands) < rare[1] * islands.size:
+            centre = int(rng.integers(shape[1])), int(rng.integers(shape[0]))
+            axes = tuple(rng.integers(11, 19, 2).tolist())
+            cv2.ellipse(islands, centre, axes, rng.uniform(0, 180), 0, 360, 1, -1)
+        labels[islands == 1] = rare[0]
+    return labels
 
 
 @dataclass(frozen=True)
@@ -142,10 +155,14 @@ class Patient:
 
 
 def draw_roi(
-    rng: np.random.Generator, patient: Patient, shape: 'tuple[int, int]', classes: np.ndarray
+    rng: np.random.Generator,
+    patient: Patient,
+    shape: 'tuple[int, int]',
+    classes: np.ndarray,
+    rare: 'tuple[int, float] | None' = None,
 ) -> 'tuple[np.ndarray, np.ndarray]':
     """One image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
-    labels = _layout(rng, shape, classes)
+    labels = _layout(rng, shape, classes, rare)
     density = np.zeros((*shape, 3), np.float32)
     for train_id in np.unique(labels):
         inside = cv2.GaussianBlur((labels == train_id).astype(np.float32), (3, 3), 0)[..., None]
@@ -177,6 +194,7 @@ def write_synthetic_release(
     size: 'tuple[int, int]' = (384, 384),
     seed: int = 0,
     encoding: str = 'complement',
+    rare: 'tuple[int, float] | None' = None,
     advance: 'Callable[[], None]' = lambda: None,
 ) -> None:
     """Write a synthetic release; the same arguments give the same bytes.
@@ -188,6 +206,7 @@ def write_synthetic_release(
         size: (H, W) of the ROIs in px; each varies by up to a tenth. The context image has 64 px more on each side.
         seed: of everything.
         encoding: of the plain masks, 'complement' as in the known release or 'direct'.
+        rare: (class id 1..16, share): the class fills about this share of each ROI's pixels, and no more.
         advance: called after each ROI.
     """
     if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or encoding not in ENCODINGS:
@@ -195,6 +214,12 @@ def write_synthetic_release(
             f'{rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, encoding {encoding!r} make no '
             'release: at least one ROI a patient, 64 x 64 px, and complement or direct are needed.'
         )
+    if rare is not None:
+        if not (1 <= rare[0] <= NUM_CLASSES and 0 < rare[1] <= 0.2):
+            raise IgniteError(
+                f'the rare class {rare[0]} with a share of {rare[1]}: 1..16 and a share up to 0.2 are needed.'
+            )
+        rare = rare[0] - 1, rare[1]
     stains = [Patient.draw(np.random.default_rng([seed, 1, p])) for p in range(patients)]
     rows, seen = [], [0] * patients
     with atomic_directory(out, OVERVIEW) as folder:
@@ -207,7 +232,9 @@ def write_synthetic_release(
             classes = np.unique(
                 [number % NUM_CLASSES, (number * 7 + 3) % NUM_CLASSES, *rng.integers(NUM_CLASSES, size=3)]
             )
-            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes)
+            if rare is not None and len(classes) > 1:
+                classes = classes[classes != rare[0]]
+            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes, rare)
             seen[patient] += 1
             name = f'patient{patient + 1}_he_roi{seen[patient]}'
             height, width = _write_roi(folder, name, image, labels, encoding)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.registry import DATASETS
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, PALETTE
@@ -35,26 +35,6 @@ def test_whole_rois_are_the_stored_arrays_in_bgr(prepared):
             np.testing.assert_array_equal(sample['gt_seg_map'], np.load(label_path(prepared, sample['roi'])))
             names.append(sample['roi'])
     assert sorted(names) == sorted(r['name'] for r in read_index(prepared)['rois'])
-
-
-def test_crops_are_windows_of_the_roi(prepared):
-    dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion', crop_size=(40, 300))])
-    for i in list(range(len(dataset))) * 3:
-        sample = dataset[i]
-        y, x = sample['crop_origin']
-        image, labels = np.load(image_path(prepared, sample['roi'])), np.load(label_path(prepared, sample['roi']))
-        height, width = min(40, image.shape[0]), min(300, image.shape[1])
-        assert sample['img'].shape == (height, width, 3) and sample['img_shape'] == (height, width)
-        np.testing.assert_array_equal(sample['img'][..., ::-1], image[y : y + height, x : x + width])
-        np.testing.assert_array_equal(sample['gt_seg_map'], labels[y : y + height, x : x + width])
-
-
-def test_crop_positions_cover_the_roi_evenly():
-    """Every position comes, both borders included."""
-    transform = TRANSFORMS.build(dict(type='mmseg.LoadIGNITERegion', crop_size=(3, 4)))
-    labels = np.zeros((6, 6), np.uint8)
-    seen = {tuple(s.start for s in transform._window(labels)) for _ in range(1000)}
-    assert seen == {(y, x) for y in range(4) for x in range(3)}
 
 
 def test_stock_transforms_follow(prepared):

@@ -14,7 +14,7 @@ def test_real_tissue_is_learned_from_random_weights(real_release, tmp_path):
     options = [
         '--cfg-options', f'data_root={data}', 'protocol=official', 'train_cfg.max_iters=80', 'train_cfg.val_interval=80',
         'param_scheduler.1.end=80', 'model.data_preprocessor.size=(160,160)', 'train_dataloader.batch_size=8',
-        'train_dataloader.dataset.pipeline.0.crop_size=(160,160)', 'default_hooks.checkpoint.interval=80',
+        'train_dataloader.dataset.crops.crop_size=(160,160)', 'default_hooks.checkpoint.interval=80',
     ]  # fmt: skip
     assert tool('train', DEMO_CONFIG, '--work-dir', work_dir, *options) == 0
     assert (

@@ -29,8 +29,8 @@ def no_noise_of_closed_streams(monkeypatch):
 def options(prepared, iterations=2):
     return [
         '--cfg-options', f'data_root={prepared}', f'train_cfg.max_iters={iterations}', 'train_cfg.val_interval=2',
-        'train_pipeline.0.crop_size=(64,64)', 'model.data_preprocessor.size=(64,64)', 'train_dataloader.batch_size=2',
-        'train_dataloader.dataset.pipeline.0.crop_size=(64,64)', 'default_hooks.checkpoint.interval=2',
+        'model.data_preprocessor.size=(64,64)', 'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.crops.crop_size=(64,64)', 'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=3',
         *(f'{p}_dataloader.{k}' for p in ('train', 'val', 'test') for k in ('num_workers=0', 'persistent_workers=False')),
     ]  # fmt: skip
@@ -169,7 +169,7 @@ def test_doctor_passes_here():
 def test_two_processes_without_cuda_score_as_one(prepared, tested, tmp_path):
     """torchrun on the CPU: same metrics as the single process, no ROI twice."""
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617',
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
          ROOT / 'tools' / 'test.py', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--launcher', 'pytorch',
          *options(prepared)],
         capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},

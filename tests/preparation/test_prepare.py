@@ -1,37 +1,61 @@
 import csv
+import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from mmseg_ignite.preparation import prepare, read_index
-from mmseg_ignite.preparation.store import image_path, label_path
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.labels import IGNORE
+from mmseg_ignite.preparation import prepare, read_index, roi, write_synthetic_release
+from mmseg_ignite.preparation.store import image_path, label_path, points_path
+
+NAME = 'patient1_he_roi1'
 
 
 def test_arrays_hold_the_pixels_of_the_release(release, prepared):
     index = read_index(prepared)
     rows = {r['name']: r for r in csv.DictReader((release / 'data_overview.csv').open())}
     assert {r['name'] for r in index['rois']} == set(rows)
-    for roi in index['rois']:
-        name = roi['name']
+    for entry in index['rois']:
+        name = entry['name']
         image = np.array(Image.open(release / 'images' / 'he' / f'{name}.png'))
         raw = (256 - np.array(Image.open(release / 'annotations' / 'he' / f'{name}.png')).astype(int)) % 256
         labels = np.load(label_path(prepared, name))
         np.testing.assert_array_equal(np.load(image_path(prepared, name)), image)
         np.testing.assert_array_equal(labels, np.where(raw == 0, 255, raw - 1))
-        assert roi['pixels'] == [int((raw == i + 1).sum()) for i in range(16)]
-        assert sum(roi['pixels']) + roi['unannotated'] == raw.size
-        assert roi['patient'] == rows[name]['patient_id'] and roi['scanner'] == rows[name]['scanner']
-        assert abs(roi['um_per_px'] - 0.5) < 1e-3
+        assert entry['pixels'] == [int((raw == i + 1).sum()) for i in range(16)]
+        assert sum(entry['pixels']) + entry['unannotated'] == raw.size
+        assert entry['patient'] == rows[name]['patient_id'] and entry['scanner'] == rows[name]['scanner']
+        assert abs(entry['um_per_px'] - 0.5) < 1e-3
+
+
+def test_contexts_hold_the_roi_at_its_origin(release, prepared):
+    for entry in read_index(prepared)['rois']:
+        name, (y, x) = entry['name'], entry['context']['origin']
+        image, labels = (np.load(p(prepared, f'{name}_with_context')) for p in (image_path, label_path))
+        np.testing.assert_array_equal(image, np.array(Image.open(release / f'images/he/{name}_with_context.png')))
+        window = slice(y, y + entry['height']), slice(x, x + entry['width'])
+        np.testing.assert_array_equal(image[window], np.load(image_path(prepared, name)))
+        np.testing.assert_array_equal(labels[window], np.load(label_path(prepared, name)))
+        assert (labels != IGNORE).sum() == sum(entry['pixels'])
+
+
+def test_points_are_pixels_of_their_class(prepared, monkeypatch):
+    for entry in read_index(prepared)['rois']:
+        labels, points = np.load(label_path(prepared, entry['name'])), np.load(points_path(prepared, entry['name']))
+        np.testing.assert_array_equal(labels[points[:, 1], points[:, 2]], points[:, 0])
+        assert len(np.unique(points, axis=0)) == len(points)
+        expected = [min(n, roi.POINTS) for n in entry['pixels']]
+        assert np.bincount(points[:, 0], minlength=16).tolist() == expected
 
 
 def test_both_encodings_prepare_to_the_same_labels(tmp_path):
-    from mmseg_ignite.preparation import write_synthetic_release
-
     for encoding in ('complement', 'direct'):
         write_synthetic_release(tmp_path / encoding, 4, 4, (72, 80), 1, encoding)
         prepare(tmp_path / encoding, tmp_path / f'{encoding}_out')
-    for roi in read_index(tmp_path / 'direct_out')['rois']:
-        first, second = (np.load(label_path(tmp_path / f'{e}_out', roi['name'])) for e in ('complement', 'direct'))
+    for entry in read_index(tmp_path / 'direct_out')['rois']:
+        first, second = (np.load(label_path(tmp_path / f'{e}_out', entry['name'])) for e in ('complement', 'direct'))
         np.testing.assert_array_equal(first, second)
 
 
@@ -39,6 +63,52 @@ def test_real_tissue_prepares_with_its_known_faults(real_release, tmp_path, caps
     index = prepare(real_release, tmp_path / 'real')
     assert len(index['rois']) == 54 and sum(r['stray'] for r in index['rois']) == 1
     assert {r['encoding'] for r in index['rois']} == {'complement'}
+    assert {tuple(r['context']['origin']) for r in index['rois']} <= {
+        (12, 12),
+        (32, 32),
+    }  # the margins it was made with
     official = index['splits']['official']
     assert len(official['test']) == sum(r['official_split'] == 'test' for r in index['rois'])
-    assert 'stray' in capsys.readouterr().out
+    assert 'mask-stray' in capsys.readouterr().out
+
+
+def test_a_failed_run_keeps_the_prepared_set(own_release, tmp_path):
+    index = prepare(own_release, tmp_path / 'out')
+    before = {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+    (own_release / f'images/he/{NAME}.png').unlink()
+    with pytest.raises(IgniteError):
+        prepare(own_release, tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'index.json').read_text()) == index
+    assert {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()} == before
+
+
+def test_a_repeated_run_redoes_only_what_changed(own_release, tmp_path):
+    first = prepare(own_release, tmp_path / 'out')
+    inode = {p: p.stat().st_ino for p in (tmp_path / 'out').rglob('*.npy')}
+    path = own_release / f'images/he/{NAME}.png'
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    second = prepare(own_release, tmp_path / 'out')
+    changed = {p.name for p, number in inode.items() if p.stat().st_ino != number}
+    assert changed == {f'{NAME}.npy', f'{NAME}_with_context.npy'}
+    np.testing.assert_array_equal(np.load(image_path(tmp_path / 'out', NAME)), pixels)
+    assert [r for r in first['rois'] if r['name'] != NAME] == [r for r in second['rois'] if r['name'] != NAME]
+    assert second == prepare(own_release, tmp_path / 'out')
+
+
+def test_a_damaged_array_is_not_taken_over(own_release, tmp_path):
+    prepare(own_release, tmp_path / 'out')
+    cut, lost = image_path(tmp_path / 'out', NAME), label_path(tmp_path / 'out', 'patient2_he_roi1_with_context')
+    whole, gone = cut.read_bytes(), lost.read_bytes()
+    cut.write_bytes(whole[:500])
+    lost.unlink()
+    prepare(own_release, tmp_path / 'out')
+    assert cut.read_bytes() == whole and lost.read_bytes() == gone
+
+
+def test_too_little_room_is_said_before_the_work(own_release, tmp_path, monkeypatch):
+    monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000))())
+    with pytest.raises(IgniteError, match='GB free'):
+        prepare(own_release, tmp_path / 'out')
+    assert [p.name for p in tmp_path.iterdir()] == ['release']

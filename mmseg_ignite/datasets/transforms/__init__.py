@@ -1,3 +1,13 @@
 from .loading import LoadIGNITERegion
+from .orientation import RandomDihedral
+from .scanner import RandomScannerEffects
+from .stain import HEDJitter, MacenkoAugment, MacenkoNormalize
 
-__all__ = ['LoadIGNITERegion']
+__all__ = [
+    'HEDJitter',
+    'LoadIGNITERegion',
+    'MacenkoAugment',
+    'MacenkoNormalize',
+    'RandomDihedral',
+    'RandomScannerEffects',
+]

@@ -1,0 +1,160 @@
+"""All faults of a release in one pass, in parallel over the cores."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import IgniteError
+from .findings import Finding, errors
+from .release import RoiRecord, read_overview, surplus_files
+from .roi import audit_roi
+
+MAX_RESOLUTION_RATIO = 1.2
+"""How far um/px may be from the median of the release."""
+
+
+@dataclass
+class Audit:
+    """What was found.
+
+    Attributes:
+        entries: index entry of each usable ROI, in the order of the overview.
+        findings: all faults; those of ROIs left out on request are 'excluded'.
+        left_out: names of ROIs left out, on request or as faulty.
+        rois: number of ROIs that the overview lists.
+    """
+
+    entries: 'list[dict]'
+    findings: 'list[Finding]'
+    left_out: 'list[str]'
+    rois: int
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def audit_release(
+    release: 'str | Path',
+    exclude: Iterable[str] = (),
+    drop_faulty: bool = False,
+    out: 'Path | None' = None,
+    old: 'Path | None' = None,
+    known: 'dict[str, dict] | None' = None,
+    console: 'Console | None' = None,
+) -> Audit:
+    """Audit a release and, if ``out`` is given, write the arrays of its good ROIs on the way.
+
+    Args:
+        release: folder with the unpacked release.
+        exclude: names of ROIs to leave out unseen.
+        drop_faulty: leave out each ROI with an error; faults of the release as a whole remain errors.
+        out, old, known: see :func:`mmseg_ignite.preparation.roi.audit_roi`; ``known`` by ROI name.
+        console: for progress.
+
+    Raises:
+        IgniteError: no release at that path, or ``exclude`` names what it does not list.
+    """
+    overview = read_overview(release)
+    exclude = list(dict.fromkeys(exclude))
+    unknown = [n for n in exclude if n not in overview.names]
+    if unknown:
+        raise IgniteError(f'{release} lists no ROI named {", ".join(unknown)}: check the names given to --exclude.')
+    findings = [f for f in overview.findings if f.roi not in exclude]
+    findings += [Finding('excluded', name, 'left out by --exclude') for name in exclude]
+    findings += surplus_files(Path(release), set(overview.names))
+    records = {r.name: r for r in overview.records if r.name not in exclude}
+    facts = _audit_rois(list(records.values()), out, old, known or {}, console or Console())
+    findings += [Finding(**f) for name in records for f in facts[name]['findings']]
+    entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
+    findings += _compare_rois(records, entries)
+    faulty = {f.roi for f in errors(findings) if f.roi}
+    return Audit(
+        [e for e in entries if e['name'] not in faulty],
+        findings,
+        sorted({*exclude, *(faulty if drop_faulty else ())}),
+        len(overview.names),
+    )
+
+
+def _audit_rois(
+    records: 'list[RoiRecord]', out: 'Path | None', old: 'Path | None', known: 'dict[str, dict]', console: Console
+) -> 'dict[str, dict]':
+    """Facts of each ROI by name. The largest go first, so that no core waits for one at the end.
+
+    Threads fill the cores, since decoding, hashing and NumPy let go of the interpreter; processes would have to be
+    started anew, or be forked beside the threads of OpenCV and torch.
+    """
+    if not records:
+        return {}
+    sources = {r.name: r.sources() for r in records}
+    sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
+    columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('left'), TimeRemainingColumn())
+    facts = {}
+    pool = ThreadPoolExecutor(min(cores(), len(records)))
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task('auditing', total=sum(sizes.values()) or None)
+            tasks = {
+                pool.submit(audit_roi, name, sources[name], out, old, known.get(name)): name
+                for name in sorted(sizes, key=sizes.get, reverse=True)
+            }
+            for done in as_completed(tasks):
+                facts[tasks[done]] = done.result()
+                progress.update(
+                    task, advance=sizes[tasks[done]], description=f'audited {len(facts)} of {len(records)} ROIs'
+                )
+    except OSError as error:
+        raise IgniteError(f'{error.filename or out} cannot be read or written ({error.strerror or error}).') from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return facts
+
+
+def _entry(record: RoiRecord, facts: dict) -> dict:
+    """The index entry of an ROI: its row in the overview and what its files say."""
+    return dict(
+        name=record.name,
+        patient=record.patient,
+        official_split=record.split,
+        official_fold=record.fold,
+        um_per_px=1000 * (record.area_mm2 / (facts['height'] * facts['width'])) ** 0.5,
+        **facts,
+        **record.metadata,
+    )
+
+
+def _compare_rois(records: 'dict[str, RoiRecord]', entries: 'list[dict]') -> 'list[Finding]':
+    """What only shows when ROIs are compared with their rows and with each other."""
+    findings, same = [], defaultdict(list)
+    median = float(np.median([e['um_per_px'] for e in entries])) if entries else 0.0
+    for entry in entries:
+        same[entry['picture']].append(entry)
+        name, claimed = entry['name'], records[entry['name']].shape
+        if claimed is not None and claimed != (entry['height'], entry['width']):
+            detail = f'it is {entry["height"]} x {entry["width"]} px, the overview says {claimed[0]} x {claimed[1]}'
+            findings.append(Finding('shape-differs', name, detail, name))
+        ratio = entry['um_per_px'] / median
+        if max(ratio, 1 / ratio) > MAX_RESOLUTION_RATIO:
+            detail = f'its area gives {entry["um_per_px"]:.3g} um/px, the median is {median:.3g}'
+            findings.append(Finding('resolution-differs', name, detail, name))
+    for group in same.values():
+        patients = {e['patient'] for e in group}
+        kind = 'picture-patients' if len(patients) > 1 else 'picture-twice'
+        for entry in group[1:] if len(patients) == 1 else group:
+            others = ', '.join(f'{e["name"]} (patient {e["patient"]})' for e in group if e is not entry)
+            if others:
+                findings.append(Finding(kind, entry['name'], f'it shows the same picture as {others}', entry['name']))
+    encodings = {e['encoding'] for e in entries} - {'empty'}
+    if len(encodings) > 1:
+        counts = ', '.join(f'{sum(e["encoding"] == c for e in entries)} {c}' for c in sorted(encodings))
+        findings.append(Finding('mask-encodings', 'annotations/he', f'both encodings occur: {counts}'))
+    return findings

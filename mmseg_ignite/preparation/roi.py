@@ -1,0 +1,253 @@
+"""One ROI of a release: its files audited, decoded once, and written as arrays."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..labels import IGNORE, NUM_CLASSES, MaskError, count_classes, decode_mask
+from .findings import Finding
+from .png import DamagedPicture, check_png, decode
+from .store import CONTEXT, image_path, label_path, link_arrays, points_path
+
+FACTS = ('sources', 'findings', 'height', 'width', 'pixels', 'unannotated', 'stray', 'encoding', 'picture', 'context')
+"""What :func:`audit_roi` returns, kept in the index entry."""
+POINTS = 2048
+"""Pixels of each class that an ROI keeps for drawing crops around them."""
+SMALL = 512
+MAX_SLACK = 16
+"""px by which the annotated area of a context mask may be larger or smaller than that of its ROI mask."""
+MIN_AGREEMENT = 0.9
+MAX_DIFFERENCE = 12.0
+"""Grey levels between the smoothed pictures of an ROI and of its place in the context."""
+
+
+def audit_roi(
+    name: str,
+    sources: 'dict[str, Path]',
+    out: 'Path | None' = None,
+    old: 'Path | None' = None,
+    known: dict | None = None,
+) -> dict:
+    """Audit the files of an ROI and, if ``out`` is given and there is no error, write its arrays.
+
+    Args:
+        name: of the ROI.
+        sources: see :meth:`RoiRecord.sources`.
+        out: prepared folder that is being written; None audits only.
+        old: prepared folder of an earlier run, with what it knows of this ROI in ``known``: where all source checksums are
+            the same, its arrays are linked instead of decoding anew.
+
+    Returns:
+        Facts that follow from the files alone: ``sources`` (SHA-256 of each file there), ``findings`` (as dictionaries)
+        and, without error, ``height``, ``width`` (px), ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``,
+        ``picture`` (hash of the decoded image) and ``context`` (None, or its height, width and the ROI's ``origin`` in it).
+    """
+    content = {k: p.read_bytes() for k, p in sources.items() if p.is_file()}
+    checksums = {k: hashlib.sha256(c).hexdigest() for k, c in content.items()}
+    if known is not None and known['sources'] == checksums:
+        if out is None or link_arrays(old, out, name, context=known['context'] is not None):
+            return known
+    findings: list[Finding] = []
+    facts = dict(sources=checksums)
+    image = _read(name, sources, content, 'image', findings)
+    labels = _read(name, sources, content, 'mask', findings)
+    if image is not None and labels is not None:
+        facts.update(_compare(name, image, labels, findings))
+    if not any(f.severity == 'error' for f in findings):
+        context = _read_context(name, sources, content, image, labels.labels, findings)
+        facts['context'] = context and context[2]
+        if out is not None:
+            _write(out, name, image, labels.labels, context, checksums['image'])
+    facts['findings'] = [asdict(f) for f in findings]
+    return facts
+
+
+def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]') -> object:
+    """Decode 'image' to (H, W, 3) uint8 RGB, 'mask' to a DecodedMask; None, with a finding, where that fails."""
+    subject = '/'.join(sources[which].parts[-3:])
+
+    def report(kind: str, detail: str) -> None:
+        findings.append(Finding(kind, subject, detail, name))
+
+    if which not in content:
+        report(f'{which}-missing', 'the overview lists it, it is not there')
+        return None
+    try:
+        if which == 'image':
+            return _decode_image(content[which], report)
+        header = check_png(content[which])
+        # Grayscale of fewer bits is refused too: decoders stretch its values to 0..255.
+        if header.colour not in ('grayscale', 'palette') or (header.colour == 'grayscale' and header.bits != 8):
+            report('mask-format', f'it is {header.bits}-bit {header.colour}; 8-bit grayscale or palette was expected')
+            return None
+        mask = decode_mask(decode(content[which], header))
+    except DamagedPicture as error:
+        report(f'{which}-unreadable', str(error))
+        return None
+    except MaskError as error:
+        report(error.kind, error.detail)
+        return None
+    if header.colour == 'palette':
+        report('mask-palette', 'it is a palette PNG')
+    if mask.stray:
+        report('mask-stray', f'{mask.stray} pixel(s) ({mask.stray / mask.labels.size:.4%}) hold no class')
+    return mask
+
+
+def _decode_image(content: bytes, report) -> 'np.ndarray | None':
+    """(H, W, 3) uint8 RGB, or None after reporting a format that would change the colours."""
+    if content[:3] == b'\xff\xd8\xff':
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if image is None or not content.rstrip(b'\0').endswith(b'\xff\xd9'):
+            raise DamagedPicture('it is a truncated JPEG under the name of a PNG')
+        report('image-lossy', 'it is a JPEG under the name of a PNG')
+        image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        colour, bits = ('RGB' if image.ndim == 3 else 'grayscale'), 8
+    else:
+        header = check_png(content)
+        image, colour, bits = decode(content, header), header.colour, header.bits
+    if colour == 'palette':
+        from_palette = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        report('image-palette', 'it is a palette PNG')
+        return cv2.cvtColor(from_palette, cv2.COLOR_BGR2RGB)
+    if colour == 'RGBA' and bits == 8 and (image[..., 3] == 255).all():
+        report('image-opaque-alpha', 'it is RGBA')
+        return np.ascontiguousarray(image[..., :3])
+    if colour != 'RGB' or bits != 8:
+        report('image-format', f'it is {bits}-bit {colour}; 8-bit RGB was expected')
+        return None
+    return image
+
+
+def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> dict:
+    """What image and mask say together."""
+    shape, labels = image.shape[:2], mask.labels
+    if shape != labels.shape:
+        detail = f'the image is {shape[0]} x {shape[1]} px, the mask {labels.shape[0]} x {labels.shape[1]}'
+        findings.append(Finding('size-mismatch', name, detail, name))
+        return {}
+    pixels = count_classes(labels)
+    if not pixels.any():
+        findings.append(Finding('roi-unannotated', name, 'no pixel is annotated', name))
+    if min(shape) < SMALL:
+        findings.append(Finding('roi-small', name, f'{shape[0]} x {shape[1]} px is less than a crop of {SMALL}', name))
+    if (image == image[0, 0]).all():
+        findings.append(Finding('image-blank', name, f'all its pixels are {tuple(image[0, 0].tolist())}', name))
+    return dict(
+        height=shape[0],
+        width=shape[1],
+        pixels=pixels.tolist(),
+        unannotated=int(labels.size - pixels.sum()),
+        stray=mask.stray,
+        encoding=mask.encoding,
+        picture=hashlib.blake2b(image, digest_size=16, salt=repr(shape[1]).encode()).hexdigest(),
+    )
+
+
+def _read_context(name: str, sources: dict, content: dict, image: np.ndarray, labels: np.ndarray, findings: list):
+    """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust."""
+    if 'context_image' not in content or 'context_mask' not in content:
+        lacking = [w for w in ('context_image', 'context_mask') if w not in content]
+        findings.append(
+            Finding('context-missing', name, f'no {" and no ".join(w[8:] for w in lacking)} with context', name)
+        )
+        return None
+    own: list[Finding] = []
+    around = _decode_context(name, sources, content, own)
+    if around is None or any(f.severity == 'error' for f in own):
+        detail = own[0].detail if own else 'image and mask with context differ in size'
+        findings.append(Finding('context-faulty', name, detail, name))
+        return None
+    around_image, around_labels = around
+    if (labels == IGNORE).all():  # nothing tells where the ROI lies in it
+        return None
+    origin, fault = locate(labels, around_labels)
+    if origin is not None:
+        y, x = origin
+        place = around_image[y : y + labels.shape[0], x : x + labels.shape[1]]
+        size = tuple(max(1, s // 16) for s in labels.shape[::-1])
+        smooth = [cv2.resize(np.ascontiguousarray(p), size, interpolation=cv2.INTER_AREA) for p in (image, place)]
+        difference = float(cv2.absdiff(*smooth).mean())
+        fault = f'the images differ by {difference:.0f} grey levels' if difference > MAX_DIFFERENCE else ''
+    if fault:
+        findings.append(Finding('context-contradicts', name, fault, name))
+        return None
+    height, width = around_labels.shape
+    return around_image, around_labels, dict(height=height, width=width, origin=list(origin))
+
+
+def _decode_context(name: str, sources: dict, content: dict, own: 'list[Finding]') -> 'tuple | None':
+    names = dict(image='context_image', mask='context_mask')
+    files, bytes_ = ({k: d[v] for k, v in names.items()} for d in (sources, content))
+    image, mask = (_read(name, files, bytes_, which, own) for which in names)
+    if image is None or mask is None or image.shape[:2] != mask.labels.shape:
+        return None
+    return image, mask.labels
+
+
+def _box(labels: np.ndarray) -> np.ndarray:
+    """Bounding box of the annotated pixels: (top, left, bottom, right), the last two exclusive."""
+    annotated = labels != IGNORE
+    rows, columns = np.flatnonzero(annotated.any(1)), np.flatnonzero(annotated.any(0))
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+def locate(labels: np.ndarray, around: np.ndarray) -> 'tuple[tuple[int, int] | None, str]':
+    """Where an ROI lies in the mask with context around it.
+
+    In the release the two need not agree to the pixel: for patient1_he_roi1 the annotated area of the context mask is
+    two rows taller than the ROI. So every place between matching corners is tried, and the best one taken.
+
+    Args:
+        labels: (H, W) train ids of the ROI, some of them annotated.
+        around: (H', W') train ids of the context mask, 255 outside the ROI.
+
+    Returns:
+        ((y, x) of the ROI's first pixel, ''), or (None, why the masks contradict each other).
+    """
+    if (around == IGNORE).all():
+        return None, 'the context mask is empty, the ROI mask is not'
+    own, other = _box(labels), _box(around)
+    if np.abs((other[2:] - other[:2]) - (own[2:] - own[:2])).max() > MAX_SLACK:
+        sizes = ' and '.join(f'{b[2] - b[0]} x {b[3] - b[1]}' for b in (own, other))
+        return None, f'the annotated areas of ROI and context mask are {sizes} px'
+    corners = np.sort([other[:2] - own[:2], other[2:] - own[2:]], axis=0)
+    last = np.array(around.shape) - labels.shape
+    first, last = np.maximum(corners[0] - 1, 0), np.minimum(corners[1] + 1, last)
+    step = max(1, int((labels.size / 40_000) ** 0.5))
+    sample = labels[::step, ::step]
+    best, best_share = None, -1.0
+    for y in range(first[0], last[0] + 1):
+        for x in range(first[1], last[1] + 1):
+            place = around[y : y + labels.shape[0] : step, x : x + labels.shape[1] : step]
+            share = float((place == sample)[sample != IGNORE].mean())
+            if share > best_share:
+                best, best_share = (int(y), int(x)), share
+    if best is None:
+        return None, f'the ROI of {labels.shape[0]} x {labels.shape[1]} px does not fit into its context'
+    if best_share < MIN_AGREEMENT:
+        return None, f'only {best_share:.0%} of the annotated pixels have the same class in both masks'
+    return best, ''
+
+
+def _points(labels: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 3) uint16 rows of class, y, x: up to POINTS random pixels of each class, sorted by class."""
+    rng, rows = np.random.default_rng(seed), []
+    for train_id in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[:NUM_CLASSES]):
+        flat = np.flatnonzero(labels.ravel() == train_id)
+        if len(flat) > POINTS:
+            flat = np.sort(rng.choice(flat, POINTS, replace=False, shuffle=False))
+        rows.append(np.stack([np.full(len(flat), train_id), flat // labels.shape[1], flat % labels.shape[1]], 1))
+    return np.concatenate(rows).astype(np.uint16) if rows else np.empty((0, 3), np.uint16)
+
+
+def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> None:
+    np.save(image_path(out, name), image)
+    np.save(label_path(out, name), labels)
+    np.save(points_path(out, name), _points(labels, int(checksum[:16], 16)))
+    if context is not None:
+        np.save(image_path(out, name + CONTEXT), context[0])
+        np.save(label_path(out, name + CONTEXT), context[1])

@@ -1,0 +1,121 @@
+"""How the pixels of each class fall on the parts of the splits: a picture of all protocols, a table of one."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from ..files import atomic_file  # noqa: E402
+from ..labels import CLASSES  # noqa: E402
+from ..preparation.splits import FOLDS, PARTS, is_grouped, leaking_patients  # noqa: E402
+
+_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: told apart by the colour-blind too
+_WARNING = '#C00000'
+_COLUMNS = 4
+
+
+def split_table(index: dict, protocol: str) -> Table:
+    """ROIs, patients and megapixels per class and part of one split protocol; '-' where a part has no pixel."""
+    table = Table(title=f'split {protocol}: megapixels of each class')
+    table.add_column('class')
+    for part in PARTS:
+        table.add_column(part, justify='right')
+    members = _members(index, protocol)
+    for name, row in zip(CLASSES, _pixels(members).T):
+        table.add_row(name, *(_megapixels(pixels) for pixels in row))
+    unannotated = (sum(r['unannotated'] for r in rois) for rois in members)
+    table.add_row('(unannotated)', *(_megapixels(pixels) for pixels in unannotated), end_section=True)
+    table.add_row('ROIs', *(str(len(rois)) for rois in members))
+    table.add_row('patients', *(str(_patients(rois)) for rois in members))
+    return table
+
+
+def draw_split_shares(index: dict, path: 'str | Path') -> None:
+    """Draw for each protocol which share of each class's pixels stands in train, val and test.
+
+    Dashed lines mark the wanted shares: 80 % and 90 % for 8:1:1; for the other protocols what the given test ROIs leave
+    of the class, divided 8:1 (official) or 4:1 (folds).
+
+    Args:
+        index: of a prepared data set; 'rois' and 'splits' are read.
+        path: of the picture; its suffix decides the format.
+    """
+    splits = index['splits']
+    rows = -(-len(splits) // _COLUMNS)
+    columns = min(_COLUMNS, len(splits))
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2 + 3.6 * columns, 0.8 + 4.6 * rows), sharey=True, squeeze=False, layout='constrained'
+    )
+    for axis, protocol in zip(axes.flat, splits):
+        _panel(axis, index, protocol)
+    for axis in axes.flat[len(splits) :]:
+        axis.set_visible(False)
+    handles = [*axes[0, 0].containers, axes[0, 0].collections[0]]
+    figure.legend(handles, [*PARTS, 'wanted'], loc='outside upper center', ncols=len(handles), frameon=False)
+    figure.supxlabel("share of the class's pixels (%)", fontsize='medium')
+    with atomic_file(path) as partial:
+        figure.savefig(partial, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Axes, index: dict, protocol: str) -> None:
+    members = _members(index, protocol)
+    pixels = _pixels(members)
+    shares = 100 * pixels / np.maximum(1, pixels.sum(0))
+    rows = np.arange(len(CLASSES))
+    for part, share, left in zip(PARTS, shares, shares.cumsum(0) - shares):
+        axis.barh(rows, share, left=left, height=0.8, color=_COLOURS[part])
+    for row, held in enumerate(pixels.T > 0):
+        _mark_missing(axis, row, [part for part, has in zip(PARTS, held) if not has])
+    present = rows[pixels.any(0)]
+    for ends in _wanted(protocol, shares[:, present]):
+        axis.vlines(ends, present - 0.5, present + 0.5, color='black', linestyle='--', linewidth=1)
+    axis.set(xlim=(0, 100), ylim=(len(CLASSES) - 0.5, -0.5), yticks=rows, yticklabels=CLASSES)
+    axis.tick_params(axis='y', length=0)
+    axis.spines[['top', 'right']].set_visible(False)
+    patients = ', '.join(f'{_patients(rois)} {part}' for part, rois in zip(PARTS, members))
+    counts = ', '.join(f'{len(rois)} {part}' for part, rois in zip(PARTS, members))
+    axis.set_title(f'{protocol}\npatients: {patients}\nROIs: {counts}', loc='left', fontsize='medium')
+    if not is_grouped(protocol):
+        leaks = len(leaking_patients(index['rois'], index['splits'][protocol]))
+        axis.set_title(f'{leaks} patients leak\n\n', loc='right', fontsize='medium', color=_WARNING, weight='bold')
+
+
+def _mark_missing(axis: Axes, row: int, missing: 'list[str]') -> None:
+    """Say in a class's row that it is absent from the release, or which parts have none of it."""
+    if len(missing) == len(PARTS):
+        axis.text(2, row, 'absent', va='center', fontsize='small', color='gray', style='italic')
+    elif missing:
+        box = dict(facecolor='white', edgecolor='none', pad=1)
+        text = f'none in {" or ".join(missing)}'
+        axis.text(2, row, text, va='center', fontsize='x-small', color=_WARNING, bbox=box)
+
+
+def _wanted(protocol: str, shares: np.ndarray) -> np.ndarray:
+    """Where training and where validation should end in each class, in percent, from the (parts, classes) shares."""
+    outside = np.full(shares.shape[1], 90.0) if protocol.endswith('8-1-1') else 100 - shares[-1]
+    return np.stack([outside * (4 / 5 if protocol in FOLDS else 8 / 9), outside])
+
+
+def _members(index: dict, protocol: str) -> 'list[list[dict]]':
+    """The ROI entries of train, val and test."""
+    by_name = {r['name']: r for r in index['rois']}
+    return [[by_name[name] for name in index['splits'][protocol][part]] for part in PARTS]
+
+
+def _pixels(members: 'list[list[dict]]') -> np.ndarray:
+    """(parts, classes) pixel counts."""
+    return np.array([np.sum([r['pixels'] for r in rois], axis=0) for rois in members])
+
+
+def _patients(rois: 'list[dict]') -> int:
+    return len({r['patient'] for r in rois})
+
+
+def _megapixels(pixels: int) -> str:
+    return f'{pixels / 1e6:.3f}' if pixels else '-'

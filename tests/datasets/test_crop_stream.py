@@ -1,0 +1,442 @@
+"""The stream is a function of (seed, n); its crops are where a plain loop says; its law is what is promised."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.runner import Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from mmseg.registry import DATASETS
+
+from mmseg_ignite.datasets import samplers
+from mmseg_ignite.datasets.crop_stream import CropStream, Place, _turn, philox, seeded
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.labels import CLASSES, IGNORE
+from mmseg_ignite.preparation import read_index
+from mmseg_ignite.preparation.store import image_path, label_path
+
+PIPELINE = [
+    dict(type='mmseg.RandomDihedral'),
+    dict(type='mmseg.HEDJitter'),
+    dict(type='mmseg.RandomScannerEffects'),
+    dict(type='mmseg.PhotoMetricDistortion'),
+    dict(type='mmseg.PackSegInputs'),
+]
+CROPS = dict(crop_size=(40, 48), um_per_px=(0.4, 0.7), rotation='any')
+
+
+def config(prepared, workers=0, batch=4, **crops):
+    return dict(
+        batch_size=batch,
+        num_workers=workers,
+        sampler=dict(type='mmseg.CropStreamSampler'),
+        dataset=dict(
+            type='mmseg.IGNITECropDataset',
+            data_root=str(prepared),
+            split='train',
+            crops={**CROPS, **crops},
+            pipeline=PIPELINE,
+        ),
+    )
+
+
+def dataset(prepared, split='train', pipeline=(), metainfo=None, **crops):
+    cfg = dict(
+        type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, pipeline=list(pipeline), metainfo=metainfo
+    )
+    return DATASETS.build(dict(cfg, crops=crops))
+
+
+def digest(batch):
+    value = hashlib.sha256()
+    for image, sample in zip(batch['inputs'], batch['data_samples']):
+        value.update(image.numpy().tobytes() + sample.gt_sem_seg.data.numpy().tobytes() + sample.img_path.encode())
+    return value.hexdigest()
+
+
+def batches(loader, count):
+    return [digest(b) for b, _ in zip(loader, range(count))]
+
+
+def stream(prepared, **arguments):
+    return CropStream(prepared, read_index(prepared)['rois'], **arguments)
+
+
+# --- the same crops everywhere
+
+
+@pytest.mark.parametrize('workers', [1, 4])
+def test_workers_change_nothing(prepared, workers):
+    alone = Runner.build_dataloader(config(prepared), seed=7)
+    several = Runner.build_dataloader(config(prepared, workers), seed=7)
+    assert batches(alone, 9) == batches(several, 9)
+    assert len(set(batches(alone, 9))) == 9
+
+
+def test_another_seed_is_another_stream(prepared):
+    one, two = (batches(Runner.build_dataloader(config(prepared), seed=s), 5) for s in (1, 2))
+    assert not set(one) & set(two)
+
+
+WORKER = """
+import sys, hashlib, numpy as np, torch
+from mmengine.dist import init_dist, get_rank
+from mmengine.runner import Runner
+sys.path.insert(0, {tests!r})
+torch.distributed.init_process_group('gloo')
+import mmseg_ignite
+from datasets.test_crop_stream import config, digest
+loader = Runner.build_dataloader(config({prepared!r}, 1, batch=2), seed=7)
+with open({folder!r} + f'/rank{{get_rank()}}.txt', 'w') as stream:
+    for number, batch in zip(range(4), loader):
+        for image, sample in zip(batch['inputs'], batch['data_samples']):
+            print(number, digest(dict(inputs=[image], data_samples=[sample])), file=stream)
+"""
+
+
+def test_two_processes_see_together_what_one_sees(prepared, tmp_path):
+    """Real processes over gloo: batch 2 in each is batch 4 in one, every iteration."""
+    script = tmp_path / 'worker.py'
+    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), prepared=str(prepared), folder=str(tmp_path)))
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': path}
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [(tmp_path / f'rank{rank}.txt').read_text().splitlines() for rank in (0, 1)]
+    assert [len(lines) for lines in ranks] == [8, 8]
+    seen = [line.split() for lines in ranks for line in lines]
+    for number, batch in zip(range(4), Runner.build_dataloader(config(prepared), seed=7)):
+        alone = [digest(dict(inputs=[i], data_samples=[s])) for i, s in zip(batch['inputs'], batch['data_samples'])]
+        assert sorted(alone) == sorted(d for n, d in seen if int(n) == number)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_skipped_stream_goes_on_as_the_uninterrupted_one(prepared, workers):
+    """By mmengine's own iterator, as it resumes a training; nothing is loaded for what is skipped."""
+    whole = batches(Runner.build_dataloader(config(prepared), seed=7), 8)
+    resumed = _InfiniteDataloaderIterator(Runner.build_dataloader(config(prepared, workers), seed=7))
+    resumed.skip_iter(5)
+    assert [digest(next(resumed)) for _ in range(3)] == whole[5:]
+
+
+def test_ranks_deal_the_numbers(monkeypatch):
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr(samplers, 'get_dist_info', lambda rank=rank: (rank, 3))
+        sampler = samplers.CropStreamSampler([0] * 5, seed=1)
+        sampler.skip(2)
+        seen += [n for (_, n), _ in zip(sampler, range(4))]
+    assert sorted(seen) == list(range(6, 18))
+
+
+def test_the_callers_random_numbers_are_left_alone(prepared):
+    np.random.seed(3)
+    expected = np.random.random(2)
+    np.random.seed(3)
+    first = np.random.random()
+    dataset(prepared, pipeline=PIPELINE, crop_size=(32, 32))[(0, 5)]
+    assert [first, np.random.random()] == expected.tolist()
+
+
+def test_augmentations_and_places_are_independent_draws():
+    """Neither the numbers of neighbouring crops nor those of place and pipeline are related."""
+    numbers = []
+    for n in range(4000):
+        with seeded(5, n):
+            numbers.append([*philox(5, n).random(3), *np.random.random(3)])
+    correlation = np.corrcoef(np.array(numbers), rowvar=False)
+    lagged = np.corrcoef(np.array(numbers)[1:, 0], np.array(numbers)[:-1, 0])[0, 1]
+    assert np.abs(correlation - np.eye(6)).max() < 0.08 and abs(lagged) < 0.08
+    assert np.abs(np.array(numbers).mean(0) - 0.5).max() < 0.03
+
+
+# --- the pixels of a crop
+
+
+def folded(index, side):
+    """A mirror at both ends, by walking there."""
+    while not 0 <= index < side:
+        index = -1 - index if index < 0 else 2 * side - 1 - index
+    return index
+
+
+def plain_crop(array, place, size, mirror):
+    """Each pixel of the crop by its own arithmetic: (values, whether it is safely inside one source pixel)."""
+    cos, sin = np.cos(place.angle), np.sin(place.angle)
+    out, safe = np.zeros((*size, *array.shape[2:]), np.uint8), np.zeros(size, bool)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            down, right = i + 0.5 - size[0] / 2, j + 0.5 - size[1] / 2
+            y = place.centre[0] + place.zoom * (cos * down + sin * right)
+            x = place.centre[1] + place.zoom * (-sin * down + cos * right)
+            row, column = int(np.floor(y)), int(np.floor(x))
+            safe[i, j] = min(y - row, row + 1 - y, x - column, column + 1 - x) > 0.02
+            if mirror:
+                out[i, j] = array[folded(row, array.shape[0]), folded(column, array.shape[1])]
+            elif 0 <= row < array.shape[0] and 0 <= column < array.shape[1]:
+                out[i, j] = array[row, column]
+            else:
+                out[i, j] = IGNORE
+    return out, safe
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(st.integers(5, 50), st.integers(5, 50)),
+    st.sampled_from(['ignore', 'mirror']),
+    st.floats(0.4, 1.9),
+    st.floats(0, 6.28),
+)
+def test_labels_of_a_crop_are_those_of_a_plain_loop(prepared, seed, size, shape, border, zoom, angle):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 16, shape).astype(np.uint8)
+    cutter = stream(prepared, crop_size=size, border=border, rotation='any')
+    place = Place(0, -1, (0, 0), tuple(rng.uniform(0, shape)), zoom, angle)
+    expected, safe = plain_crop(labels, place, size, border == 'mirror')
+    np.testing.assert_array_equal(cutter._cut(labels, place)[safe], expected[safe])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(st.integers(5, 30), st.integers(5, 30)),
+    st.integers(0, 3),
+)
+def test_quarter_turns_move_whole_pixels(prepared, seed, size, shape, turns):
+    """No interpolation: image and labels of the same crop agree pixel by pixel, and are those of the plain loop."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    cutter = stream(prepared, crop_size=size, border='mirror', rotation='quarter')
+    half = np.array(size if turns % 2 == 0 else size[::-1]) / 2
+    centre = rng.integers(0, shape) + half % 1  # where whole pixels fit
+    place = Place(0, -1, (0, 0), tuple(centre), 1.0, turns * np.pi / 2)
+    expected, _ = plain_crop(image, place._replace(centre=tuple(centre + 1e-6)), size, True)
+    np.testing.assert_array_equal(cutter._cut(image, place), expected)
+    np.testing.assert_array_equal(cutter._cut(np.ascontiguousarray(image[..., 0]), place), expected[..., 0])
+
+
+@pytest.mark.parametrize('zoom', [0.6, 1.0, 1.4])
+def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
+    """A smooth picture, of which the value between pixels is known."""
+
+    def light(y, x):
+        return 127 + 60 * np.sin(y / 9) + 50 * np.cos(x / 11)
+
+    y, x = np.mgrid[:120, :130] + 0.5
+    image = np.repeat(np.rint(light(y, x)).astype(np.uint8)[..., None], 3, 2)
+    rng = np.random.default_rng()
+    for _ in range(5):
+        cutter = stream(prepared, crop_size=(30, 34), rotation='any')
+        place = Place(0, -1, (0, 0), tuple(rng.uniform(50, 70, 2)), zoom, rng.uniform(0, 6.28))
+        offsets = np.stack(np.mgrid[:30, :34] + 0.5, -1) - np.array([15, 17])
+        source = np.array(place.centre) + zoom * offsets @ _turn(place.angle).T
+        difference = cutter._cut(image, place).astype(float) - light(source[..., 0], source[..., 1])[..., None]
+        assert np.abs(difference).max() < 2 and abs(difference.mean()) < 0.1
+
+
+def test_coarse_crops_average_instead_of_skipping(prepared):
+    """A fine chequerboard becomes gray, not a pattern that is not there."""
+    board = np.repeat((np.indices((200, 200)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
+    place = Place(0, -1, (0, 0), (100.0, 100.0), 4.0, 0.3)
+    crop = stream(prepared, crop_size=(30, 30), rotation='any')._cut(board, place)
+    assert np.abs(crop.astype(int) - 127).max() <= 2
+
+
+def test_crops_hold_what_the_arrays_hold(prepared):
+    """Through the data set: BGR, and labels of the same place."""
+    source = dataset(prepared, crop_size=(40, 30), rotation='quarter', class_probability=0.3)
+    for n in range(40):
+        sample = source[(3, n)]
+        image, labels = np.load(image_path(prepared, sample['roi'])), np.load(label_path(prepared, sample['roi']))
+        turn = round(sample['crop'].angle / (np.pi / 2))
+        picture, mask = np.rot90(sample['img'][..., ::-1], -turn), np.rot90(sample['gt_seg_map'], -turn)
+        half = np.array(mask.shape) / 2
+        y, x = np.floor(np.array(sample['crop'].centre) - half + 0.5).astype(int)
+        window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
+        np.testing.assert_array_equal(picture, image[window])
+        np.testing.assert_array_equal(mask, labels[window])
+        assert sample['img'].flags.c_contiguous and sample['img_shape'] == (40, 30) == sample['gt_seg_map'].shape
+
+
+@pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
+def test_rois_smaller_than_the_crop_are_padded(prepared, rotation):
+    """255 in the labels beyond the ROI, mirrored tissue in the image; no pixel of the ROI is lost if it fits."""
+    source = stream(prepared, crop_size=(200, 210), rotation=rotation)
+    for n in range(12):
+        crop = source.read(0, n)
+        entry = crop['entry']
+        assert crop['img'].shape == (200, 210, 3)
+        assert (crop['gt_seg_map'] == IGNORE).sum() >= 200 * 210 - entry['height'] * entry['width'] - 600
+        counts = np.bincount(crop['gt_seg_map'].ravel(), minlength=256)[:16]
+        if rotation != 'any':
+            assert counts.tolist() == entry['pixels']
+        else:
+            assert np.abs(counts - entry['pixels']).max() < 200
+        assert (crop['img'].reshape(-1, 3).max(1) > 0).all()
+
+
+def test_context_reaches_beyond_the_roi_with_ignored_labels(prepared):
+    """Real tissue around the ROI in the image; every annotated pixel is one of the ROI."""
+    source = stream(prepared, crop_size=(150, 150), use_context=True)
+    for n in range(12):
+        crop = source.read(0, n)
+        entry = crop['entry']
+        image, labels = (np.load(p(prepared, entry['name'] + '_with_context')) for p in (image_path, label_path))
+        y, x = np.floor(np.array(crop['place'].centre) - 75 + 0.5).astype(int)
+        np.testing.assert_array_equal(crop['img'][..., ::-1], image[y : y + 150, x : x + 150])
+        np.testing.assert_array_equal(crop['gt_seg_map'], labels[y : y + 150, x : x + 150])
+        outside = np.ones(labels.shape, bool)
+        top, left = entry['context']['origin']
+        outside[top : top + entry['height'], left : left + entry['width']] = False
+        assert outside[y : y + 150, x : x + 150].any()
+        assert (crop['gt_seg_map'][outside[y : y + 150, x : x + 150]] == IGNORE).all()
+
+
+# --- the law of the draw
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(['none', 'quarter', 'any']),
+    st.sampled_from(['ignore', 'mirror']),
+    st.booleans(),
+    st.tuples(st.integers(2, 130), st.integers(2, 130)),
+    st.sampled_from([None, (0.3, 1.2)]),
+)
+def test_the_drawn_class_is_in_the_crop(prepared, seed, rotation, border, use_context, size, um_per_px):
+    source = stream(
+        prepared, crop_size=size, class_probability=1.0, rotation=rotation, border=border, use_context=use_context,
+        um_per_px=um_per_px,
+    )  # fmt: skip
+    for n in range(5):
+        place = source.place(philox(seed, n))
+        offset = _turn(place.angle).T @ (np.array(place.anchor) + 0.5 - place.centre) / place.zoom
+        assert (np.abs(offset) <= np.array(size) / 2 + 1e-9).all()
+        if place.zoom == 1:  # coarser crops may step over a single pixel
+            crop = source.read(seed, n, with_image=False)
+            assert crop['place'].train_id in crop['gt_seg_map']
+
+
+def test_classes_are_drawn_by_the_tempered_law(prepared):
+    pixels = np.sum([r['pixels'] for r in read_index(prepared)['rois']], 0)
+    for temperature in (0.0, 0.5, 1.0):
+        expected = np.where(pixels > 0, 1 / np.maximum(pixels, 1) ** temperature, 0)
+        expected /= expected.sum()
+        source = stream(prepared, crop_size=(16, 16), class_probability=1.0, temperature=temperature)
+        drawn = np.bincount([source.place(philox(1, n)).train_id for n in range(4000)], minlength=16) / 4000
+        assert np.abs(drawn - expected).max() < 5 * np.sqrt(0.25 / 4000)
+        np.testing.assert_allclose(source.class_shares, expected)
+
+
+def test_the_rois_of_a_class_are_drawn_by_the_square_root_of_its_pixels(prepared):
+    rois = read_index(prepared)['rois']
+    source = stream(prepared, crop_size=(16, 16), class_probability=1.0, temperature=0.0)
+    places = [source.place(philox(2, n)) for n in range(8000)]
+    for train_id in range(16):
+        weights = np.sqrt([r['pixels'][train_id] for r in rois])
+        drawn = np.bincount([p.roi for p in places if p.train_id == train_id], minlength=len(rois))
+        if drawn.sum():
+            error = np.abs(drawn / drawn.sum() - weights / weights.sum()).max()
+            assert error < 5 * np.sqrt(0.25 / drawn.sum())
+
+
+def test_a_uniform_draw_with_mirrors_shows_every_pixel_equally_often(prepared):
+    """Exact in expectation, at the border too: the centres of a fine grid, one crop each, counted pixel by pixel."""
+    source = stream(prepared, crop_size=(6, 5), class_probability=0.0, border='mirror', rotation='none')
+    numbers = np.arange(9 * 7, dtype=np.uint8).reshape(9, 7)  # each pixel its own number
+    counts = np.zeros(63, int)
+    for y in np.arange(0, 9, 0.25) + 0.125:
+        for x in np.arange(0, 7, 0.25) + 0.125:
+            centre = source._centre((9, 7), np.array([y, x]), np.zeros(2), 1.0, 0.0)
+            counts += np.bincount(
+                source._cut(numbers, Place(0, -1, (0, 0), tuple(centre), 1.0, 0.0)).ravel(), minlength=63
+            )
+    assert counts.min() == counts.max()
+
+
+@pytest.mark.parametrize('rotation', ['none', 'any'])
+def test_without_class_draws_the_shares_are_those_of_the_pixels(prepared, rotation):
+    pixels = np.sum([r['pixels'] for r in read_index(prepared)['rois']], 0)
+    source = stream(
+        prepared, crop_size=(32, 32), class_probability=0.0, border='mirror', rotation=rotation, um_per_px=(0.4, 0.6)
+    )
+    crops = np.stack(
+        [np.bincount(source.read(4, n, False)['gt_seg_map'].ravel(), minlength=256)[:16] for n in range(3000)]
+    )
+    # Standard error of a ratio of sums over independent crops.
+    shares = crops.sum(0) / crops.sum()
+    error = (crops - crops.sum(1, keepdims=True) * shares).std(0) / crops.sum(1).mean() / np.sqrt(len(crops))
+    assert (np.abs(shares - pixels / pixels.sum()) < 4.5 * error + 1e-12).all()
+
+
+def test_crops_without_annotation_are_drawn_anew(prepared):
+    source = stream(prepared, crop_size=(8, 8), class_probability=0.0)
+    empty = sum(not (source.read(0, n, False)['gt_seg_map'] != IGNORE).any() for n in range(500))
+    assert empty == 0
+
+
+def test_resolution_is_log_uniform_in_its_range(prepared):
+    source = dataset(prepared, crop_size=(16, 16), um_per_px=(0.25, 1.0))
+    drawn = np.array([source.crop(0, n)['um_per_px'] for n in range(600)])
+    assert drawn.min() >= 0.25 - 1e-9 and drawn.max() <= 1.0 + 1e-9
+    assert abs(np.log2(drawn).mean() + 1) < 0.12 and abs(np.log2(drawn).std() - 2 / np.sqrt(12)) < 0.08
+
+
+def test_fewer_classes_by_metainfo(prepared):
+    """Classes left out are ignored, and never drawn."""
+    plain = dataset(prepared, crop_size=(32, 32), class_probability=1.0)
+    kept = [k for k in range(16) if plain.stream.class_shares[k] > 0][:2]
+    few = dataset(
+        prepared, crop_size=(32, 32), class_probability=1.0, metainfo=dict(classes=[CLASSES[k] for k in kept])
+    )
+    for n in range(40):
+        sample = few[(0, n)]
+        assert sample['crop'].train_id in kept
+        assert set(np.unique(sample['gt_seg_map'])) <= {0, 1, IGNORE}
+        assert kept.index(sample['crop'].train_id) in sample['gt_seg_map']
+
+
+# --- what a user can get wrong
+
+
+@pytest.mark.parametrize(
+    'crops',
+    [
+        dict(crop_size=(0, 5)),
+        dict(crop_size=(5,)),
+        dict(class_probability=1.5),
+        dict(temperature=-1),
+        dict(um_per_px=(0.6, 0.4)),
+        dict(um_per_px=(0, 0.4)),
+        dict(rotation='45'),
+        dict(border='white'),
+    ],
+)
+def test_impossible_streams(prepared, crops):
+    with pytest.raises(IgniteError, match='crop stream'):
+        dataset(prepared, **crops)
+
+
+def test_another_sampler_is_refused(prepared):
+    with pytest.raises(IgniteError, match='CropStreamSampler'):
+        dataset(prepared, crop_size=(16, 16))[0]
+
+
+def test_a_missing_array_is_named(prepared, tmp_path):
+    import shutil
+
+    shutil.copytree(prepared, tmp_path / 'ignite')
+    (tmp_path / 'ignite' / 'points' / 'patient1_he_roi1.npy').unlink()
+    with pytest.raises(IgniteError, match='patient1_he_roi1'):
+        stream(tmp_path / 'ignite')

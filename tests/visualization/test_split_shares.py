@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+from rich.console import Console
+
+from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation.splits import make_splits
+from mmseg_ignite.visualization.split_shares import draw_split_shares, split_table
+
+
+def index_of(patients, rois_each=2, tested=3, absent=()):
+    rng = np.random.default_rng(patients)
+    rois = [
+        dict(
+            name=f'r{i}',
+            patient=f'p{i // rois_each}',
+            official_split='test' if i // rois_each < tested else 'train',
+            pixels=[0 if c in absent else int(n) for c, n in enumerate(rng.integers(1, 10**6, 16))],
+            unannotated=int(rng.integers(1, 10**6)),
+        )
+        for i in range(patients * rois_each)
+    ]
+    return dict(rois=rois, splits=make_splits(rois))
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draw an index; give the figure's panels by protocol, their texts and the path of the picture."""
+    monkeypatch.setattr(plt, 'close', lambda figure: None)
+
+    def draw(index):
+        path = tmp_path / 'splits.png'
+        draw_split_shares(index, path)
+        panels = {a.get_title('left').split('\n')[0]: a for a in plt.gcf().axes if a.get_visible()}
+        return panels, {p: [t.get_text() for t in a.texts] for p, a in panels.items()}, path
+
+    yield draw
+    monkeypatch.undo()
+    plt.close('all')
+
+
+def test_bars_are_the_shares_of_pixels(drawn):
+    index = index_of(15, absent=(4,))
+    panels, _, path = drawn(index)
+    assert list(panels) == list(index['splits'])
+    pixels = {r['name']: r['pixels'] for r in index['rois']}
+    for protocol, parts in index['splits'].items():
+        for bars, names in zip(panels[protocol].containers, parts.values()):
+            for number, bar in enumerate(bars):
+                total = sum(p[number] for p in pixels.values())
+                share = 100 * sum(pixels[n][number] for n in names) / total if total else 0
+                assert bar.get_width() == pytest.approx(share)
+    picture = Image.open(path)
+    assert picture.width > 1200
+    assert len(picture.convert('RGB').getcolors(10**6)) > 50
+
+
+def test_wanted_lines_stand_at_80_and_90_percent_or_divide_what_the_test_part_leaves(drawn):
+    panels, _, _ = drawn(index_of(15))
+    ends = {p: [c.get_segments()[0][0, 0] for c in axis.collections] for p, axis in panels.items()}
+    assert ends['patient-8-1-1'] == pytest.approx([80, 90])
+    assert ends['roi-8-1-1'] == pytest.approx([80, 90])
+    for protocol, ratio in (('official', 8 / 9), ('fold2', 4 / 5)):
+        test = panels[protocol].containers[2][0].get_width()
+        assert ends[protocol] == pytest.approx([(100 - test) * ratio, 100 - test])
+
+
+def test_absent_and_missing_classes_are_named(drawn):
+    index = index_of(15, absent=(4, 9))
+    tested = set(index['splits']['official']['test'])
+    for roi in index['rois']:
+        if roi['name'] in tested:
+            roi['pixels'][7] = 0
+    _, texts, _ = drawn(index)
+    assert sorted(texts['official']) == ['absent', 'absent', 'none in test']
+
+
+def test_titles_count_patients_and_rois_and_leaks(drawn):
+    index = index_of(6, rois_each=3, tested=2)
+    index['splits']['roi-8-1-1'] = dict(
+        train=[f'r{i}' for i in range(2, 17)], val=['r0'], test=['r1', 'r17']
+    )  # patients 0 and 5 leak
+    panels, _, _ = drawn(index)
+    assert panels['official'].get_title('left').split('\n')[1:] == [
+        'patients: 3 train, 1 val, 2 test',
+        'ROIs: 9 train, 3 val, 6 test',
+    ]
+    assert panels['roi-8-1-1'].get_title('right').strip() == '2 patients leak'
+    assert not any(axis.get_title('right') for protocol, axis in panels.items() if protocol != 'roi-8-1-1')
+
+
+def test_a_release_with_few_patients_and_no_pixels_is_drawn(drawn):
+    panels, texts, path = drawn(index_of(3, tested=0, absent=range(16)))
+    assert list(panels) == ['patient-8-1-1', 'roi-8-1-1']
+    assert texts['patient-8-1-1'] == ['absent'] * 16
+    assert Image.open(path).height > 300
+
+
+def test_table_sums_each_class_and_part():
+    index = index_of(15, absent=(4,))
+    table = split_table(index, 'official')
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == [*CLASSES, '(unannotated)', 'ROIs', 'patients']
+    rois = {r['name']: r for r in index['rois']}
+    for column, part in zip(columns[1:], ('train', 'val', 'test')):
+        names = index['splits']['official'][part]
+        assert column[4] == '-'
+        for row in (0, 15):
+            assert float(column[row]) == pytest.approx(sum(rois[n]['pixels'][row] for n in names) / 1e6, abs=6e-4)
+        assert float(column[16]) == pytest.approx(sum(rois[n]['unannotated'] for n in names) / 1e6, abs=6e-4)
+        assert column[17:] == [str(len(names)), str(len({rois[n]['patient'] for n in names}))]
+    console = Console(width=80, record=True)
+    console.print(table)
+    assert 'official' in console.export_text()
