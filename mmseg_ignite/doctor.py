@@ -68,8 +68,8 @@ def check_opencv() -> RESULT:
 
 def check_disk() -> RESULT:
     free = shutil.disk_usage('.').free / 1e9
-    if free < 20:
-        return 'WARN', f'{free:.0f} GB free here; the release and its arrays need about 20 GB: use another disk.'
+    if free < 40:
+        return 'WARN', f'{free:.0f} GB free here; archives, release and arrays need about 40 GB: use another disk.'
     return 'PASS', f'{free:.0f} GB free here'
 
 

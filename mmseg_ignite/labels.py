@@ -6,6 +6,7 @@ Raw ids 0..16 are those of the release (0 is Unannotated). Train ids 0..15 are r
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from .errors import IgniteError
@@ -100,7 +101,7 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
             f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected',
             'export it again as a grayscale or palette PNG',
         )
-    counts = np.bincount(mask.ravel(), minlength=256)
+    counts = histogram(mask)
     nonzero = int(counts[1:].sum())
     if nonzero == 0:
         return DecodedMask(np.full(mask.shape, IGNORE, np.uint8), 'empty', 0)
@@ -127,7 +128,7 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
             f'{MAX_STRAY_SHARE:.2%} is taken for stray',
             'replace the mask',
         )
-    return DecodedMask(table[mask], encoding, stray)
+    return DecodedMask(cv2.LUT(mask, table), encoding, stray)
 
 
 def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
@@ -138,6 +139,15 @@ def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
     return raw if encoding == 'direct' else (-raw.astype(np.int16) % 256).astype(np.uint8)
 
 
+def histogram(values: np.ndarray) -> np.ndarray:
+    """How often each value occurs: (256,) int64 from a uint8 array. Some ten times as fast as ``np.bincount``."""
+    flat, counts = np.ascontiguousarray(values).reshape(-1), np.zeros(256, np.int64)
+    for first in range(0, flat.size, 1 << 23):  # OpenCV counts in float32, exact below 2 ** 24
+        part = cv2.calcHist([flat[first : first + (1 << 23)]], [0], None, [256], [0, 256])
+        counts += part.reshape(-1).astype(np.int64)
+    return counts
+
+
 def count_classes(labels: np.ndarray) -> np.ndarray:
     """Pixels of each class: (16,) int64 from an array of train ids; ignored pixels are left out."""
-    return np.bincount(labels.ravel(), minlength=256)[:NUM_CLASSES].astype(np.int64)
+    return histogram(labels)[:NUM_CLASSES]

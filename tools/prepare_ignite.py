@@ -4,6 +4,7 @@ import argparse
 
 from mmseg_ignite.cli import run
 from mmseg_ignite.preparation import audit, download_release, prepare
+from mmseg_ignite.preparation.download import RECORD
 
 
 def main() -> None:
@@ -17,16 +18,18 @@ def main() -> None:
         action='store_true',
         help='fetch the H&E part of the release from Zenodo into DIR, or go on with it',
     )
+    parser.add_argument('--record', default=RECORD, metavar='URL', help='record to fetch from (default: %(default)s)')
     parser.add_argument('--audit-only', action='store_true', help='list all faults, prepare nothing')
     parser.add_argument('--exclude', nargs='+', default=[], metavar='NAME', help='leave these ROIs out')
     parser.add_argument('--drop-faulty', action='store_true', help='leave out every ROI with an error')
+    parser.add_argument('--no-context', action='store_true', help='leave out the tissue around the ROIs, to save room')
     args = parser.parse_args()
     if args.download:
-        download_release(args.release)
+        download_release(args.release, args.record)
     if args.audit_only:
         audit(args.release, args.out, args.exclude)
         return
-    prepare(args.release, args.out, args.exclude, args.drop_faulty)
+    prepare(args.release, args.out, args.exclude, args.drop_faulty, not args.no_context)
     print(f'prepared data set: {args.out}')
 
 

@@ -49,6 +49,7 @@ def audit_release(
     out: 'Path | None' = None,
     old: 'Path | None' = None,
     known: 'dict[str, dict] | None' = None,
+    context: bool = True,
     console: 'Console | None' = None,
 ) -> Audit:
     """Audit a release and, if ``out`` is given, write the arrays of its good ROIs on the way.
@@ -58,6 +59,7 @@ def audit_release(
         exclude: names of ROIs to leave out unseen.
         drop_faulty: leave out each ROI with an error; faults of the release as a whole remain errors.
         out, old, known: see :func:`mmseg_ignite.preparation.roi.audit_roi`; ``known`` by ROI name.
+        context: look at the files with tissue around the ROIs too.
         console: for progress.
 
     Raises:
@@ -72,7 +74,8 @@ def audit_release(
     findings += [Finding('excluded', name, 'left out by --exclude') for name in exclude]
     findings += surplus_files(Path(release), set(overview.names))
     records = {r.name: r for r in overview.records if r.name not in exclude}
-    facts = _audit_rois(list(records.values()), out, old, known or {}, console or Console())
+    sources = {n: r.sources(context) for n, r in records.items()}
+    facts = _audit_rois(sources, out, old, known or {}, console or Console())
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
     findings += _compare_rois(records, entries)
@@ -86,20 +89,23 @@ def audit_release(
 
 
 def _audit_rois(
-    records: 'list[RoiRecord]', out: 'Path | None', old: 'Path | None', known: 'dict[str, dict]', console: Console
+    sources: 'dict[str, dict[str, Path]]',
+    out: 'Path | None',
+    old: 'Path | None',
+    known: 'dict[str, dict]',
+    console: Console,
 ) -> 'dict[str, dict]':
     """Facts of each ROI by name. The largest go first, so that no core waits for one at the end.
 
     Threads fill the cores, since decoding, hashing and NumPy let go of the interpreter; processes would have to be
     started anew, or be forked beside the threads of OpenCV and torch.
     """
-    if not records:
+    if not sources:
         return {}
-    sources = {r.name: r.sources() for r in records}
     sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('left'), TimeRemainingColumn())
     facts = {}
-    pool = ThreadPoolExecutor(min(cores(), len(records)))
+    pool = ThreadPoolExecutor(min(cores(), len(sources)))
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task('auditing', total=sum(sizes.values()) or None)
@@ -110,7 +116,7 @@ def _audit_rois(
             for done in as_completed(tasks):
                 facts[tasks[done]] = done.result()
                 progress.update(
-                    task, advance=sizes[tasks[done]], description=f'audited {len(facts)} of {len(records)} ROIs'
+                    task, advance=sizes[tasks[done]], description=f'audited {len(facts)} of {len(sources)} ROIs'
                 )
     except OSError as error:
         raise IgniteError(f'{error.filename or out} cannot be read or written ({error.strerror or error}).') from error

@@ -47,6 +47,7 @@ def prepare(
     out: 'str | Path',
     exclude: Iterable[str] = (),
     drop_faulty: bool = False,
+    context: bool = True,
     console: 'Console | None' = None,
 ) -> dict:
     """Audit a release and publish the prepared data set at ``out``, whole or not at all.
@@ -58,6 +59,7 @@ def prepare(
         out: the prepared folder, new or one of ours.
         exclude: names of ROIs to leave out unseen.
         drop_faulty: leave out each ROI with an error instead of stopping.
+        context: prepare the images with tissue around the ROIs too, which takes about twice the room of the ROIs.
         console: for progress and tables.
 
     Returns:
@@ -69,11 +71,11 @@ def prepare(
     """
     console, out = console or Console(), Path(out)
     known = _known(out)
-    _check_room(release, out, known)
+    _check_room(release, out, known, context)
     with atomic_directory(out, INDEX) as partial:
         for folder in FOLDERS:
             (partial / folder).mkdir()
-        result = audit_release(release, exclude, drop_faulty, partial, out, known, console)
+        result = audit_release(release, exclude, drop_faulty, partial, out, known, context, console)
         console.print(findings_table(result.findings))
         _stop_on_errors(release, out, result, drop_faulty)
         _remove_left_out(partial, result)
@@ -102,15 +104,14 @@ def _known(out: Path) -> 'dict[str, dict]':
         return {}
 
 
-def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]') -> None:
+def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]', context: bool) -> None:
     """Raise before the work starts if the arrays will not fit on the disk."""
     needed = 0
     for record in read_overview(release).records:
         if record.name in known:
             continue
-        sources = record.sources()
-        for path in (sources['image'], sources['context_image']):
-            if path.is_file():
+        for kind, path in record.sources(context).items():
+            if kind in ('image', 'context_image') and path.is_file():
                 with path.open('rb') as stream:
                     try:
                         header = check_header(stream.read(33))
@@ -121,8 +122,8 @@ def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]') -> N
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise IgniteError(
-            f'{folder} has {free / 1e9:.1f} GB free, the arrays need {needed / 1e9:.1f} GB: make room or choose another '
-            'output folder.'
+            f'{folder} has {free / 1e9:.1f} GB free, the arrays need {needed / 1e9:.1f} GB: make room, choose another '
+            'output folder, or leave out the tissue around the ROIs with --no-context.'
         )
 
 

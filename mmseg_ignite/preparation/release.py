@@ -66,15 +66,14 @@ class RoiRecord:
     metadata: dict
     release: Path
 
-    def sources(self) -> 'dict[str, Path]':
-        """Its files: image, mask, context_image, context_mask (the last two may not exist)."""
+    def sources(self, context: bool = True) -> 'dict[str, Path]':
+        """Its files: image, mask and, if wanted, context_image and context_mask, which may not exist."""
         images, masks = self.release / 'images' / 'he', self.release / 'annotations' / 'he'
-        return dict(
-            image=images / f'{self.name}.png',
-            mask=masks / f'{self.name}.png',
-            context_image=images / f'{self.name}{CONTEXT}.png',
-            context_mask=masks / f'{self.name}{CONTEXT}.png',
-        )
+        files = dict(image=images / f'{self.name}.png', mask=masks / f'{self.name}.png')
+        if context:
+            files['context_image'] = images / f'{self.name}{CONTEXT}.png'
+            files['context_mask'] = masks / f'{self.name}{CONTEXT}.png'
+        return files
 
 
 @dataclass

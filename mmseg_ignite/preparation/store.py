@@ -14,9 +14,11 @@ processes share the page cache. The folder is published whole or not at all.
 """
 
 import json
+import mmap
 import os
 import shutil
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +122,26 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
 
 
 def open_array(path: 'str | Path') -> np.ndarray:
-    """Memory-map a prepared array, read-only."""
+    """Memory-map a prepared array, read-only.
+
+    The map is closed with the array, so that the pages of one crop do not stay in a worker's memory; what costs time in
+    opening an .npy file, its header, is remembered.
+
+    Raises:
+        IgniteError: missing or damaged.
+    """
     try:
-        return np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, 'rb') as stream:
+            status = os.fstat(stream.fileno())
+            shape, dtype, offset = _header(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.ndarray(shape, dtype, pages, offset)
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
+
+
+@lru_cache(maxsize=4096)
+def _header(path: str, inode: int, modified: int, size: int) -> 'tuple[tuple[int, ...], np.dtype, int]':
+    """Shape, dtype and offset of the data; the other arguments tell a file from the one it replaced."""
+    array = np.load(path, mmap_mode='r')
+    return array.shape, array.dtype, array.offset

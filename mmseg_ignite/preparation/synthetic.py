@@ -125,15 +125,16 @@ def _layout(
 ) -> np.ndarray:
     """Train ids in smooth regions of about equal area: the class whose noise field is the highest.
 
-    A rare class (train id, share of the pixels) comes as islands of some 30 px instead.
+    A rare class (train id, share of the pixels) comes as a nest of islands of some 30 px instead.
     """
     grain = max(24.0, min(shape) / 3)
     fields = np.stack([_noise(rng, shape, grain) + 0.15 * _noise(rng, shape, grain / 6) for _ in classes])
     labels = np.asarray(classes, np.uint8)[fields.argmax(0)]
     if rare is not None:
-        islands = np.zeros(shape, np.uint8)
+        islands, nest = np.zeros(shape, np.uint8), rng.uniform(0.2, 0.8, 2) * shape[::-1]
+        spread = (rare[1] * islands.size) ** 0.5
         while np.count_nonzero(islands) < rare[1] * islands.size:
-            centre = int(rng.integers(shape[1])), int(rng.integers(shape[0]))
+            centre = tuple(np.rint(rng.normal(nest, spread)).astype(int).tolist())
             axes = tuple(rng.integers(11, 19, 2).tolist())
             cv2.ellipse(islands, centre, axes, rng.uniform(0, 180), 0, 360, 1, -1)
         labels[islands == 1] = rare[0]
@@ -206,7 +207,8 @@ def write_synthetic_release(
         size: (H, W) of the ROIs in px; each varies by up to a tenth. The context image has 64 px more on each side.
         seed: of everything.
         encoding: of the plain masks, 'complement' as in the known release or 'direct'.
-        rare: (class id 1..16, share): the class fills about this share of each ROI's pixels, and no more.
+        rare: (class id 1..16, share): the class stands in nests in every fourth ROI and fills about this share of the
+            release's pixels, and no more.
         advance: called after each ROI.
     """
     if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or encoding not in ENCODINGS:
@@ -232,9 +234,11 @@ def write_synthetic_release(
             classes = np.unique(
                 [number % NUM_CLASSES, (number * 7 + 3) % NUM_CLASSES, *rng.integers(NUM_CLASSES, size=3)]
             )
-            if rare is not None and len(classes) > 1:
-                classes = classes[classes != rare[0]]
-            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes, rare)
+            nest = None
+            if rare is not None:
+                classes = np.setdiff1d(classes, rare[0]) if len(classes) > 1 else classes
+                nest = (rare[0], 4 * rare[1]) if (number + number // patients) % 4 == 0 else None
+            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes, nest)
             seen[patient] += 1
             name = f'patient{patient + 1}_he_roi{seen[patient]}'
             height, width = _write_roi(folder, name, image, labels, encoding)

@@ -1,3 +1,7 @@
+import json
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
@@ -69,3 +73,31 @@ def test_unknown_protocol_or_split(prepared, kwargs, words):
 def test_missing_data_root(tmp_path):
     with pytest.raises(IgniteError, match='prepare_ignite'):
         build(tmp_path, [])
+
+
+def test_every_protocol_loads_and_the_leaking_one_warns(prepared):
+    index = read_index(prepared)
+    for protocol, parts in index['splits'].items():
+        by_name = {r['name']: r['patient'] for r in index['rois']}
+        sides = [{by_name[n] for n in names} for names in parts.values()]
+        leaks = len(set.union(*(a & b for a in sides for b in sides if a is not b)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            dataset = build(prepared, [], 'val', protocol=protocol)
+        said = [str(w.message) for w in caught if 'leaks' in str(w.message)]
+        assert [s['roi'] for s in dataset] == parts['val']
+        assert bool(said) == bool(leaks) and all(f'{leaks} patients' in s for s in said)
+    assert leaks == 0 and 'roi-8-1-1' in index['splits']
+
+
+def test_a_leaking_grouped_split_is_refused_when_loaded(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / 'ignite')
+    index = read_index(prepared)
+    parts = index['splits']['patient-8-1-1']
+    by_name = {r['name']: r['patient'] for r in index['rois']}
+    moved = next(n for n in parts['train'] if sum(by_name[m] == by_name[n] for m in parts['train']) > 1)
+    parts['train'].remove(moved)
+    parts['test'].append(moved)
+    (tmp_path / 'ignite' / 'index.json').write_text(json.dumps(index))
+    with pytest.raises(IgniteError, match=f'patient {by_name[moved]} '):
+        build(tmp_path / 'ignite', [])

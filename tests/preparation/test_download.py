@@ -18,11 +18,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import tool
 from rich.console import Console
 from rich.progress import Progress
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation import download, write_synthetic_release
+from mmseg_ignite.preparation import download, read_index, write_synthetic_release
 from mmseg_ignite.preparation.download import NAMES, TRIES, download_release
 
 CSV = 'data_overview.csv'
@@ -725,3 +726,20 @@ def test_a_proxy_of_the_environment_is_used(served, get, out, source, monkeypatc
     with pytest.raises(IgniteError, match='no JSON'):
         get('http://record.invalid/api')
     assert served.requests == [('http://record.invalid/api', None)]
+
+
+def test_one_command_goes_from_the_record_to_the_data_set(served, source, out, tmp_path):
+    arguments = ['--download', '--record', f'{served.root}/record', '--release', out, '--out', tmp_path / 'ignite']
+    assert tool('prepare_ignite', *arguments) == 0
+    assert tool('prepare_ignite', '--release', source, '--out', tmp_path / 'plain') == 0
+    fetched, plain = (read_index(tmp_path / folder) for folder in ('ignite', 'plain'))
+    assert fetched['rois'] == plain['rois'] and len(fetched['rois']) == 3
+    assert fetched['splits'] == plain['splits']
+
+
+def test_a_record_that_is_not_there_ends_the_command_in_a_sentence(served, out, tmp_path, capsys):
+    served.script['record'] = itertools.repeat(fail(404))
+    arguments = ['--download', '--record', f'{served.root}/record', '--release', out, '--out', tmp_path / 'ignite']
+    assert tool('prepare_ignite', *arguments) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert len(said) == 1 and '404' in said[0] and not (tmp_path / 'ignite').exists()

@@ -112,3 +112,11 @@ def test_too_little_room_is_said_before_the_work(own_release, tmp_path, monkeypa
     with pytest.raises(IgniteError, match='GB free'):
         prepare(own_release, tmp_path / 'out')
     assert [p.name for p in tmp_path.iterdir()] == ['release']
+
+
+def test_contexts_can_be_left_out(own_release, tmp_path):
+    whole = prepare(own_release, tmp_path / 'whole')
+    index = prepare(own_release, tmp_path / 'out', context=False)
+    assert all(r['context'] is None for r in index['rois']) and all(r['context'] for r in whole['rois'])
+    assert not list((tmp_path / 'out').rglob('*_with_context*'))
+    assert 'context-missing' not in (tmp_path / 'out' / 'audit.json').read_text()
