@@ -1,7 +1,7 @@
 """The data engine beside the stock one, on synthetic ROIs of 2000 x 2400 px: reading, pipeline, rare classes, memory,
 preparing.
 
-    python benchmarks/data_loading.py [--work-dir work_dirs/benchmarks/data] [--rois 40] [--quick]
+    python benchmarks/data_loading.py [--work-dir work_dirs/benchmarks/data] [--rois 80] [--quick]
 
 Prints one table and writes data_loading.json beside the data. Speeds are ratios of medians of runs taken alternately;
 reading and pipelines run on one core.
@@ -236,7 +236,7 @@ def build(work: Path, rois: int, console: Console) -> 'tuple[Path, Path]':
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/benchmarks/data'))
-    parser.add_argument('--rois', type=int, default=40)
+    parser.add_argument('--rois', type=int, default=80)
     parser.add_argument('--quick', action='store_true', help='a tenth of the work, to see that it runs')
     args = parser.parse_args()
     console, share = Console(), 10 if args.quick else 1

@@ -17,7 +17,7 @@ _GAP, _TITLE, _LEGEND = 12, 30, 220
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'), size)
 
 
@@ -74,10 +74,10 @@ def draw_overlay(
     total = max(height, 24 * (len(seen) + 1)) + 2 * _TITLE + _GAP
     sheet = Image.new('RGB', (_GAP + len(pictures) * (width + _GAP) + _LEGEND, total), 'white')
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 6), title, 'black', _font(16))
+    draw.text((_GAP, 6), title, 'black', font(16))
     for number, (name, picture) in enumerate(pictures):
         left = _GAP + number * (width + _GAP)
-        draw.text((left, _TITLE), name, 'black', _font(14))
+        draw.text((left, _TITLE), name, 'black', font(14))
         sheet.paste(picture, (left, 2 * _TITLE - 6))
         draw.rectangle((left - 1, 2 * _TITLE - 7, left + width, 2 * _TITLE - 6 + height), outline='gray')
     if um_per_px:
@@ -86,7 +86,7 @@ def draw_overlay(
     for number, label in enumerate(seen):
         y = top + 24 * number
         draw.rectangle((left, y, left + 18, y + 16), PALETTE[label], outline='black')
-        draw.text((left + 26, y), CLASSES[label], 'black', _font(13))
+        draw.text((left + 26, y), CLASSES[label], 'black', font(13))
     return sheet
 
 
@@ -95,4 +95,4 @@ def _scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, left: int, top: int,
     pixels, y = length / um_per_px, top + height - 12
     draw.rectangle((left + 6, y - 20, left + 18 + pixels, y + 8), 'white')
     draw.rectangle((left + 12, y, left + 12 + pixels, y + 3), 'black')
-    draw.text((left + 12, y - 18), f'{length} µm', 'black', _font(12))
+    draw.text((left + 12, y - 18), f'{length} µm', 'black', font(12))

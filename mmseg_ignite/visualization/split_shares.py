@@ -14,7 +14,7 @@ from ..files import atomic_file  # noqa: E402
 from ..labels import CLASSES  # noqa: E402
 from ..preparation.splits import FOLDS, PARTS, is_grouped, leaking_patients  # noqa: E402
 
-_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: told apart by the colour-blind too
+PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: told apart by the colour-blind too
 _WARNING = '#C00000'
 _COLUMNS = 4
 
@@ -69,7 +69,7 @@ def _panel(axis: Axes, index: dict, protocol: str) -> None:
     shares = 100 * pixels / np.maximum(1, pixels.sum(0))
     rows = np.arange(len(CLASSES))
     for part, share, left in zip(PARTS, shares, shares.cumsum(0) - shares):
-        axis.barh(rows, share, left=left, height=0.8, color=_COLOURS[part])
+        axis.barh(rows, share, left=left, height=0.8, color=PART_COLOURS[part])
     for row, held in enumerate(pixels.T > 0):
         _mark_missing(axis, row, [part for part, has in zip(PARTS, held) if not has])
     present = rows[pixels.any(0)]

@@ -1,0 +1,286 @@
+"""Figures of a prepared data set: its classes, sizes, resolutions and stains, and what a training draws from it.
+
+``members`` is everywhere {part of the split protocol: index entries of its ROIs}.
+"""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+
+from ..datasets.transforms.stain import Stains
+from ..labels import CLASSES, NUM_CLASSES, PALETTE
+from .split_shares import PART_COLOURS as PART_COLOURS
+
+_CLASS_COLOURS = [np.array(colour) / 255 for colour in PALETTE]
+_EDGE = '#333333'
+_ROWS = np.arange(NUM_CLASSES)
+_PERCENT_TICKS = FuncFormatter(lambda share, _: f'{100 * share:g} %')
+_GROUP_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999')
+_SWATCH_COLUMNS = 16
+_MARGINS = (1.04, 1.11)  # right edges of the numbers beside the matrix
+
+
+class Draws(NamedTuple):
+    """What the crops of a training stream hold.
+
+    Attributes:
+        count: number of crops drawn.
+        pixels: (16,) int64, pixels of each class in them.
+        holding: (16,) int64, crops that hold the class.
+        annotated: share of their pixels that is annotated.
+        data_pixels: (16,) int64, pixels of each class in the ROIs drawn from; 0 for a class that is not trained.
+    """
+
+    count: int
+    pixels: np.ndarray
+    holding: np.ndarray
+    annotated: float
+    data_pixels: np.ndarray
+
+
+class PatientStains(NamedTuple):
+    """A patient's two stains (None where they cannot be told apart) and the scanner and source of the ROIs."""
+
+    patient: str
+    scanner: str
+    source: str
+    stains: 'Stains | None'
+
+
+def natural(text: str) -> 'list[tuple[int, int, str]]':
+    """Sort key that puts patient 2 before patient 10."""
+    return [(0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', text) if p]
+
+
+def class_pixels(rois: 'list[dict]') -> np.ndarray:
+    """(16,) int64 pixels of each class in the ROIs."""
+    return np.array([r['pixels'] for r in rois], np.int64).reshape(-1, NUM_CLASSES).sum(0)
+
+
+def percent(share: float) -> str:
+    """A share 0..1 in percent, with two significant digits."""
+    return f'{two_digits(100 * share)} %' if share == 0 or share >= 1e-5 else '< 0.001 %'
+
+
+def two_digits(value: float) -> str:
+    """A number of 0 or at least 0.001 with two significant digits, all those before the point."""
+    return f'{value:.0f}' if value == 0 or value >= 9.95 else f'{value:#.2g}'
+
+
+def plain(text: str, limit: int = 24) -> str:
+    """A text of the release as matplotlib should show it: one line, no formulas, shown in legends too."""
+    text = ' '.join(text.split()) or '(none)'
+    text = text if len(text) <= limit else text[: limit - 1] + '…'
+    return text.replace('$', r'\$') if not text.startswith('_') else ' ' + text.replace('$', r'\$')
+
+
+def _class_axis(axis: Axes, names: bool = True) -> None:
+    axis.set(ylim=(NUM_CLASSES - 0.5, -0.5), yticks=_ROWS, yticklabels=CLASSES if names else [])
+    axis.tick_params(axis='y', length=0)
+    axis.spines[['top', 'right']].set_visible(False)
+
+
+def _absent(axis: Axes, row: int, text: str = 'absent') -> None:
+    """Say so in a class's row, at the left edge whatever the scale."""
+    axis.text(0.015, row, text, transform=axis.get_yaxis_transform(), va='center', color='gray', style='italic', size=9)
+
+
+def plot_class_pixels(members: 'dict[str, list[dict]]') -> Figure:
+    """Pixels of each class in each part, logarithmic."""
+    figure = Figure(figsize=(13, 5.4), layout='constrained')
+    axes = figure.subplots(1, len(members))
+    counts = {part: class_pixels(rois) for part, rois in members.items()}
+    known = np.concatenate(list(counts.values()))
+    low = 10 ** np.floor(np.log10(known[known > 0].min(initial=10**6)) - 0.3)
+    most = known.max(initial=10 * low)
+    high = most * (most / low) ** 0.4  # room for the figures
+    for axis, (part, pixels) in zip(axes, counts.items()):
+        axis.barh(_ROWS, pixels, color=_CLASS_COLOURS, edgecolor=_EDGE, linewidth=0.8)
+        axis.set_xscale('log')
+        axis.set_xlim(low, high)
+        _class_axis(axis, names=axis is axes[0])
+        for row, count in enumerate(pixels):
+            if count:
+                axis.text(count * 1.15, row, f'{count:,}', va='center', size=8)
+            else:
+                _absent(axis, row)
+        axis.set_xlabel('pixels')
+        axis.set_title(part_text(part, members[part]), loc='left', size=11)
+    return figure
+
+
+def part_text(part: str, rois: 'list[dict]') -> str:
+    """E.g. 'train: 42 ROIs, 31 patients'."""
+    return f'{part}: {len(rois)} ROIs, {len({r["patient"] for r in rois})} patients'
+
+
+def plot_roi_sizes(
+    members: 'dict[str, list[dict]]', crop_size: 'tuple[int, int] | None', um_range: 'tuple[float, float] | None'
+) -> Figure:
+    """Height against width of the ROIs, with the crop.
+
+    Args:
+        crop_size: (H, W) in px, None to leave it out.
+        um_range: um/px (low, high) of the crops; sizes are in um then, else in px.
+    """
+    figure = Figure(figsize=(10.5, 5.5), layout='constrained')
+    axis = figure.subplots()
+    unit = 'µm' if um_range else 'px'
+    for part, rois in members.items():
+        sides = np.array([(r['width'], r['height']) for r in rois], float).reshape(-1, 2)
+        if um_range:
+            sides *= np.array([r['um_per_px'] for r in rois]).reshape(-1, 1)
+        label = f'{part} ({len(rois)})'
+        axis.scatter(
+            *sides.T, s=34, color=PART_COLOURS.get(part, 'gray'), edgecolor='white', linewidth=0.5, label=label
+        )
+    if crop_size is not None:
+        height, width = crop_size
+        scales = sorted(set(um_range)) if um_range else [1.0]
+        for scale, style in zip(scales, ('--', ':')):
+            text = f'crop {height} x {width} px' + (f' at {scale:g} µm/px' if um_range else '')
+            box = Rectangle((0, 0), width * scale, height * scale, fill=False, edgecolor='black', linestyle=style)
+            box.set_label(text)
+            axis.add_patch(box)
+    axis.set(xlabel=f'width ({unit})', ylabel=f'height ({unit})')
+    axis.autoscale_view()
+    axis.set(xlim=(0, axis.get_xlim()[1]), ylim=(0, axis.get_ylim()[1]))
+    axis.set_aspect('equal', anchor='W')
+    axis.set_axisbelow(True)
+    axis.grid(alpha=0.3)
+    axis.legend(loc='upper left', bbox_to_anchor=(1.02, 1), frameon=False)
+    return figure
+
+
+def plot_resolutions(members: 'dict[str, list[dict]]', um_range: 'tuple[float, float] | None') -> Figure:
+    """Histogram of the ROIs' um/px; the range of the crops is shaded."""
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    axis = figure.subplots()
+    values = [[r['um_per_px'] for r in rois] for rois in members.values()]
+    every = [*(um_range or ()), *(v for part in values for v in part)]
+    bins = np.linspace(0.95 * min(every), 1.05 * max(every), 41)
+    colours = [PART_COLOURS.get(part, 'gray') for part in members]
+    axis.hist(values, bins, stacked=True, color=colours, edgecolor='white', linewidth=0.5, label=list(members))
+    if um_range:
+        text = f'crops: {um_range[0]:g} to {um_range[1]:g} µm/px'
+        axis.axvspan(*um_range, color='black', alpha=0.08, zorder=0, label=text)
+    axis.set(xlabel='resolution (µm/px)', ylabel='ROIs')
+    axis.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside right upper', frameon=False)
+    return figure
+
+
+def plot_class_presence(members: 'dict[str, list[dict]]') -> Figure:
+    """Which ROI holds which class: a column an ROI, by part and patient, shaded by the class's share of its pixels."""
+    parts = [sorted(rois, key=lambda r: (natural(r['patient']), natural(r['name']))) for rois in members.values()]
+    rois = [r for part in parts for r in part]
+    figure = Figure(figsize=(13, 5.8), layout='constrained')
+    axis = figure.subplots()
+    pixels = np.array([r['pixels'] for r in rois], float)
+    share = (pixels / np.maximum(1, pixels.sum(1, keepdims=True))).T
+    look = dict(aspect='auto', interpolation='nearest')
+    image = axis.imshow(np.ma.masked_equal(share, 0), cmap='viridis_r', norm=LogNorm(1e-3, 1, clip=True), **look)
+    bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, format=_PERCENT_TICKS)
+    bar.set_label("share of the ROI's annotated pixels (0.1 % and less look the same)")
+    # Bands of alternating shade above the matrix; a patient's ROIs stand together within a part.
+    patients = [(i, r['patient']) for i, part in enumerate(parts) for r in part]
+    shade = np.cumsum([False, *(a != b for a, b in zip(patients, patients[1:]))]) % 2
+    axis.imshow(shade[None], cmap='gray', vmin=-0.3, vmax=1.3, extent=(-0.5, len(rois) - 0.5, -0.7, -1.2), **look)
+    axis.hlines(_ROWS[1:] - 0.5, -0.5, len(rois) - 0.5, color='lightgray', linewidth=0.5)
+    _class_axis(axis)
+    axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], xlim=(-0.5, len(rois) - 0.5))
+    axis.set(ylim=(NUM_CLASSES - 0.5, -1.3))
+    _mark_parts(axis, {name: len(part) for name, part in zip(members, parts)})
+    for x, name in zip(_MARGINS, ('ROIs', 'patients')):
+        axis.text(x, -0.95, name, transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
+    for row in _ROWS:
+        holders = [r for r in rois if r['pixels'][row]]
+        for x, count in zip(_MARGINS, (len(holders), len({r['patient'] for r in holders}))):
+            axis.text(x, row, str(count), transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
+    return figure
+
+
+def _mark_parts(axis: Axes, sizes: 'dict[str, int]') -> None:
+    """Name the parts above their columns, and divide them by lines."""
+    start = 0
+    for name, size in sizes.items():
+        if size:
+            axis.text(start - 0.5, -1.4, name, va='bottom', size=10)
+        if start:
+            axis.axvline(start - 0.5, color='black', linewidth=1.2)
+        start += size
+
+
+def plot_stains(patients: 'list[PatientStains]') -> Figure:
+    """Strength of haematoxylin against that of eosin by patient, and the colours of each patient's two stains."""
+    found = [p for p in patients if p.stains is not None]
+    key = 'scanner' if len({p.scanner for p in patients}) > 1 else 'source'
+    rows = max(1, -(-len(found) // _SWATCH_COLUMNS))
+    figure = Figure(figsize=(13, max(5.2, 0.8 * rows)), layout='constrained')
+    axis, grid = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    groups = [name for name, _ in Counter(getattr(p, key) for p in found).most_common()]
+    shown = groups if len(groups) <= len(_GROUP_COLOURS) else groups[: len(_GROUP_COLOURS) - 1]
+    for i, group in enumerate([*shown, None] if len(shown) < len(groups) else shown):
+        own = [p for p in found if (getattr(p, key) == group if group is not None else getattr(p, key) not in shown)]
+        label = f'{plain(group) if group is not None else "others"} ({len(own)})'
+        points = np.array([p.stains.strengths for p in own])
+        axis.scatter(*points.T, color=_GROUP_COLOURS[i], edgecolor=_EDGE, linewidth=0.5, s=45, label=label)
+    axis.set_axisbelow(True)
+    axis.set(xlabel='haematoxylin strength (optical density)', ylabel='eosin strength (optical density)')
+    axis.grid(alpha=0.3)
+    if found:
+        axis.legend(title=key, frameon=False, loc='upper left', bbox_to_anchor=(0, -0.12), ncols=3, alignment='left')
+    for i, patient in enumerate(sorted(found, key=lambda p: natural(p.patient))):
+        row, column = divmod(i, _SWATCH_COLUMNS)
+        colours = np.exp(-patient.stains.vectors * patient.stains.strengths[:, None])
+        for half, colour in enumerate(colours.clip(0, 1)):
+            grid.add_patch(Rectangle((column, row + 0.35 * half), 0.86, 0.35, facecolor=colour))
+        grid.text(column + 0.43, row + 0.72, plain(patient.patient, 7), ha='center', va='top', size=8)
+    grid.set(xlim=(-0.2, _SWATCH_COLUMNS), ylim=(max(rows, 4) + 0.1, -0.1))
+    grid.set_axis_off()
+    grid.set_title('haematoxylin (above) and eosin (below) of each patient', loc='left', size=11)
+    return figure
+
+
+def plot_draws(draws: Draws) -> Figure:
+    """Each class's share of the annotated pixels in the data and in the drawn crops, and the crops that hold it."""
+    figure = Figure(figsize=(13, 5.8), layout='constrained')
+    axis, held = figure.subplots(1, 2, width_ratios=(1.9, 1))
+    data, drawn = (p / max(1, p.sum()) for p in (draws.data_pixels, draws.pixels))
+    known = np.concatenate([data, drawn])
+    axis.set_xscale('log')
+    axis.set_xlim(0.5 * known[known > 0].min(), 1)
+    _class_axis(axis)
+    _class_axis(held, names=False)
+    for row in _ROWS:
+        if not data[row]:
+            _absent(axis, row, 'not in the training data')
+            continue
+        axis.scatter(data[row], row, s=60, facecolor='white', edgecolor=_EDGE, zorder=3)
+        text = f'{percent(data[row])} → '
+        if drawn[row]:
+            axis.plot([data[row], drawn[row]], [row, row], color=_EDGE, linewidth=1.2, zorder=2)
+            axis.scatter(drawn[row], row, s=90, facecolor=_CLASS_COLOURS[row], edgecolor=_EDGE, zorder=4)
+            text += f'{percent(drawn[row])}   × {two_digits(drawn[row] / data[row])}'
+        else:
+            text += 'never drawn'
+        axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va='center', size=9)
+        share = draws.holding[row] / draws.count
+        held.barh(row, 100 * share, color=_CLASS_COLOURS[row], edgecolor=_EDGE, linewidth=0.8)
+        held.text(100 * share + 1.5, row, percent(share), va='center', size=9)
+    axis.xaxis.set_major_formatter(_PERCENT_TICKS)
+    axis.grid(axis='x', alpha=0.3)
+    axis.set_xlabel('share of the annotated pixels')
+    axis.text(1.01, 1.01, 'data → crops, ratio', transform=axis.transAxes, size=9)
+    axis.set_title(
+        f'white: the data, about what a uniform draw shows; coloured: {draws.count:,} crops', loc='left', size=11
+    )
+    held.set(xlim=(0, 115), xlabel='crops that hold the class (%)', xticks=range(0, 101, 20))
+    return figure
