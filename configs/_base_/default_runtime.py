@@ -1,7 +1,8 @@
 default_scope = 'mmseg'
 env_cfg = dict(
-    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')
-)
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
 vis_backends = [dict(type='LocalVisBackend')]
 # No name: mmengine keeps visualizers by name, and a second run in one process would log into the first one's folder.
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)

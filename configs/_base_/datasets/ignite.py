@@ -3,30 +3,12 @@ custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
 data_root = 'data/ignite'
 protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks patients)
 crop_size = (512, 512)
-meta_keys = (
-    'roi',
-    'patient',
-    'um_per_px',
-    'img_path',
-    'seg_map_path',
-    'ori_shape',
-    'img_shape',
-    'pad_shape',
-    'scale_factor',
-    'flip',
-    'flip_direction',
-    'reduce_zero_label',
-)
+meta_keys = ('roi', 'patient', 'um_per_px', 'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape',
+             'scale_factor', 'flip', 'flip_direction', 'reduce_zero_label')
 # Half of the crops are placed around a pixel of a class drawn in proportion to 1 / pixels ** temperature.
 crops = dict(
-    crop_size=crop_size,
-    class_probability=0.5,
-    temperature=0.5,
-    um_per_px=(0.4, 0.625),
-    rotation='any',
-    border='ignore',
-    use_context=False,
-)
+    crop_size=crop_size, class_probability=0.5, temperature=0.5, um_per_px=(0.4, 0.625), rotation='any', border='ignore',
+    use_context=False)
 train_pipeline = [
     dict(type='RandomDihedral'),
     dict(type='HEDJitter'),
@@ -44,27 +26,21 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='CropStreamSampler'),
     dataset=dict(
-        type='IGNITECropDataset',
-        data_root=data_root,
-        protocol=protocol,
-        split='train',
-        crops=crops,
-        pipeline=train_pipeline,
-    ),
-)
+        type='IGNITECropDataset', data_root=data_root, protocol=protocol, split='train', crops=crops,
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='IGNITEDataset', data_root=data_root, protocol=protocol, split='val', pipeline=test_pipeline),
-)
+    dataset=dict(
+        type='IGNITEDataset', data_root=data_root, protocol=protocol, split='val', pipeline=test_pipeline))
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='IGNITEDataset', data_root=data_root, protocol=protocol, split='test', pipeline=test_pipeline),
-)
+    dataset=dict(
+        type='IGNITEDataset', data_root=data_root, protocol=protocol, split='test', pipeline=test_pipeline))
 val_evaluator = dict(type='TissueMetric')
 test_evaluator = dict(type='TissueMetric')
