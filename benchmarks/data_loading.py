@@ -183,8 +183,10 @@ def measure_memory(data: Path, crops: int, console: Console) -> 'list[tuple]':
             used.append([resident(w.pid) for w in batches._workers])
             progress.advance(task, 8)
     rate = crops / (time.perf_counter() - begin)
-    growth = (np.median(used[-125:], 0) - np.median(used[125:250], 0)).max()
-    peak = np.max(used[250:] - np.median(used[125:250], 0))
+    window = len(used) // 20
+    settled = np.median(used[window : 2 * window], 0)
+    growth = (np.median(used[-window:], 0) - settled).max()
+    peak = np.max(used[2 * window :] - settled)
     ours = f'{growth:+.1f} MB, peak {peak:+.0f} MB'
     return [(f'worker memory over {crops:,} crops', ours, f'{rate:.0f} crops/s', None, '< 20 MB')]
 

@@ -1,13 +1,24 @@
 """What the command-line tools share: one way to end, with a sentence instead of a traceback."""
 
+import signal
 import sys
 from collections.abc import Callable
 
 from .errors import IgniteError
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; print an IgniteError as one sentence and exit with status 2, Ctrl-C with 130."""
+    """Call ``main``; print an IgniteError as one sentence and exit with status 2, when stopped with 130.
+
+    SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) end it as Ctrl-C does, so that temporary files go.
+    """
+    for name in ('SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         main()
     except IgniteError as error:

@@ -56,6 +56,24 @@ def test_options_reach_all_data_sets():
         assert (dataset.data_root, dataset.protocol, dataset.split) == ('d', 'official', part)
 
 
+def test_settings_at_the_top_of_a_child_config_reach_the_data_sets(tmp_path):
+    base = CONFIGS / NAME.format(0)
+    (tmp_path / 'c.py').write_text(
+        f"_base_ = {str(base)!r}\nprotocol = 'official'\ndata_root = '/d'\ncrops = dict(class_probability=0.1)\n"
+        "val_dataloader = dict(dataset=dict(protocol='fold1'))\n"
+    )
+    cfg = load_config(tmp_path / 'c.py', {'crops.temperature': 0.7})
+    assert [cfg[f'{p}_dataloader'].dataset.protocol for p in ('train', 'val', 'test')] == [
+        'official',
+        'fold1',
+        'official',
+    ]
+    assert {cfg[f'{p}_dataloader'].dataset.data_root for p in ('train', 'val', 'test')} == {'/d'}
+    crops = cfg.train_dataloader.dataset.crops
+    assert (crops.class_probability, crops.temperature, crops.rotation) == (0.1, 0.7, 'any')
+    assert 'crops' not in cfg.val_dataloader.dataset
+
+
 @pytest.mark.parametrize(
     ('text', 'words'),
     [

@@ -13,6 +13,11 @@ def size(text: str) -> 'tuple[int, int]':
     return int(height), int(width)
 
 
+def rare(text: str) -> 'tuple[int, float]':
+    class_id, share = text.split(':')
+    return int(class_id), float(share)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', required=True, help='folder of the release')
@@ -22,10 +27,9 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--encoding', choices=['complement', 'direct'], default='complement', help='of the ROI masks')
     parser.add_argument(
-        '--rare', nargs=2, metavar=('CLASS', 'SHARE'), help='let class id 1..16 fill only SHARE of the pixels'
+        '--rare', type=rare, metavar='CLASS:SHARE', help='let class 1..16 fill only SHARE of the pixels'
     )
     args = parser.parse_args()
-    rare = (int(args.rare[0]), float(args.rare[1])) if args.rare else None
     with Progress() as progress:
         task = progress.add_task('drawing ROIs', total=args.rois)
         write_synthetic_release(
@@ -35,7 +39,7 @@ def main() -> None:
             args.size,
             args.seed,
             args.encoding,
-            rare,
+            args.rare,
             lambda: progress.advance(task),
         )
     print(f'{args.rois} ROIs of {args.patients} patients are in {args.out}')

@@ -27,7 +27,7 @@ def main() -> None:
     if args.download:
         download_release(args.release, args.record)
     if args.audit_only:
-        audit(args.release, args.out, args.exclude)
+        audit(args.release, args.out, args.exclude, args.drop_faulty, not args.no_context)
         return
     prepare(args.release, args.out, args.exclude, args.drop_faulty, not args.no_context)
     print(f'prepared data set: {args.out}')

@@ -1,5 +1,6 @@
 """Reading a config and checking what a user can get wrong in it before anything is built."""
 
+import copy
 from pathlib import Path
 
 from mmengine.config import Config
@@ -10,6 +11,8 @@ from ..errors import IgniteError
 from ..preparation.store import read_index, select
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+_SHARED = ('data_root', 'protocol', 'crops')
+"""Settings that a config states once and its data sets take over."""
 
 
 def _find(config: 'str | Path') -> Path:
@@ -32,8 +35,8 @@ def load_config(
 ) -> Config:
     """Read a config, merge options, choose the work dir: argument, then config, then ``work_dirs/CONFIG_NAME``.
 
-    ``data_root`` and ``protocol`` among the options reach all three data sets, e.g.
-    ``--cfg-options data_root=data/mine protocol=official``.
+    ``data_root``, ``protocol`` and ``crops`` at the top of a config, or among the options, reach its data sets, e.g.
+    ``protocol = 'official'`` in a child config or ``--cfg-options data_root=data/mine crops.class_probability=0.7``.
 
     Raises:
         IgniteError: no such config, or it cannot be read.
@@ -45,9 +48,7 @@ def load_config(
             cfg.merge_from_dict(options)
     except Exception as error:  # a config is code: it may raise anything
         raise IgniteError(f'{path} cannot be read as a config ({type(error).__name__}: {error}): mend it.') from error
-    for loader in _LOADERS:
-        if 'dataset' in (cfg.get(loader) or {}):
-            cfg[loader].dataset.update({k: options[k] for k in ('data_root', 'protocol') if k in (options or {})})
+    _share(cfg, {option.split('.')[0] for option in options or {}})
     if 'model' not in cfg:
         raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits it.')
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
@@ -57,11 +58,38 @@ def load_config(
     return cfg
 
 
+def _share(cfg: Config, asked: 'set[str]') -> None:
+    """Let top-level settings reach the data sets: those asked for by option, and those of a config that changed the base's.
+
+    When a child config sets ``protocol``, the base has put its own into the data sets already. A data set that states
+    something else than the base keeps it.
+    """
+    roots = (Path(mmseg_ignite.__file__).parents[1], Path(mmseg_ignite.__file__).parent / '.mim')
+    base = next(r / 'configs' / '_base_' / 'datasets' / 'ignite.py' for r in roots if (r / 'configs').is_dir())
+    defaults = Config.fromfile(str(base))
+    for loader in _LOADERS:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        if not _is_ours(dataset):
+            continue
+        for key in _SHARED:
+            if (
+                key in cfg
+                and (key in asked or dataset.get(key) == defaults[key])
+                and (key != 'crops' or key in dataset)
+            ):
+                dataset[key] = copy.deepcopy(cfg[key])
+
+
+def _is_ours(dataset: 'dict | None') -> bool:
+    kinds = ('IGNITEDataset', 'IGNITECropDataset')
+    return dataset is not None and str(dataset.get('type')).split('.')[-1] in kinds
+
+
 def check_data(cfg: Config, *loaders: str) -> None:
     """Raise IgniteError if a data set that a run needs is not there, or holds no ROI."""
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset')
-        if dataset is None or str(dataset.get('type')).split('.')[-1] not in ('IGNITEDataset', 'IGNITECropDataset'):
+        if not _is_ours(dataset):
             continue
         root, protocol = dataset.data_root, dataset.get('protocol', 'patient-8-1-1')
         if not select(read_index(root), protocol, dataset.split, root):

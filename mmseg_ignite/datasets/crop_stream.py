@@ -6,7 +6,8 @@ and nothing else. So the stream does not depend on the number of workers or proc
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from ..preparation.store import CONTEXT, image_path, label_path, open_array, poi
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
 _ATTEMPTS = 10
+MAX_ZOOM = 16
+"""px of an ROI per px of a crop: beyond it a crop would read half a slide, and the range of um/px is a slip."""
 
 
 class Place(NamedTuple):
@@ -62,7 +65,8 @@ class CropStream:
         class_probability: share of crops placed around a pixel of a drawn class, 0..1.
         temperature: 0 draws all classes equally often, 1 in inverse proportion to their pixels.
         um_per_px: range (low, high) from which the resolution of a crop is drawn, log-uniformly. None: that of the ROI.
-        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees; no pixel is interpolated) or 'any' angle.
+        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees) or 'any' angle; pixels are interpolated only for the last or
+            with ``um_per_px``.
         border: labels beyond the array are 'ignore' (255) or 'mirror'.
         use_context: crops may reach into the tissue around an ROI (labels 255 there) where it was prepared.
         label_map: {train id: new id}, as mmseg makes it for fewer classes; ids left out are ignored.
@@ -97,6 +101,12 @@ class CropStream:
         self.rois = [r for r in rois if self._counts(r).any()]
         if not self.rois:
             raise IgniteError(f'{root} has no ROI with an annotated pixel to draw crops from: choose another split.')
+        for roi in self.rois if um_per_px is not None else ():
+            if not 1 / MAX_ZOOM <= um_per_px[0] / roi['um_per_px'] <= um_per_px[1] / roi['um_per_px'] <= MAX_ZOOM:
+                raise IgniteError(
+                    f'{roi["name"]} in {root} has {roi["um_per_px"]:.3g} um/px, the crops are to have {um_per_px}: at most '
+                    f'{MAX_ZOOM} times coarser or finer was expected: mend um_per_px in the config, or the area of the ROI.'
+                )
         self._set_law(temperature)
 
     def _counts(self, roi: dict) -> np.ndarray:
@@ -224,13 +234,17 @@ class CropStream:
 
 def _check(crop_size, class_probability, temperature, um_per_px, rotation, border) -> None:
     wrong = None
-    if len(crop_size) != 2 or min(crop_size) < 1:
+
+    def numbers(value: object, kind: type) -> bool:
+        return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, kind) for v in value)
+
+    if not numbers(crop_size, Integral) or min(crop_size) < 1:
         wrong = f'crop_size {crop_size}; (H, W) in px was expected'
-    elif not 0 <= class_probability <= 1:
+    elif not isinstance(class_probability, Real) or not 0 <= class_probability <= 1:
         wrong = f'class_probability {class_probability}; 0..1 was expected'
-    elif not 0 <= temperature <= 4:
+    elif not isinstance(temperature, Real) or not 0 <= temperature <= 4:
         wrong = f'temperature {temperature}; 0 (all classes equally often) to 1 (inverse to their pixels) was expected'
-    elif um_per_px is not None and not (len(um_per_px) == 2 and 0 < um_per_px[0] <= um_per_px[1]):
+    elif um_per_px is not None and not (numbers(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1]):
         wrong = f'um_per_px {um_per_px}; (low, high) in um/px was expected'
     elif rotation not in ROTATIONS or border not in BORDERS:
         wrong = f'rotation {rotation!r} and border {border!r}; one of {ROTATIONS} and of {BORDERS} were expected'

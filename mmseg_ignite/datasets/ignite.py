@@ -1,5 +1,8 @@
 """IGNITE as a data set of mmseg."""
 
+import inspect
+from collections.abc import Sequence
+
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
@@ -41,6 +44,19 @@ class IGNITEDataset(BaseSegDataset):
             **kwargs,
         )
 
+    def get_data_info(self, idx: int) -> dict:
+        """The ROI of that number.
+
+        Raises:
+            IgniteError: a :class:`CropStreamSampler` asks, whose keys are pairs.
+        """
+        if isinstance(idx, tuple):
+            raise IgniteError(
+                f"IGNITEDataset was asked for sample {idx} by a CropStreamSampler: set the data loader's sampler to "
+                'dict(type="InfiniteSampler"), or take IGNITECropDataset.'
+            )
+        return super().get_data_info(idx)
+
     def load_data_list(self) -> 'list[dict]':
         """One dictionary an ROI, from the index."""
         rois = select(read_index(self.data_root), self.protocol, self.split, self.data_root)
@@ -57,6 +73,10 @@ class IGNITEDataset(BaseSegDataset):
             )
             for r in rois
         ]
+
+
+_GIVEN = {'root', 'rois', 'label_map'}
+_LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadIGNITERegion')
 
 
 @DATASETS.register_module()
@@ -79,6 +99,15 @@ class IGNITECropDataset(IGNITEDataset):
 
     def __init__(self, data_root: str, split: str, crops: 'dict | None' = None, **kwargs) -> None:
         self._crops = dict(crops or {})
+        loaders = [
+            t['type']
+            for t in kwargs.get('pipeline', ())
+            if isinstance(t, dict) and str(t['type']).split('.')[-1] in _LOADERS
+        ]
+        if loaders:
+            raise IgniteError(
+                f'the pipeline of IGNITECropDataset holds {loaders[0]}, but its crops are read already: remove it.'
+            )
         super().__init__(data_root, split, **kwargs)
 
     def full_init(self) -> None:
@@ -88,7 +117,17 @@ class IGNITECropDataset(IGNITEDataset):
         super().full_init()
         by_name = {r['name']: r for r in read_index(self.data_root)['rois']}
         rois = [by_name[self.get_data_info(i)['roi']] for i in range(len(self))]
+        unknown = self._crops.keys() - inspect.signature(CropStream).parameters.keys() | self._crops.keys() & _GIVEN
+        if unknown:
+            known = [k for k in inspect.signature(CropStream).parameters if k not in _GIVEN]
+            raise IgniteError(
+                f'crops of the data set has no setting {", ".join(sorted(unknown))}; it has {", ".join(known)}: mend it.'
+            )
         self.stream = CropStream(self.data_root, rois, label_map=self.label_map, **self._crops)
+
+    def get_subset_(self, indices: 'Sequence[int] | int') -> None:
+        """Not supported: the stream draws from all ROIs; give ``indices`` to the constructor instead."""
+        raise IgniteError('IGNITECropDataset cannot be cut afterwards: give indices to its constructor.')
 
     def __getitem__(self, key: 'tuple[int, int]') -> dict:
         """Crop ``n`` of the stream of ``seed``, after the pipeline.

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import IgniteError
 from .findings import Finding, errors
-from .release import RoiRecord, read_overview, surplus_files
+from .release import RoiRecord, compare_rows, leaks, read_overview, surplus_files
 from .roi import audit_roi
 
 MAX_RESOLUTION_RATIO = 1.2
 """How far um/px may be from the median of the release."""
+IMPOSSIBLE_RATIO = 4
+POSSIBLE_UM_PER_PX = 0.01, 100
 
 
 @dataclass
@@ -72,18 +74,22 @@ def audit_release(
         raise IgniteError(f'{release} lists no ROI named {", ".join(unknown)}: check the names given to --exclude.')
     findings = [f for f in overview.findings if f.roi not in exclude]
     findings += [Finding('excluded', name, 'left out by --exclude') for name in exclude]
-    findings += surplus_files(Path(release), set(overview.names))
+    if overview.readable:  # else every file would seem surplus
+        findings += surplus_files(Path(release), set(overview.names))
     records = {r.name: r for r in overview.records if r.name not in exclude}
+    findings += compare_rows([n for n in overview.names if n not in exclude], list(records.values()))
     sources = {n: r.sources(context) for n, r in records.items()}
     facts = _audit_rois(sources, out, old, known or {}, console or Console())
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
-    findings += _compare_rois(records, entries)
+    findings += _compare_rois(records, entries) + _compare_pictures(records, facts)
     faulty = {f.roi for f in errors(findings) if f.roi}
+    left_out = {*exclude, *(faulty if drop_faulty else ())}
+    findings += leaks([r for name, r in records.items() if name not in left_out])
     return Audit(
         [e for e in entries if e['name'] not in faulty],
         findings,
-        sorted({*exclude, *(faulty if drop_faulty else ())}),
+        sorted(left_out),
         len(overview.names),
     )
 
@@ -102,7 +108,7 @@ def _audit_rois(
     """
     if not sources:
         return {}
-    sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
+    sizes = {n: sum(_size(p) for p in s.values()) for n, s in sources.items()}
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('left'), TimeRemainingColumn())
     facts = {}
     pool = ThreadPoolExecutor(min(cores(), len(sources)))
@@ -125,14 +131,22 @@ def _audit_rois(
     return facts
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # missing or unreadable, which audit_roi reports
+        return 0
+
+
 def _entry(record: RoiRecord, facts: dict) -> dict:
     """The index entry of an ROI: its row in the overview and what its files say."""
+    area = record.area_mm2
     return dict(
         name=record.name,
         patient=record.patient,
         official_split=record.split,
         official_fold=record.fold,
-        um_per_px=1000 * (record.area_mm2 / (facts['height'] * facts['width'])) ** 0.5,
+        um_per_px=None if area is None else 1000 * (area / (facts['height'] * facts['width'])) ** 0.5,
         **facts,
         **record.metadata,
     )
@@ -140,27 +154,42 @@ def _entry(record: RoiRecord, facts: dict) -> dict:
 
 def _compare_rois(records: 'dict[str, RoiRecord]', entries: 'list[dict]') -> 'list[Finding]':
     """What only shows when ROIs are compared with their rows and with each other."""
-    findings, same = [], defaultdict(list)
-    median = float(np.median([e['um_per_px'] for e in entries])) if entries else 0.0
+    findings = []
+    least, most = POSSIBLE_UM_PER_PX
+    possible = [e['um_per_px'] for e in entries if e['um_per_px'] is not None and least <= e['um_per_px'] <= most]
+    median = float(np.median(possible)) if possible else 0.0
     for entry in entries:
-        same[entry['picture']].append(entry)
         name, claimed = entry['name'], records[entry['name']].shape
         if claimed is not None and claimed != (entry['height'], entry['width']):
             detail = f'it is {entry["height"]} x {entry["width"]} px, the overview says {claimed[0]} x {claimed[1]}'
             findings.append(Finding('shape-differs', name, detail, name))
-        ratio = entry['um_per_px'] / median
-        if max(ratio, 1 / ratio) > MAX_RESOLUTION_RATIO:
-            detail = f'its area gives {entry["um_per_px"]:.3g} um/px, the median is {median:.3g}'
-            findings.append(Finding('resolution-differs', name, detail, name))
-    for group in same.values():
-        patients = {e['patient'] for e in group}
-        kind = 'picture-patients' if len(patients) > 1 else 'picture-twice'
-        for entry in group[1:] if len(patients) == 1 else group:
-            others = ', '.join(f'{e["name"]} (patient {e["patient"]})' for e in group if e is not entry)
-            if others:
-                findings.append(Finding(kind, entry['name'], f'it shows the same picture as {others}', entry['name']))
+        um_per_px = entry['um_per_px']
+        if um_per_px is None:
+            continue
+        ratio = max(um_per_px / median, median / um_per_px) if least <= um_per_px <= most else float('inf')
+        if ratio > MAX_RESOLUTION_RATIO:
+            kind = 'resolution-differs' if ratio <= IMPOSSIBLE_RATIO else 'resolution-impossible'
+            detail = f'its area gives {um_per_px:.3g} um/px, ' + (
+                f'the median is {median:.3g}' if median else f'{least} to {most} are possible'
+            )
+            findings.append(Finding(kind, name, detail, name))
     encodings = {e['encoding'] for e in entries} - {'empty'}
     if len(encodings) > 1:
         counts = ', '.join(f'{sum(e["encoding"] == c for e in entries)} {c}' for c in sorted(encodings))
         findings.append(Finding('mask-encodings', 'annotations/he', f'both encodings occur: {counts}'))
+    return findings
+
+
+def _compare_pictures(records: 'dict[str, RoiRecord]', facts: 'dict[str, dict]') -> 'list[Finding]':
+    """Pictures that occur twice, also those of ROIs that are faulty otherwise."""
+    findings, same = [], defaultdict(list)
+    for name, record in records.items():
+        if facts[name].get('picture') is not None:
+            same[facts[name]['picture']].append(record)
+    for group in same.values():
+        leaking = len({r.patient for r in group}) > 1
+        for record in group if leaking else group[1:]:
+            others = ', '.join(f'{r.name} (patient {r.patient})' for r in group if r is not record)
+            kind = 'picture-patients' if leaking else 'picture-twice'
+            findings.append(Finding(kind, record.name, f'it shows the same picture as {others}', record.name))
     return findings

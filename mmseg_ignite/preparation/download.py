@@ -122,10 +122,10 @@ def _retry_after(value: 'str | None') -> float:
 class _Client:
     """Requests with time-outs, and the waiting between them."""
 
-    def __init__(self, sleep: Callable[[float], None]):
+    def __init__(self, sleep: Callable[[float], None], say: Callable[[str], None]):
         self.opener = build_opener(_HttpRedirects)
         self.opener.addheaders = [('User-Agent', f'mmseg_ignite/{__version__}')]
-        self.sleep = sleep
+        self.sleep, self.say = sleep, say
 
     def open(self, url: str, start: int = 0) -> http.client.HTTPResponse:
         """Ask for the bytes from ``start`` on."""
@@ -160,7 +160,10 @@ class _Client:
                 f'{what}: {TRIES} tries in a row failed, the last with: {error}; check the network and run the same '
                 'command again, it goes on where this one stopped.'
             ) from error
-        self.sleep(max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait))
+        wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
+        if wait > 5:
+            self.say(f'{what}: {error}; the next try is in {wait:.0f} s.')
+        self.sleep(wait)
 
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
@@ -273,7 +276,11 @@ def _fetch(client: _Client, file: RemoteFile, release: Path, show: Callable[[int
                     'the server alters it, or the record is being changed; try again later or from another network.'
                 ) from error
         else:
-            path.replace(release / file.name)
+            old = release / file.name
+            if old.is_file() and file.name not in ARCHIVES:  # somebody may have mended it by hand
+                old.replace(release / f'{file.name}.bak')
+                client.say(f'{old} was not that of the record; it is kept as {file.name}.bak.')
+            path.replace(old)
             return
 
 
@@ -348,7 +355,8 @@ def download_release(
     Leaves data_overview.csv, he_label_map.json, images/he/*.png and annotations/he/*.png in ``release``, beside the
     two archives, which may then be deleted: download.json remembers that they are unpacked. A call that was
     interrupted is continued by the next; on a complete release only the record is read. Other files in the folder
-    are left alone; a file of one of the release's own names is replaced if its content differs.
+    are left alone; a file of one of the release's own names is replaced if its content differs, tables after a copy as
+    NAME.bak.
 
     Args:
         release: folder, made if it is absent.
@@ -363,7 +371,9 @@ def download_release(
     release, console = Path(release), console or Console()
     try:
         release.mkdir(parents=True, exist_ok=True)
-        _download(release, _Client(sleep), record, console)
+        _download(
+            release, _Client(sleep, lambda text: console.print(text, soft_wrap=True, markup=False)), record, console
+        )
     except OSError as error:
         raise IgniteError(
             f'{error.filename or release} cannot be written or read ({error.strerror or error}): make room or mend the '

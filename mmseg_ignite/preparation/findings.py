@@ -1,12 +1,14 @@
 """What an audit can find in a release: one table of kinds, each with its severity and its mend."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from ..files import write_json
 from ..labels import MAX_STRAY_SHARE
@@ -36,10 +38,12 @@ KINDS = {
     'name-case': Kind('error', 'rename one: they are one file on many disks'),
     'name-patient': Kind('warning', 'look whose ROI it is: a wrong patient lets splits leak'),
     'patient-missing': Kind('error', f'{_TABLE}: without a patient splits leak'),
+    'patient-spelling': Kind('error', f'{_TABLE}: one patient, one spelling, else splits leak'),
     'area-malformed': Kind('error', f'{_TABLE}: um/px follows from the area'),
     'shape-malformed': Kind('warning', 'nothing, if the image is whole: its own size is used'),
     'shape-differs': Kind('warning', 'look at the image: its own size is used'),
     'resolution-differs': Kind('warning', 'look at area_mm2: um/px follows from it'),
+    'resolution-impossible': Kind('error', f'{_TABLE}: um/px follows from area_mm2'),
     'split-unknown': Kind('warning', 'nothing, if "official" is not used: the row counts as training'),
     'official-leak': Kind('warning', 'nothing: the split "official" is left out'),
     'folds-leak': Kind('info', "nothing: the release's own folds are never used"),
@@ -113,22 +117,23 @@ def findings_table(findings: 'list[Finding]', show: int = 3) -> Table:
     """A line a kind, errors first; at most ``show`` subjects of each are named."""
     counts = Counter(f.severity for f in findings)
     title = 'audit: ' + ', '.join(f'{counts[s]} {s}{"s" * (counts[s] != 1 and s != "info")}' for s in SEVERITIES)
-    table = Table('severity', 'kind', 'count', 'where', 'mend', title=title, show_lines=False)
+    where, mend = (Column(name, overflow='fold') for name in ('where', 'mend'))
+    table = Table('severity', 'kind', 'count', where, mend, title=title, show_lines=False)
     colours = dict(error='red', warning='yellow', info='dim')
     for kind in sorted({f.kind for f in findings}, key=lambda k: (SEVERITIES.index(KINDS[k].severity), k)):
         of_kind = [f for f in findings if f.kind == kind]
         where = [f'{f.subject}: {f.detail}' for f in of_kind[:show]]
         where += [f'... and {len(of_kind) - show} more'] if len(of_kind) > show else []
         severity = KINDS[kind].severity
-        table.add_row(
-            f'[{colours[severity]}]{severity}[/]', kind, str(len(of_kind)), _plain('\n'.join(where)), KINDS[kind].mend
-        )
+        # Text, since a name in a release is no markup of ours.
+        cells = Text('\n'.join(where)), Text(KINDS[kind].mend)
+        table.add_row(Text(severity, colours[severity]), kind, str(len(of_kind)), *cells)
     return table
 
 
-def _plain(text: str) -> str:
-    """Text of a release is no markup of ours."""
-    return text.replace('[', r'\[')
+def printable(name: str) -> str:
+    """A file name with the bytes that are no UTF-8 written as escapes; it could not be printed or written otherwise."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 'list[Finding]') -> None:
@@ -138,7 +143,7 @@ def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 
         path,
         dict(
             format=1,
-            release=Path(release).name,
+            release=printable(Path(release).resolve().name),
             rois=rois,
             counts={s: counts[s] for s in SEVERITIES},
             findings=[dict(severity=f.severity, **asdict(f), mend=f.mend) for f in findings],

@@ -1,7 +1,8 @@
 """From a release to a prepared data set."""
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -11,34 +12,56 @@ from ..files import atomic_directory, write_json
 from ..labels import CLASSES
 from ..visualization.split_shares import draw_split_shares, split_table
 from .audit import Audit, audit_release
-from .findings import errors, findings_table, write_audit
+from .findings import errors, findings_table, printable, write_audit
 from .png import DamagedPicture, check_header
 from .release import read_overview
 from .roi import FACTS
 from .splits import PROTOCOLS, classes_not_in_all_parts, leaking_patients, make_splits
-from .store import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, image_path, label_path, points_path, read_index
+from .store import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
 
 
 def audit_path(out: 'str | Path') -> Path:
     """Where the audit of a release that was not prepared is written: beside the prepared folder."""
     out = Path(out)
-    return out.with_name(f'{out.name}.{AUDIT}')
+    out = out if out.name not in ('', '..') else out.resolve()  # '.' has no name of its own
+    return out.parent / f'{out.name}.{AUDIT}'
+
+
+@contextlib.contextmanager
+def _told(place: 'str | Path') -> Iterator[None]:
+    """What the disk refuses is told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise IgniteError(
+            f'{error.filename or place} cannot be written or read ({error.strerror or error}): make room, mend the '
+            'permissions, or choose another output folder.'
+        ) from error
 
 
 def audit(
-    release: 'str | Path', out: 'str | Path', exclude: Iterable[str] = (), console: 'Console | None' = None
+    release: 'str | Path',
+    out: 'str | Path',
+    exclude: Iterable[str] = (),
+    drop_faulty: bool = False,
+    context: bool = True,
+    console: 'Console | None' = None,
 ) -> Audit:
     """Audit a release without preparing it: prints the table, writes ``OUT.audit.json``, touches nothing else.
 
+    Args are those of :func:`prepare`.
+
     Raises:
-        IgniteError: the audit found errors.
+        IgniteError: the audit found errors that would stop :func:`prepare`, or the findings cannot be written.
     """
     console = console or Console()
-    result = audit_release(release, exclude, console=console)
-    console.print(findings_table(result.findings))
-    _stop_on_errors(release, out, result, drop_faulty=False)
-    write_audit(audit_path(out), release, result.rois, result.findings)
-    console.print(f'no error; all findings: {audit_path(out)}', soft_wrap=True, markup=False)
+    with _told(out):
+        result = audit_release(release, exclude, drop_faulty, context=context, console=console)
+        console.print(findings_table(result.findings))
+        _stop_on_errors(release, out, result, drop_faulty)
+        write_audit(audit_path(out), release, result.rois, result.findings)
+    left_out = f'left out: {", ".join(result.left_out)}' if result.left_out else 'no error'
+    console.print(f'{left_out}; all findings: {audit_path(out)}', soft_wrap=True, markup=False)
     return result
 
 
@@ -67,32 +90,61 @@ def prepare(
 
     Raises:
         IgniteError: the audit found errors (all are in ``OUT.audit.json``), fewer than three patients are left, too little
-            room on the disk. ``out`` is then as it was.
+            room on the disk, ``out`` cannot be written or would replace the release. ``out`` is then as it was.
     """
     console, out = console or Console(), Path(out)
-    known = _known(out)
-    _check_room(release, out, known, context)
-    with atomic_directory(out, INDEX) as partial:
+    with _told(out):
+        _check_places(release, out)
+        known = _known(out)
+        _check_room(release, out, known, context)
+        index = _publish(release, out, exclude, drop_faulty, context, known, console)
+        audit_path(out).unlink(missing_ok=True)
+    _report(index, known, console)
+    return index
+
+
+def _check_places(release: 'str | Path', out: Path) -> None:
+    """Raise if publishing ``out`` would replace the release or the folder one works in."""
+    source, target = Path(release).resolve(), out.resolve()
+    if target in (source, *source.parents):
+        raise IgniteError(f'the release {release} lies in the output folder {out}: choose another output folder.')
+    if target == Path.cwd():
+        raise IgniteError(f'{out} is the current folder, which cannot be replaced: name a folder in it.')
+
+
+def _publish(
+    release: 'str | Path',
+    out: Path,
+    exclude: Iterable[str],
+    drop_faulty: bool,
+    context: bool,
+    known: 'dict[str, dict]',
+    console: Console,
+) -> dict:
+    with atomic_directory(out, OWN) as partial:
         for folder in FOLDERS:
             (partial / folder).mkdir()
         result = audit_release(release, exclude, drop_faulty, partial, out, known, context, console)
         console.print(findings_table(result.findings))
         _stop_on_errors(release, out, result, drop_faulty)
         _remove_left_out(partial, result)
+        try:
+            splits = make_splits(result.entries)
+        except IgniteError:
+            write_audit(audit_path(out), release, result.rois, result.findings)
+            raise
         index = dict(
             format=FORMAT,
             classes=list(CLASSES),
             channel_order='RGB',
-            release=Path(release).name,
-            splits=make_splits(result.entries),
+            release=printable(Path(release).resolve().name),
+            splits=splits,
             left_out=result.left_out,
             rois=result.entries,
         )
         write_json(partial / INDEX, index)
         write_audit(partial / AUDIT, release, result.rois, result.findings)
         draw_split_shares(index, partial / 'splits.png')
-    audit_path(out).unlink(missing_ok=True)
-    _report(index, known, console)
     return index
 
 
@@ -111,19 +163,20 @@ def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]', cont
         if record.name in known:
             continue
         for kind, path in record.sources(context).items():
-            if kind in ('image', 'context_image') and path.is_file():
-                with path.open('rb') as stream:
-                    try:
+            if kind in ('image', 'context_image'):
+                try:
+                    with path.open('rb') as stream:
                         header = check_header(stream.read(33))
-                    except DamagedPicture:
-                        continue
+                except (OSError, DamagedPicture):  # the audit will say so
+                    continue
                 needed += header.height * header.width * 4  # three bytes of image, one of labels
     folder = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(folder).free
     if needed > free:
+        smaller = ', or leave out the tissue around the ROIs with --no-context' if context else ''
         raise IgniteError(
             f'{folder} has {free / 1e9:.1f} GB free, the arrays need {needed / 1e9:.1f} GB: make room, choose another '
-            'output folder, or leave out the tissue around the ROIs with --no-context.'
+            f'output folder{smaller}.'
         )
 
 
@@ -141,12 +194,14 @@ def _stop_on_errors(release: 'str | Path', out: Path, result: Audit, drop_faulty
 
 
 def _remove_left_out(folder: Path, result: Audit) -> None:
-    """ROIs that were found faulty only in comparison with others have arrays already."""
-    for name in result.left_out:
-        for path in (image_path, label_path):
-            path(folder, name).unlink(missing_ok=True)
-            path(folder, name + CONTEXT).unlink(missing_ok=True)
-        points_path(folder, name).unlink(missing_ok=True)
+    """ROIs that were found faulty only by their row or in comparison with others have arrays already.
+
+    Goes by what lies in the folder: the name of a faulty row may lead elsewhere.
+    """
+    used = {e['name'] for e in result.entries}
+    for path in folder.glob('*/*.npy'):
+        if path.stem.removesuffix(CONTEXT) not in used:
+            path.unlink()
 
 
 def _report(index: dict, known: 'dict[str, dict]', console: Console) -> None:
@@ -172,5 +227,5 @@ def _report(index: dict, known: 'dict[str, dict]', console: Console) -> None:
         )
     if index['left_out']:
         say(f'note: left out: {", ".join(index["left_out"])}.')
-    same = sum(known.get(r['name'], {}).get('sources') == r['sources'] for r in index['rois'])
-    say(f'{len(index["rois"])} ROIs, {same} of them unchanged and taken over; {len(index["splits"])} splits.')
+    same = sum(r['arrays'].items() <= known.get(r['name'], {}).get('arrays', {}).items() for r in index['rois'])
+    say(f'{len(index["rois"])} ROIs, {same} of them unchanged; {len(index["splits"])} splits.')

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ..errors import IgniteError
 from ..labels import RAW_LABEL_MAP
-from .findings import Finding
+from .findings import Finding, printable
 from .store import CONTEXT
 
 TASK = 'he_tissue_segmentation'
@@ -39,7 +40,9 @@ COLUMNS = (
 )
 METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype', 'scanner')
 """Columns that the prepared index keeps as they are, for strata of the evaluation."""
-SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')
+"""With what is appended to it, a name must fit into the 255 bytes that disks allow."""
+_PATIENT_ID = re.compile(r'(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?')
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RoiRecord:
         patient: patient id as text.
         split: the release's own 'train' or 'test'.
         fold: the release's own 'fold0'..'fold4', or ''.
-        area_mm2: area of the ROI.
+        area_mm2: area of the ROI, None where the overview says nothing usable.
         shape: (H, W) as the overview claims, None where it claims nothing usable.
         metadata: the columns of METADATA.
         release: folder of the release.
@@ -61,7 +64,7 @@ class RoiRecord:
     patient: str
     split: str
     fold: str
-    area_mm2: float
+    area_mm2: 'float | None'
     shape: 'tuple[int, int] | None'
     metadata: dict
     release: Path
@@ -78,15 +81,23 @@ class RoiRecord:
 
 @dataclass
 class Overview:
-    """What the tables of a release say: the usable rows, every listed name, and the faults."""
+    """What the tables of a release say.
+
+    Attributes:
+        records: the rows whose name leads to files; other faults of theirs are among the findings.
+        names: every listed name.
+        findings: the faults of single rows and of the label map.
+        readable: whether the rows could be read at all.
+    """
 
     records: 'list[RoiRecord]' = field(default_factory=list)
     names: 'list[str]' = field(default_factory=list)
     findings: 'list[Finding]' = field(default_factory=list)
+    readable: bool = True
 
 
 def read_overview(release: 'str | Path') -> Overview:
-    """The H&E segmentation ROIs of a release in the order of its overview, and all faults of its tables.
+    """The H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
 
     Raises:
         IgniteError: there is no release at that path.
@@ -102,11 +113,11 @@ def read_overview(release: 'str | Path') -> Overview:
         )
     overview = Overview(findings=_check_label_map(release))
     rows = _read_rows(path, overview.findings)
+    overview.readable = rows is not None
     for line, row in rows or ():
         _add_row(overview, release, line, row)
     if rows is not None and not overview.names:
         overview.findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
-    _check_rows(overview)
     return overview
 
 
@@ -134,7 +145,7 @@ def _read_rows(path: Path, findings: 'list[Finding]') -> 'list[tuple[int, dict]]
 
 
 def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
-    """Judge a row; take it as a record if it says whose ROI it is, under which name and how large."""
+    """Judge a row; take it as a record if its name leads to files, so that they are audited whatever else is wrong."""
     task, name = (row['task'] or '').strip(), (row['name'] or '').strip()
     if task != TASK:
         return
@@ -149,13 +160,16 @@ def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
     if None in row or None in row.values():
         report('row-fields', f'it has not the {len(row) - (None in row)} fields of the header')
     row = {k: (v or '').strip() for k, v in row.items() if k}
-    if not SAFE_NAME.fullmatch(name):
-        report('name-unsafe', f'the name {name!r} leads elsewhere or is no file name')
+    safe = SAFE_NAME.fullmatch(name) and not name.casefold().endswith(CONTEXT)
+    if not safe:
+        report(
+            'name-unsafe', f'the name {name[:80]!r} leads elsewhere, is no file name, too long, or ends in {CONTEXT}'
+        )
     if not row['patient_id']:
         report('patient-missing', 'it has no patient_id')
     number = re.fullmatch(r'patient(\d+)_he_roi\d+', name)
     digits = re.search(r'\d+', row['patient_id'])
-    if number and digits and int(number[1]) != int(digits[0]):
+    if number and digits and number[1].lstrip('0') != digits[0].lstrip('0'):
         report('name-patient', f'patient_id is {row["patient_id"]!r}')
     if row['split'] not in ('train', 'test'):
         report('split-unknown', f'split is {row["split"]!r}; train or test was expected')
@@ -165,7 +179,7 @@ def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
     if shape is None:
         report('shape-malformed', f'shape is {row["shape"]!r}; "(H, W)" in pixels was expected')
     overview.findings += found
-    if not any(f.severity == 'error' for f in found):
+    if safe:
         metadata = {c: row[c] for c in METADATA}
         record = RoiRecord(
             name, row['patient_id'], row['split'], row['validation_fold'], area, shape, metadata, release
@@ -186,19 +200,54 @@ def _shape(text: str) -> 'tuple[int, int] | None':
     return (int(match[1]), int(match[2])) if match and int(match[1]) and int(match[2]) else None
 
 
-def _check_rows(overview: Overview) -> None:
-    """What only shows when the rows are seen together."""
-    findings = overview.findings
-    spelled = defaultdict(set)
-    for name, count in Counter(overview.names).items():
+def compare_rows(names: 'list[str]', records: 'list[RoiRecord]') -> 'list[Finding]':
+    """What only shows when the rows are seen together, those left out on request being away."""
+    findings, spelled = [], defaultdict(set)
+    for name, count in Counter(names).items():
         spelled[name.casefold()].add(name)
         if count > 1:
             findings.append(Finding('name-duplicate', name, f'{count} rows have this name', name))
-    for names in spelled.values():
-        for name in sorted(names)[1:]:
-            findings.append(Finding('name-case', name, f'{sorted(names)[0]} differs from it in case only', name))
+    for group in spelled.values():
+        for name in sorted(group) if len(group) > 1 else ():
+            others = ', '.join(sorted(group - {name}))
+            findings.append(Finding('name-case', name, f'{others} differs from it in case only', name))
+    return findings + _check_patients(records)
+
+
+def _check_patients(records: 'list[RoiRecord]') -> 'list[Finding]':
+    """One patient under several ids: splits compare them as text and would leak."""
+    same_id, same_name = defaultdict(list), defaultdict(list)
+    for record in records:
+        if not record.patient:
+            continue
+        same_id[_plain_id(record.patient)].append(record)
+        if number := re.match(r'patient0*(\d+)_', record.name):
+            same_name[number[1]].append(record)
+    findings = {}
+    for groups, what in ((same_id, 'the same patient_id in several spellings'), (same_name, 'names of one patient')):
+        for group in groups.values():
+            ids = sorted({r.patient for r in group})
+            for name in (r.name for r in group if len(ids) > 1):
+                detail = f'{what}: {", ".join(map(repr, ids))}'
+                findings.setdefault(name, Finding('patient-spelling', name, detail, name))
+    return list(findings.values())
+
+
+def _plain_id(patient: str) -> str:
+    """A patient_id without what spreadsheets and habits add to it: '1' of '01', '1.0' and 'Patient 1'.
+
+    Only words that mean a patient are taken off: 'A1' and 'B1' may be patients of two hospitals.
+    """
+    text = unicodedata.normalize('NFKC', patient).strip().casefold()
+    match = _PATIENT_ID.fullmatch(text)
+    return match[1] if match else text
+
+
+def leaks(records: 'list[RoiRecord]') -> 'list[Finding]':
+    """How the release's own division leaks patients, of the ROIs that are used."""
+    findings: list[Finding] = []
     sides, folds = defaultdict(set), defaultdict(set)
-    for record in overview.records:
+    for record in records:
         sides[record.patient].add(record.split == 'test')
         if record.split != 'test':
             folds[record.patient].add(record.fold)
@@ -207,6 +256,7 @@ def _check_rows(overview: Overview) -> None:
     leaking = sum(len(f) > 1 for f in folds.values())
     if leaking:
         findings.append(Finding('folds-leak', OVERVIEW, f'{leaking} patient(s) stand in several of its folds'))
+    return findings
 
 
 def _check_label_map(release: Path) -> 'list[Finding]':
@@ -227,5 +277,7 @@ def surplus_files(release: Path, names: 'set[str]') -> 'list[Finding]':
     for folder in ('images', 'annotations'):
         for path in sorted((release / folder / 'he').glob('*')):
             if path.suffix.lower() == '.png' and path.stem.removesuffix(CONTEXT) not in names:
-                findings.append(Finding('file-surplus', f'{folder}/he/{path.name}', f'{OVERVIEW} does not list it'))
+                findings.append(
+                    Finding('file-surplus', f'{folder}/he/{printable(path.name)}', f'{OVERVIEW} does not list it')
+                )
     return findings

@@ -12,7 +12,19 @@ from .findings import Finding
 from .png import DamagedPicture, check_png, decode
 from .store import CONTEXT, image_path, label_path, link_arrays, points_path
 
-FACTS = ('sources', 'findings', 'height', 'width', 'pixels', 'unannotated', 'stray', 'encoding', 'picture', 'context')
+FACTS = (
+    'sources',
+    'findings',
+    'height',
+    'width',
+    'pixels',
+    'unannotated',
+    'stray',
+    'encoding',
+    'picture',
+    'context',
+    'arrays',
+)
 """What :func:`audit_roi` returns, kept in the index entry."""
 POINTS = 2048
 """Pixels of each class that an ROI keeps for drawing crops around them."""
@@ -37,32 +49,78 @@ def audit_roi(
         name: of the ROI.
         sources: see :meth:`RoiRecord.sources`.
         out: prepared folder that is being written; None audits only.
-        old: prepared folder of an earlier run, with what it knows of this ROI in ``known``: where all source checksums are
-            the same, its arrays are linked instead of decoding anew.
+        old: prepared folder of an earlier run, with what it knows of this ROI in ``known``: where the checksums of the
+            sources and of the arrays are the same, its arrays are linked instead of decoding anew.
 
     Returns:
         Facts that follow from the files alone: ``sources`` (SHA-256 of each file there), ``findings`` (as dictionaries)
-        and, without error, ``height``, ``width`` (px), ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``,
-        ``picture`` (hash of the decoded image) and ``context`` (None, or its height, width and the ROI's ``origin`` in it).
+        ``picture`` (hash of the decoded image, None if it is blank) where the image can be read, and, without error,
+        ``height``, ``width`` (px), ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``, ``context`` (None,
+        or its height, width and the ROI's ``origin`` in it) and ``arrays`` (checksum of each array file written).
     """
-    content = {k: p.read_bytes() for k, p in sources.items() if p.is_file()}
-    checksums = {k: hashlib.sha256(c).hexdigest() for k, c in content.items()}
-    if known is not None and known['sources'] == checksums:
-        if out is None or link_arrays(old, out, name, context=known['context'] is not None):
-            return known
+    content = _load(sources)
+    checksums = {k: hashlib.sha256(c).hexdigest() for k, c in content.items() if isinstance(c, bytes)}
+    kept = _still_true(known, sources, checksums) if known is not None and len(checksums) == len(content) else None
+    if kept is not None and (out is None or _take_over(old, out, name, kept)):
+        return kept
     findings: list[Finding] = []
     facts = dict(sources=checksums)
     image = _read(name, sources, content, 'image', findings)
     labels = _read(name, sources, content, 'mask', findings)
+    if image is not None:
+        facts['picture'] = _picture(name, image, findings)
     if image is not None and labels is not None:
         facts.update(_compare(name, image, labels, findings))
-    if not any(f.severity == 'error' for f in findings):
-        context = _read_context(name, sources, content, image, labels.labels, findings)
-        facts['context'] = context and context[2]
+    good = not any(f.severity == 'error' for f in findings)
+    context = _read_context(name, sources, content, (image, labels.labels) if good else None, findings)
+    if good:
+        facts.update(context=context and context[2], arrays={})
         if out is not None:
-            _write(out, name, image, labels.labels, context, checksums['image'])
+            facts['arrays'] = _write(out, name, image, labels.labels, context, checksums['image'])
     facts['findings'] = [asdict(f) for f in findings]
     return facts
+
+
+def _load(sources: 'dict[str, Path]') -> 'dict[str, bytes | OSError]':
+    """The bytes of each file that is there, or why they cannot be read."""
+    content = {}
+    for which, path in sources.items():
+        try:
+            if path.is_file():
+                content[which] = path.read_bytes()
+        except OSError as error:
+            content[which] = error
+    return content
+
+
+def _still_true(known: dict, sources: 'dict[str, Path]', checksums: 'dict[str, str]') -> 'dict | None':
+    """What an earlier run found out, less the context where that is not wanted now; None if the files changed."""
+    if any(known['sources'].get(k) != checksums.get(k) for k in sources):
+        return None
+    if 'context_image' not in sources:
+        findings = [
+            f for f in known['findings'] if not f['kind'].startswith('context-') and CONTEXT not in f['subject']
+        ]
+        arrays = {p: c for p, c in known['arrays'].items() if not p.endswith(f'{CONTEXT}.npy')}
+        return dict(known, sources=checksums, findings=findings, context=None, arrays=arrays)
+    # A run without context did not look whether there is one.
+    if len(checksums) < len(sources) and not any(f['kind'] == 'context-missing' for f in known['findings']):
+        return None
+    return known
+
+
+def _take_over(old: Path, out: Path, name: str, known: dict) -> bool:
+    """Link the arrays of an earlier run; False if they are not what was written then."""
+    try:
+        if not known['arrays'] or any(_digest(old / p) != c for p, c in known['arrays'].items()):
+            return False
+    except OSError:
+        return False
+    return link_arrays(old, out, name, context=known['context'] is not None)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]') -> object:
@@ -74,6 +132,9 @@ def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[F
 
     if which not in content:
         report(f'{which}-missing', 'the overview lists it, it is not there')
+        return None
+    if isinstance(content[which], OSError):
+        report(f'{which}-unreadable', f'it cannot be read ({content[which].strerror or content[which]})')
         return None
     try:
         if which == 'image':
@@ -122,6 +183,14 @@ def _decode_image(content: bytes, report) -> 'np.ndarray | None':
     return image
 
 
+def _picture(name: str, image: np.ndarray, findings: 'list[Finding]') -> 'str | None':
+    """What tells a picture from others; None if it is blank, since all blank ones are the same."""
+    if (image[::64, ::64] == image[0, 0]).all() and (image == image[0, 0]).all():
+        findings.append(Finding('image-blank', name, f'all its pixels are {tuple(image[0, 0].tolist())}', name))
+        return None
+    return hashlib.blake2b(image, digest_size=16, salt=repr(image.shape[1]).encode()).hexdigest()
+
+
 def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> dict:
     """What image and mask say together."""
     shape, labels = image.shape[:2], mask.labels
@@ -134,8 +203,6 @@ def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> d
         findings.append(Finding('roi-unannotated', name, 'no pixel is annotated', name))
     if min(shape) < SMALL:
         findings.append(Finding('roi-small', name, f'{shape[0]} x {shape[1]} px is less than a crop of {SMALL}', name))
-    if (image[::64, ::64] == image[0, 0]).all() and (image == image[0, 0]).all():
-        findings.append(Finding('image-blank', name, f'all its pixels are {tuple(image[0, 0].tolist())}', name))
     return dict(
         height=shape[0],
         width=shape[1],
@@ -143,12 +210,14 @@ def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> d
         unannotated=int(labels.size - pixels.sum()),
         stray=mask.stray,
         encoding=mask.encoding,
-        picture=hashlib.blake2b(image, digest_size=16, salt=repr(shape[1]).encode()).hexdigest(),
     )
 
 
-def _read_context(name: str, sources: dict, content: dict, image: np.ndarray, labels: np.ndarray, findings: list):
-    """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust."""
+def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', findings: 'list[Finding]'):
+    """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust.
+
+    ``roi`` is image and labels of the ROI; where they are faulty the files are judged without it.
+    """
     if 'context_image' not in sources:  # not wanted
         return None
     if 'context_image' not in content or 'context_mask' not in content:
@@ -159,10 +228,15 @@ def _read_context(name: str, sources: dict, content: dict, image: np.ndarray, la
         return None
     own: list[Finding] = []
     around = _decode_context(name, sources, content, own)
-    if around is None or any(f.severity == 'error' for f in own):
-        detail = own[0].detail if own else 'image and mask with context differ in size'
-        findings.append(Finding('context-faulty', name, detail, name))
+    findings += [f for f in own if f.kind == 'mask-stray']
+    if around is None:
+        faults = [f'{f.subject}: {f.detail}' for f in own if f.severity == 'error']
+        faults.append('image and mask with context differ in size')
+        findings.append(Finding('context-faulty', name, faults[0], name))
         return None
+    if roi is None:
+        return None
+    image, labels = roi
     around_image, around_labels = around
     if (labels == IGNORE).all():  # nothing tells where the ROI lies in it
         return None
@@ -246,10 +320,15 @@ def _points(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(rows).astype(np.uint16) if rows else np.empty((0, 3), np.uint16)
 
 
-def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> None:
-    np.save(image_path(out, name), image)
-    np.save(label_path(out, name), labels)
-    np.save(points_path(out, name), _points(labels, int(checksum[:16], 16)))
+def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> 'dict[str, str]':
+    """Write the arrays; their checksums by path in the folder."""
+    arrays = {
+        image_path(out, name): image,
+        label_path(out, name): labels,
+        points_path(out, name): _points(labels, int(checksum[:16], 16)),
+    }
     if context is not None:
-        np.save(image_path(out, name + CONTEXT), context[0])
-        np.save(label_path(out, name + CONTEXT), context[1])
+        arrays |= {image_path(out, name + CONTEXT): context[0], label_path(out, name + CONTEXT): context[1]}
+    for path, array in arrays.items():
+        np.save(path, array)
+    return {path.relative_to(out).as_posix(): _digest(path) for path in arrays}

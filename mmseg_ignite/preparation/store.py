@@ -32,6 +32,8 @@ AUDIT = 'audit.json'
 FORMAT = 2
 CONTEXT = '_with_context'
 FOLDERS = ('images', 'labels', 'points')
+OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
+"""All that a prepared folder holds; one that holds anything else is never replaced."""
 
 
 def image_path(root: 'str | Path', name: str) -> Path:
@@ -91,8 +93,16 @@ def read_index(root: 'str | Path') -> dict:
         ) from None
     except (OSError, ValueError) as error:
         raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
-    if not isinstance(index, dict) or index.get('format') != FORMAT or tuple(index.get('classes', ())) != CLASSES:
+    if not isinstance(index, dict) or index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
         raise IgniteError(f'{path} is no index of format {FORMAT} with the classes of IGNITE: prepare the data again.')
+    try:
+        names = [roi['name'] for roi in index['rois']]
+        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IgniteError(f'{path} was changed ({type(error).__name__}: {error}): prepare the data again.') from error
+    if len(set(names)) != len(names) or listed - set(names):
+        wrong = sorted(listed - set(names)) or sorted({n for n in names if names.count(n) > 1})
+        raise IgniteError(f'{path} was changed: {wrong[0]} is listed twice or in a split only: prepare the data again.')
     return index
 
 

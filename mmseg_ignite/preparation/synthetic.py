@@ -25,6 +25,8 @@ STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.
 MARGIN = 64
 """Pixels of tissue around an ROI in its _with_context image."""
 UM_PER_PX = 0.5
+MARKER = 'synthetic.json'
+"""Tells a synthetic release, which may be replaced, from a real one."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def write_synthetic_release(
         rare = rare[0] - 1, rare[1]
     stains = [Patient.draw(np.random.default_rng([seed, 1, p])) for p in range(patients)]
     rows, seen = [], [0] * patients
-    with atomic_directory(out, OVERVIEW) as folder:
+    with atomic_directory(out, (MARKER, OVERVIEW, LABEL_MAP, 'images', 'annotations')) as folder:
         for task in ('images', 'annotations'):
             (folder / task / 'he').mkdir(parents=True)
         for number in range(rois):
@@ -265,6 +267,9 @@ def write_synthetic_release(
                 )
             )
             advance()
+        (folder / MARKER).write_text(
+            json.dumps(dict(rois=rois, patients=patients, size=size, seed=seed, rare=rare)) + '\n'
+        )
         (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
         with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
             writer = csv.DictWriter(stream, COLUMNS)

@@ -3,12 +3,9 @@
 import json
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-
-from ..files import atomic_file  # noqa: E402
+from ..files import atomic_file
 
 
 def read_scalars(work_dir: 'str | Path') -> 'dict[str, dict[int, float]]':
@@ -31,7 +28,8 @@ def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> N
     """Draw losses, learning rate and validation scores over iterations, as far as they were logged."""
     losses = [n for n in scalars if 'loss' in n]
     scores = [n for n in ('mIoU', 'mDice', 'aAcc') if n in scalars]
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout='constrained')
+    figure = Figure(figsize=(15, 4), layout='constrained')  # not pyplot's: a notebook's backend is its own affair
+    axes = figure.subplots(1, 3)
     for axis, names, title in (
         (axes[0], losses, 'training loss'),
         (axes[1], ['lr'], 'learning rate'),
@@ -48,4 +46,3 @@ def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> N
     axes[2].set_ylim(0, 100)
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
-    plt.close(figure)

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
-from .split_shares import PART_COLOURS as PART_COLOURS
+from .split_shares import PART_COLOURS
 
 _CLASS_COLOURS = [np.array(colour) / 255 for colour in PALETTE]
 _EDGE = '#333333'

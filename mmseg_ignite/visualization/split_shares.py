@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from ..files import atomic_file  # noqa: E402
-from ..labels import CLASSES  # noqa: E402
-from ..preparation.splits import FOLDS, PARTS, is_grouped, leaking_patients  # noqa: E402
+from ..files import atomic_file
+from ..labels import CLASSES
+from ..preparation.splits import FOLDS, PARTS, is_grouped, leaking_patients
 
 PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: told apart by the colour-blind too
 _WARNING = '#C00000'
@@ -48,9 +45,8 @@ def draw_split_shares(index: dict, path: 'str | Path') -> None:
     splits = index['splits']
     rows = -(-len(splits) // _COLUMNS)
     columns = min(_COLUMNS, len(splits))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2 + 3.6 * columns, 0.8 + 4.6 * rows), sharey=True, squeeze=False, layout='constrained'
-    )
+    figure = Figure(figsize=(2 + 3.6 * columns, 0.8 + 4.6 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, protocol in zip(axes.flat, splits):
         _panel(axis, index, protocol)
     for axis in axes.flat[len(splits) :]:
@@ -60,7 +56,6 @@ def draw_split_shares(index: dict, path: 'str | Path') -> None:
     figure.supxlabel("share of the class's pixels (%)", fontsize='medium')
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
-    plt.close(figure)
 
 
 def _panel(axis: Axes, index: dict, protocol: str) -> None:

@@ -415,6 +415,11 @@ def test_fewer_classes_by_metainfo(prepared):
     [
         dict(crop_size=(0, 5)),
         dict(crop_size=(5,)),
+        dict(crop_size=64),
+        dict(crop_size=(64.5, 64)),
+        dict(class_probability='0.5'),
+        dict(um_per_px=0.5),
+        dict(um_per_px=('0.4', '0.6')),
         dict(class_probability=1.5),
         dict(temperature=-1),
         dict(um_per_px=(0.6, 0.4)),
@@ -428,9 +433,27 @@ def test_impossible_streams(prepared, crops):
         dataset(prepared, **crops)
 
 
+@pytest.mark.parametrize('um_per_px', [(400, 625), (0.4, float('inf')), (0.001, 0.5)])
+def test_a_resolution_that_no_roi_can_give_is_refused_before_the_first_crop(prepared, um_per_px):
+    with pytest.raises(IgniteError, match='um/px'):
+        dataset(prepared, crop_size=(16, 16), um_per_px=um_per_px)
+
+
+def test_a_slip_in_the_settings_names_the_known_ones(prepared):
+    with pytest.raises(IgniteError, match='class_prob.*class_probability'):
+        dataset(prepared, class_prob=1)
+    with pytest.raises(IgniteError, match='LoadIGNITERegion'):
+        dataset(prepared, pipeline=[dict(type='mmseg.LoadIGNITERegion')])
+    with pytest.raises(IgniteError, match='indices'):
+        dataset(prepared, crop_size=(16, 16)).get_subset_([0])
+
+
 def test_another_sampler_is_refused(prepared):
     with pytest.raises(IgniteError, match='CropStreamSampler'):
         dataset(prepared, crop_size=(16, 16))[0]
+    whole = DATASETS.build(dict(type='mmseg.IGNITEDataset', data_root=str(prepared), split='train'))
+    with pytest.raises(IgniteError, match='IGNITECropDataset'):
+        whole[(0, 1)]
 
 
 def test_a_missing_array_is_named(prepared, tmp_path):

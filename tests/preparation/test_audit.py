@@ -4,22 +4,25 @@ import csv
 import gzip
 import io
 import json
+import os
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from conftest import tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import decode_mask
 from mmseg_ignite.preparation import audit, prepare
-from mmseg_ignite.preparation.findings import KINDS
+from mmseg_ignite.preparation.findings import KINDS, Finding, findings_table
 from mmseg_ignite.preparation.png import DamagedPicture, check_png, decode
-from mmseg_ignite.preparation.release import COLUMNS, OVERVIEW, read_overview
+from mmseg_ignite.preparation.release import COLUMNS, OVERVIEW, compare_rows, read_overview
 from mmseg_ignite.preparation.roi import locate
 
 ONE, TWO = 'patient1_he_roi1', 'patient2_he_roi1'
@@ -154,7 +157,6 @@ DAMAGE = {
     'byte order mark': (lambda r: (r / OVERVIEW).write_bytes(b'\xef\xbb\xbf' + (r / OVERVIEW).read_bytes()), 'overview-bom'),
     'field too many': (lambda r: edit(r / OVERVIEW, f'{ONE},he', f'{ONE},,he'), 'file-surplus'),
     'field too many at the end': (lambda r: edit(r / OVERVIEW, f'{ONE}.png\n{TWO}', f'{ONE}.png,x\n{TWO}'), 'row-fields'),
-    'field too few': (lambda r: edit(r / OVERVIEW, f'/annotations/he/{ONE}.png\n', '\n'), None),
     'fields too few': (lambda r: edit(r / OVERVIEW, f',../../data/annotations/he/{ONE}.png\n', '\n'), 'row-fields'),
     'path as name': (put('name', f'../{ONE}'), 'name-unsafe'),
     'absolute name': (put('name', '/etc/passwd'), 'name-unsafe'),
@@ -169,7 +171,13 @@ DAMAGE = {
     'area is infinite': (put('area_mm2', 'inf'), 'area-malformed'),
     'area is zero': (put('area_mm2', '0'), 'area-malformed'),
     'area is negative': (put('area_mm2', '-1'), 'area-malformed'),
-    'area in um2': (put('area_mm2', '1440'), 'resolution-differs'),
+    'area in um2': (put('area_mm2', '1440'), 'resolution-impossible'),
+    'area almost nothing': (put('area_mm2', '1e-323'), 'resolution-impossible'),
+    'area thirty times too large': (put('area_mm2', '0.0432'), 'resolution-impossible'),
+    'area twice too large': (put('area_mm2', '0.00288'), 'resolution-differs'),
+    'patient in another spelling': (put('patient_id', '02.0'), 'patient-spelling'),
+    'name of a context': (put('name', f'{ONE}_with_context'), 'name-unsafe'),
+    'long name': (put('name', 'a' * 201), 'name-unsafe'),
     'shape is text': (put('shape', 'wide'), 'shape-malformed'),
     'shape lies': (put('shape', '(7, 9)'), 'shape-differs'),
     'unknown split': (put('split', 'holdout'), 'split-unknown'),
@@ -263,15 +271,14 @@ def test_damaged_release(own_release, tmp_path, name):
         found = findings(beside)
         assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ['out.audit.json', 'release']
         assert any(f['severity'] == 'error' for f in found)
-    if kind is not None:
-        assert kind in {f['kind'] for f in found}
-        of_kind = [f for f in found if f['kind'] == kind]
-        assert all((f['severity'], f['mend']) == KINDS[kind] and f['detail'] and f['subject'] for f in of_kind)
+    of_kind = [f for f in found if f['kind'] == kind]
+    assert of_kind
+    assert all((f['severity'], f['mend']) == KINDS[kind] and f['detail'] and f['subject'] for f in of_kind)
 
 
 def test_at_least_forty_kinds_of_damage_are_tried_and_every_kind_of_fault_occurs():
     assert len(DAMAGE) >= 40
-    assert {kind for _, kind in DAMAGE.values() if kind} == set(KINDS) - {'excluded', 'roi-small'}
+    assert {kind for _, kind in DAMAGE.values()} == set(KINDS) - {'excluded', 'roi-small'}
 
 
 def test_all_faults_come_in_one_pass(own_release, tmp_path, capsys):
@@ -286,6 +293,169 @@ def test_all_faults_come_in_one_pass(own_release, tmp_path, capsys):
         kinds = sorted(f['kind'] for f in findings(tmp_path / path) if f['severity'] == 'error')
         assert kinds == ['area-malformed', 'image-missing', 'mask-unreadable']
     assert 'mask-unreadable' in capsys.readouterr().out
+
+
+def kinds_of(own_release, tmp_path):
+    """(kind, subject) of all findings of an audit that fails."""
+    with pytest.raises(IgniteError):
+        audit(own_release, tmp_path / 'out')
+    return {(f['kind'], f['subject']) for f in findings(tmp_path / 'out.audit.json')}
+
+
+def test_all_faults_of_one_roi_come_in_one_pass(own_release, tmp_path):
+    """Its row, its mask, its context, and that another patient has its picture."""
+    copy_roi(own_release, ONE, TWO)
+    rewrite(own_release, lambda row: row.update(area_mm2='x'))
+    truncate(mask(own_release), 0.5)
+    truncate(image(own_release, f'{ONE}_with_context'), 0.5)
+    found = kinds_of(own_release, tmp_path)
+    assert {kind for kind, subject in found if ONE in subject} == {
+        'area-malformed',
+        'mask-unreadable',
+        'context-faulty',
+        'picture-patients',
+    }
+    assert ('picture-patients', TWO) in found
+
+
+@pytest.mark.parametrize('spelling', ['02', '2.0', 'patient2', 'Patient_02', 'p2', '\uff12'])
+def test_one_patient_in_two_spellings(own_release, tmp_path, spelling):
+    put('patient_id', spelling)(own_release)
+    found = kinds_of(own_release, tmp_path)
+    assert {s for kind, s in found if kind == 'patient-spelling'} == {ONE, TWO}
+    assert len(prepare(own_release, tmp_path / 'out', exclude=[TWO])['rois']) == 3
+
+
+@pytest.mark.parametrize('first, second', [('A1', 'B1'), ('1', '10'), ('TCGA-05-42', 'TCGA-05-43'), ('1.1', '1.2')])
+def test_different_patients_are_no_spellings(own_release, first, second):
+    put('patient_id', first)(own_release)
+    rewrite(own_release, lambda row: row.update(patient_id=second), 1)
+    overview = read_overview(own_release)
+    assert not [f for f in compare_rows(overview.names, overview.records) if f.kind == 'patient-spelling']
+
+
+def test_names_of_one_patient_with_two_ids(own_release, tmp_path):
+    rewrite(own_release, lambda row: row.update(name='patient1_he_roi9'), 1)
+    found = kinds_of(own_release, tmp_path)
+    assert {s for kind, s in found if kind == 'patient-spelling'} == {ONE, 'patient1_he_roi9'}
+
+
+@pytest.mark.parametrize(
+    'which, kind', [(image, 'image-unreadable'), (mask, 'mask-unreadable'), ('context', 'context-faulty')]
+)
+def test_a_file_that_the_disk_does_not_give(own_release, tmp_path, monkeypatch, which, kind):
+    path = image(own_release, f'{ONE}_with_context') if which == 'context' else which(own_release)
+    read, truncated = type(path).read_bytes, mask(own_release, TWO)
+    truncate(truncated, 0.5)
+
+    def read_bytes(self):
+        if self == path:
+            raise OSError(5, 'Input/output error', str(self))
+        return read(self)
+
+    monkeypatch.setattr(type(path), 'read_bytes', read_bytes)
+    found = kinds_of(own_release, tmp_path)
+    assert kind in {k for k, subject in found if ONE in subject}
+    assert 'mask-unreadable' in {k for k, subject in found if TWO in subject}
+    assert 'Input/output error' in (tmp_path / 'out.audit.json').read_text()
+
+
+def test_an_overview_that_cannot_be_read_makes_no_file_surplus(own_release, tmp_path):
+    edit(own_release / OVERVIEW, 'patient_id', 'patient')
+    assert {kind for kind, _ in kinds_of(own_release, tmp_path)} == {'overview-columns'}
+
+
+def test_a_faulty_context_says_what_is_wrong_and_counts_stray_pixels(own_release, tmp_path):
+    context = f'{ONE}_with_context'
+    resave(mask(own_release, context), lambda m: palette(m).crop((0, 0, 90, 90)))
+    values = np.array(Image.open(mask(own_release, f'{TWO}_with_context')))
+    values[0, 0] = 99
+    Image.fromarray(values).save(mask(own_release, f'{TWO}_with_context'))
+    found = audit(own_release, tmp_path / 'out').findings
+    assert [f.detail for f in found if f.kind == 'context-faulty'] == ['image and mask with context differ in size']
+    assert [f.subject for f in found if f.kind == 'mask-stray'] == [f'annotations/he/{TWO}_with_context.png']
+    truncate(image(own_release, context), 0.5)
+    (fault,) = [f for f in audit(own_release, tmp_path / 'out').findings if f.kind == 'context-faulty']
+    assert f'{context}.png' in fault.detail and 'truncated' in fault.detail
+
+
+def test_blank_pictures_are_not_compared(own_release, tmp_path):
+    for name in (ONE, TWO):
+        resave(image(own_release, name), lambda i: Image.new('RGB', (80, 72), 'white'))
+        resave(mask(own_release, name), lambda m: np.full((72, 80), 255, np.uint8))
+    kinds = [f.kind for f in audit(own_release, tmp_path / 'out').findings]
+    assert kinds.count('image-blank') == 2 and not {'picture-patients', 'picture-twice'} & set(kinds)
+
+
+def test_leaks_of_rois_left_out_do_not_count(own_release, tmp_path):
+    rewrite(own_release, lambda row: row.update(patient_id='2', split='test'))
+    assert 'official-leak' in {f.kind for f in audit(own_release, tmp_path / 'out').findings}
+    assert 'official-leak' not in {f.kind for f in audit(own_release, tmp_path / 'out', [ONE]).findings}
+    image(own_release).unlink()
+    result = audit(own_release, tmp_path / 'out', drop_faulty=True)
+    assert result.left_out == [ONE] and 'official-leak' not in {f.kind for f in result.findings}
+
+
+def test_names_that_differ_in_case_are_all_marked(own_release, tmp_path):
+    put('name', TWO.upper())(own_release)
+    assert {s for kind, s in kinds_of(own_release, tmp_path) if kind == 'name-case'} == {TWO, TWO.upper()}
+
+
+def test_the_table_shows_names_as_they_are_and_whole():
+    name = 'x\\[/b][red]' + 'y' * 300
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(findings_table([Finding('mask-missing', name, 'gone', name)]))
+    text = console.export_text()
+    assert '\\[/b][red]' in text and text.count('y') >= 300 and '\u2026' not in text
+
+
+def test_a_name_that_is_no_utf8_is_written(own_release, tmp_path):
+    path = os.fsencode(image(own_release).parent) + b'/caf\xe9.png'
+    try:
+        open(path, 'wb').close()
+    except OSError:
+        pytest.skip('this disk takes UTF-8 names only')
+    audit(own_release, tmp_path / 'out')
+    assert r'images/he/caf\xe9.png' in {f['subject'] for f in findings(tmp_path / 'out.audit.json')}
+
+
+def test_audit_that_cannot_be_written_is_one_sentence(own_release, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(IgniteError, match='cannot be written') as caught:
+        audit(own_release, tmp_path / 'file' / 'out')
+    assert len(str(caught.value).splitlines()) == 1
+    audit(own_release, tmp_path / 'new' / 'folder' / 'out')
+    assert (tmp_path / 'new' / 'folder' / 'out.audit.json').is_file()
+
+
+def test_audit_takes_the_arguments_of_prepare(own_release, tmp_path):
+    """As the tool passes them on: no advice to give what was given, no context where none is wanted."""
+    image(own_release, f'{ONE}_with_context').unlink()
+    mask(own_release, TWO).unlink()
+    arguments = ('--release', own_release, '--out', tmp_path / 'out', '--audit-only')
+    assert tool('prepare_ignite', *arguments) == 2
+    assert tool('prepare_ignite', *arguments, '--drop-faulty', '--no-context') == 0
+    kinds = {f['kind'] for f in findings(tmp_path / 'out.audit.json')}
+    assert 'mask-missing' in kinds and 'context-missing' not in kinds
+    (own_release / 'he_label_map.json').unlink()
+    with pytest.raises(IgniteError) as caught:
+        audit(own_release, tmp_path / 'out', drop_faulty=True)
+    assert '--drop-faulty' not in str(caught.value)
+
+
+def test_the_audit_is_written_where_too_few_patients_are_left(own_release, tmp_path):
+    with pytest.raises(IgniteError, match='three'):
+        prepare(own_release, tmp_path / 'out', exclude=[ONE, TWO])
+    assert [f['subject'] for f in findings(tmp_path / 'out.audit.json') if f['kind'] == 'excluded'] == [ONE, TWO]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_dropping_a_row_whose_name_leads_elsewhere_removes_nothing_there(own_release, tmp_path):
+    precious = tmp_path / 'precious.npy'
+    precious.write_text('mine')
+    put('name', str(precious.with_suffix('')))(own_release)
+    prepare(own_release, tmp_path / 'out', drop_faulty=True)
+    assert precious.read_text() == 'mine'
 
 
 def test_faulty_rois_are_left_out_on_request(own_release, tmp_path):
@@ -375,7 +545,7 @@ def test_any_table_is_read_or_refused(tmp_path_factory, noise, tail):
     release = tmp_path_factory.mktemp('r')
     (release / OVERVIEW).write_bytes(','.join(COLUMNS).encode() + b'\nx,he_tissue_segmentation,' + noise + b'\n' + tail)
     overview = read_overview(release)
-    assert all(r.name and r.patient and 0 < r.area_mm2 < float('inf') for r in overview.records)
+    assert all(r.name and (r.area_mm2 is None or 0 < r.area_mm2 < float('inf')) for r in overview.records)
     assert overview.findings  # there is no label map
 
 

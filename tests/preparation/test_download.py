@@ -162,6 +162,7 @@ def source(tmp_path_factory):
     """A release of 3 ROIs; read-only."""
     out = tmp_path_factory.mktemp('source') / 'release'
     write_synthetic_release(out, rois=3, patients=3, size=(64, 70), seed=7)
+    (out / 'synthetic.json').unlink()  # no release has it
     return out
 
 
@@ -668,6 +669,7 @@ def test_other_files_in_the_folder_are_left_alone(get, out, source, contents):
     for name in mine:
         assert (out / name).read_text() == f'my {name}'
         (out / name).unlink()
+    (out / f'{CSV}.bak').unlink()
     assert_complete(out, source)
 
 
@@ -743,3 +745,17 @@ def test_a_record_that_is_not_there_ends_the_command_in_a_sentence(served, out, 
     assert tool('prepare_ignite', *arguments) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
     assert len(said) == 1 and '404' in said[0] and not (tmp_path / 'ignite').exists()
+
+
+def test_a_table_mended_by_hand_is_kept_beside_the_one_of_the_record(get, out, source):
+    get()
+    (out / CSV).write_text('mended')
+    get()
+    assert (out / CSV).read_bytes() == (source / CSV).read_bytes() and (out / f'{CSV}.bak').read_text() == 'mended'
+
+
+def test_a_long_wait_is_announced(served, out):
+    served.script[ZIP] = iter([fail(503, '120')])
+    said = io.StringIO()
+    download_release(out, f'{served.root}/record', Console(file=said), lambda seconds: None)
+    assert 'in 120 s' in said.getvalue()

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -120,3 +121,69 @@ def test_contexts_can_be_left_out(own_release, tmp_path):
     assert all(r['context'] is None for r in index['rois']) and all(r['context'] for r in whole['rois'])
     assert not list((tmp_path / 'out').rglob('*_with_context*'))
     assert 'context-missing' not in (tmp_path / 'out' / 'audit.json').read_text()
+
+
+def test_going_over_to_no_context_takes_the_arrays_over(own_release, tmp_path):
+    out = tmp_path / 'out'
+    prepare(own_release, out)
+    before = {p.name: p.stat().st_ino for p in (out / 'images').iterdir()}
+    index = prepare(own_release, out, context=False)
+    after = {p.name: p.stat().st_ino for p in (out / 'images').iterdir()}
+    assert set(after) == {f'patient{n}_he_roi1.npy' for n in (1, 2, 3, 4)} and after.items() <= before.items()
+    for entry in index['rois']:
+        assert entry['context'] is None and set(entry['sources']) == {'image', 'mask'} and len(entry['arrays']) == 3
+    fresh = prepare(own_release, tmp_path / 'fresh', context=False)
+    assert fresh == index
+    assert all(r['context'] for r in prepare(own_release, out)['rois'])
+
+
+def test_a_context_that_was_not_wanted_before_is_missed_now(own_release, tmp_path):
+    for folder in ('images', 'annotations'):
+        (own_release / folder / 'he' / f'{NAME}_with_context.png').unlink()
+    prepare(own_release, tmp_path / 'out', context=False)
+    index = prepare(own_release, tmp_path / 'out')
+    (entry,) = [r for r in index['rois'] if r['name'] == NAME]
+    assert [f['kind'] for f in entry['findings'] if f['kind'] == 'context-missing']
+
+
+@pytest.mark.parametrize('path', [image_path, label_path, points_path])
+def test_an_array_of_other_content_is_not_taken_over(own_release, tmp_path, path):
+    prepare(own_release, tmp_path / 'out')
+    array = path(tmp_path / 'out', NAME)
+    whole = array.read_bytes()
+    array.write_bytes(whole[:128] + bytes(len(whole) - 128))
+    prepare(own_release, tmp_path / 'out')
+    assert array.read_bytes() == whole
+
+
+def test_the_release_is_named_though_given_as_a_dot(own_release, tmp_path, monkeypatch):
+    monkeypatch.chdir(own_release)
+    assert prepare('.', tmp_path / 'out')['release'] == 'release'
+    assert json.loads((tmp_path / 'out' / 'audit.json').read_text())['release'] == 'release'
+
+
+def test_the_release_and_the_current_folder_are_not_replaced(own_release, tmp_path, monkeypatch):
+    before = sorted(own_release.rglob('*'))
+    (tmp_path / 'link').symlink_to(own_release)
+    for out in (own_release, tmp_path, tmp_path / 'link'):
+        with pytest.raises(IgniteError, match='lies in the output folder'):
+            prepare(own_release, out)
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    with pytest.raises(IgniteError, match='is the current folder'):
+        prepare(own_release, '.')
+    assert sorted(own_release.rglob('*')) == before
+
+
+def test_a_full_disk_is_told_in_a_sentence(own_release, tmp_path, monkeypatch):
+    def write_json(path, content):
+        raise OSError(28, 'No space left on device', str(path))
+
+    # The package's attribute of that name is the function.
+    monkeypatch.setattr(sys.modules['mmseg_ignite.preparation.prepare'], 'write_json', write_json)
+    with pytest.raises(IgniteError, match='index.json cannot be written.*No space left') as caught:
+        prepare(own_release, tmp_path / 'out')
+    assert len(str(caught.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ['release']
+    with pytest.raises(IgniteError, match='File name too long'):
+        prepare(own_release, tmp_path / ('o' * 300))

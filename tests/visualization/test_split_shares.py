@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -27,17 +27,17 @@ def index_of(patients, rois_each=2, tested=3, absent=()):
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Draw an index; give the figure's panels by protocol, their texts and the path of the picture."""
-    monkeypatch.setattr(plt, 'close', lambda figure: None)
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
 
     def draw(index):
         path = tmp_path / 'splits.png'
         draw_split_shares(index, path)
-        panels = {a.get_title('left').split('\n')[0]: a for a in plt.gcf().axes if a.get_visible()}
+        panels = {a.get_title('left').split('\n')[0]: a for a in figures[-1].axes if a.get_visible()}
         return panels, {p: [t.get_text() for t in a.texts] for p, a in panels.items()}, path
 
-    yield draw
-    monkeypatch.undo()
-    plt.close('all')
+    return draw
 
 
 def test_bars_are_the_shares_of_pixels(drawn):
