@@ -7,10 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..errors import IgniteError
 from ..labels import IGNORE, MaskError, count_classes, decode_mask
 from .findings import Finding
 from .png import DamagedPicture, check_png, decode
-from .store import CONTEXT, image_path, label_path, link_arrays, points_path
+from .store import CONTEXT, image_path, label_path, link_arrays, open_array, points_path
 
 FACTS = (
     'sources',
@@ -112,15 +113,16 @@ def _still_true(known: dict, sources: 'dict[str, Path]', checksums: 'dict[str, s
 def _take_over(old: Path, out: Path, name: str, known: dict) -> bool:
     """Link the arrays of an earlier run; False if they are not what was written then."""
     try:
-        if not known['arrays'] or any(_digest(old / p) != c for p, c in known['arrays'].items()):
+        if not known['arrays'] or any(_digest(open_array(old / p)) != c for p, c in known['arrays'].items()):
             return False
-    except OSError:
+    except IgniteError:
         return False
     return link_arrays(old, out, name, context=known['context'] is not None)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+def _digest(array: np.ndarray) -> str:
+    shape = repr(array.shape[:2]).encode()[:16]
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16, salt=shape).hexdigest()
 
 
 def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]') -> object:
@@ -331,4 +333,4 @@ def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context,
         arrays |= {image_path(out, name + CONTEXT): context[0], label_path(out, name + CONTEXT): context[1]}
     for path, array in arrays.items():
         np.save(path, array)
-    return {path.relative_to(out).as_posix(): _digest(path) for path in arrays}
+    return {path.relative_to(out).as_posix(): _digest(array) for path, array in arrays.items()}
