@@ -65,8 +65,8 @@ def _share(cfg: Config, asked: 'set[str]') -> None:
     something else than the base keeps it.
     """
     roots = (Path(mmseg_ignite.__file__).parents[1], Path(mmseg_ignite.__file__).parent / '.mim')
-    base = next(r / 'configs' / '_base_' / 'datasets' / 'ignite.py' for r in roots if (r / 'configs').is_dir())
-    defaults = Config.fromfile(str(base))
+    bases = [root / 'configs' / '_base_' / 'datasets' / 'ignite.py' for root in roots]
+    defaults = Config.fromfile(str(next(base for base in bases if base.is_file())))
     for loader in _LOADERS:
         dataset = (cfg.get(loader) or {}).get('dataset')
         if not _is_ours(dataset):

@@ -144,7 +144,7 @@ class CropStream:
             roi = _pick(self._roi_law, u[2])
             anchor = int(u[1] * self.rois[roi]['height']), int(u[3] * self.rois[roi]['width'])
         entry = self.rois[roi]
-        shape, (top, left) = self._array(entry)
+        _, shape, (top, left) = self._array(entry)
         anchor = anchor[0] + top, anchor[1] + left
         zoom = 1.0
         if self.um_per_px is not None:
@@ -176,12 +176,12 @@ class CropStream:
             back = np.where(beyond > 0, beyond / np.abs(at_inside - offset), 0.0)
         return inside + back.max() * (free - inside)
 
-    def _array(self, entry: dict) -> 'tuple[tuple[int, int], tuple[int, int]]':
-        """Shape of the array that crops of an ROI are read from, and where the ROI begins in it."""
+    def _array(self, entry: dict) -> 'tuple[str, tuple[int, int], tuple[int, int]]':
+        """Name and shape of the array that crops of an ROI are read from, and where the ROI begins in it."""
         context = entry.get('context') if self.use_context else None
         if context is None:
-            return (entry['height'], entry['width']), (0, 0)
-        return (context['height'], context['width']), tuple(context['origin'])
+            return entry['name'], (entry['height'], entry['width']), (0, 0)
+        return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
     def read(self, seed: int, n: int, with_image: bool = True) -> dict:
         """Crop number ``n`` of the stream of ``seed``.
@@ -194,7 +194,7 @@ class CropStream:
         for _ in range(_ATTEMPTS):
             place = self.place(rng)
             entry = self.rois[place.roi]
-            name = entry['name'] + (CONTEXT if self._array(entry)[0] != (entry['height'], entry['width']) else '')
+            name = self._array(entry)[0]
             labels = self._cut(open_array(label_path(self.root, name)), place)
             if self.table is not None:
                 labels = self.table[labels]
@@ -243,7 +243,7 @@ def _check(crop_size, class_probability, temperature, um_per_px, rotation, borde
     elif not isinstance(class_probability, Real) or not 0 <= class_probability <= 1:
         wrong = f'class_probability {class_probability}; 0..1 was expected'
     elif not isinstance(temperature, Real) or not 0 <= temperature <= 4:
-        wrong = f'temperature {temperature}; 0 (all classes equally often) to 1 (inverse to their pixels) was expected'
+        wrong = f'temperature {temperature}; 0 (all classes alike), 1 (inverse to their pixels), at most 4 was expected'
     elif um_per_px is not None and not (numbers(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1]):
         wrong = f'um_per_px {um_per_px}; (low, high) in um/px was expected'
     elif rotation not in ROTATIONS or border not in BORDERS:

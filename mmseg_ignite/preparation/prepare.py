@@ -104,12 +104,10 @@ def prepare(
 
 
 def _check_places(release: 'str | Path', out: Path) -> None:
-    """Raise if publishing ``out`` would replace the release or the folder one works in."""
+    """Raise if publishing ``out`` would replace the release."""
     source, target = Path(release).resolve(), out.resolve()
     if target in (source, *source.parents):
         raise IgniteError(f'the release {release} lies in the output folder {out}: choose another output folder.')
-    if target == Path.cwd():
-        raise IgniteError(f'{out} is the current folder, which cannot be replaced: name a folder in it.')
 
 
 def _publish(
