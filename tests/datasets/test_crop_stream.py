@@ -97,6 +97,7 @@ with open({folder!r} + f'/rank{{get_rank()}}.txt', 'w') as stream:
     for number, batch in zip(range(4), loader):
         for image, sample in zip(batch['inputs'], batch['data_samples']):
             print(number, digest(dict(inputs=[image], data_samples=[sample])), file=stream)
+torch.distributed.destroy_process_group()
 """
 
 
