@@ -1,6 +1,6 @@
 """IGNITE tissue segmentation of H&E lung-cancer slides as an MMSegmentation plugin.
 
-Importing this package registers its data set, transforms, metric and hooks in mmseg's registries, so
+Importing this package registers its data set, transforms, model parts, metric and hooks in mmseg's registries, so
 ``custom_imports = dict(imports=['mmseg_ignite'])`` is all that another config needs.
 """
 
@@ -15,7 +15,7 @@ from .engine import compatibility as _compatibility  # noqa: E402
 
 _compatibility.apply()
 
-from . import datasets, engine, evaluation  # noqa: E402
+from . import datasets, engine, evaluation, models  # noqa: E402
 from .errors import IgniteError  # noqa: E402
 
-__all__ = ['IgniteError', '__version__', 'datasets', 'engine', 'evaluation']
+__all__ = ['IgniteError', '__version__', 'datasets', 'engine', 'evaluation', 'models']

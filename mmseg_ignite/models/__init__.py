@@ -1,5 +1,8 @@
-"""Model parts: the ImageNet weights of the MiT encoders."""
+"""SegFormer with mmseg's weights and less work, and the ImageNet weights of its encoders."""
 
+from .backbones import FastMixVisionTransformer
+from .decode_heads import FastSegformerHead
+from .segmentors import TissueSegmentor
 from .weights import set_encoder_weights
 
-__all__ = ['set_encoder_weights']
+__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueSegmentor', 'set_encoder_weights']

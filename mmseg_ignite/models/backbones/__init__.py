@@ -1,0 +1,3 @@
+from .mix_transformer import FastMixVisionTransformer
+
+__all__ = ['FastMixVisionTransformer']

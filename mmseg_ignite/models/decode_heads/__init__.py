@@ -1,0 +1,3 @@
+from .segformer_head import FastSegformerHead
+
+__all__ = ['FastSegformerHead']

@@ -1,0 +1,3 @@
+from .tissue_segmentor import TissueSegmentor
+
+__all__ = ['TissueSegmentor']

@@ -1,0 +1,294 @@
+"""Tiling against brute force: whole-image sums, a window at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.inference import grid, slide_labels, slide_logits, tiling, window_weights
+
+quick = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    """Arrays this small are done before a second thread has started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@st.composite
+def layouts(draw, largest=40):
+    """(image size, crop size, stride) in px, images smaller than the window among them."""
+    size = tuple(draw(st.integers(1, largest)) for _ in range(2))
+    crop = tuple(draw(st.integers(1, largest)) for _ in range(2))
+    # No less than a quarter of the window, so that the number of windows stays small.
+    stride = tuple(draw(st.integers(max(c // 4, 1), c)) for c in crop)
+    return size, crop, stride
+
+
+def stock_windows(size, crop, stride):
+    """The loop of mmseg's EncoderDecoder.slide_inference: (y1, y2, x1, x2)."""
+    (h_img, w_img), (h_crop, w_crop), (h_stride, w_stride) = size, crop, stride
+    for h_idx in range(max(h_img - h_crop + h_stride - 1, 0) // h_stride + 1):
+        for w_idx in range(max(w_img - w_crop + w_stride - 1, 0) // w_stride + 1):
+            y2, x2 = min(h_idx * h_stride + h_crop, h_img), min(w_idx * w_stride + w_crop, w_img)
+            yield max(y2 - h_crop, 0), y2, max(x2 - w_crop, 0), x2
+
+
+def pixelwise(windows):
+    """Logits (B, 5, h, w) that depend on each pixel alone."""
+    x = torch.as_tensor(windows)
+    x = x if x.shape[1] == 3 and x.shape[3] != 3 or isinstance(windows, torch.Tensor) else x.permute(0, 3, 1, 2)
+    r, g, b = x.float().unbind(1)
+    return torch.stack([r, g, b, r + g - b, (b - r).abs()], 1)
+
+
+def positional(windows):
+    """Logits (B, 3, h, w) that depend on where in the window a pixel is, as a network's do near borders."""
+    h, w = windows.shape[2:]
+    ramp = torch.linspace(0, 1, h)[:, None] + torch.linspace(0, 2, w)
+    return windows * (1 + ramp) + ramp * windows.mean((1, 2, 3), keepdim=True)
+
+
+def brute_force(predict, image, classes, crop, stride, weights):
+    """Padding every window to the whole image and adding, as stock does."""
+    total, count = torch.zeros(classes, *image.shape[1:]), torch.zeros(image.shape[1:])
+    for y1, y2, x1, x2 in stock_windows(image.shape[1:], crop, stride):
+        logits, w = predict(image[None, :, y1:y2, x1:x2])[0], window_weights((y2 - y1, x2 - x1), weights)
+        pad = (x1, image.shape[2] - x2, y1, image.shape[1] - y2)
+        total += torch.nn.functional.pad(logits * w, pad)
+        count += torch.nn.functional.pad(w, pad)
+    return total / count
+
+
+def clear(scores):
+    """Where the best class leads by more than rounding."""
+    top = scores.sort(0).values
+    return (top[-1] - top[-2] > 1e-4).numpy()
+
+
+@quick
+@given(layouts())
+def test_the_grid_is_that_of_stock(layout):
+    rows, columns = (grid(*axis) for axis in zip(*layout))
+    assert [(*r, *c) for r in rows for c in columns] == list(stock_windows(*layout))
+
+
+@given(st.integers(1, 3000), st.integers(1, 700), st.data())
+def test_the_grid_covers_every_pixel(side, crop, data):
+    stride = data.draw(st.integers(1, crop))
+    windows = grid(side, crop, stride)
+    assert windows[0][0] == 0 and windows[-1][1] == side
+    assert all(b[0] <= a[1] and a < b for a, b in zip(windows, windows[1:]))
+    assert {stop - start for start, stop in windows} == {min(side, crop)}
+
+
+@pytest.mark.parametrize('bad', [(0, 4, 4), (9, 0, 1), (9, 4, 0), (9, -4, 2), (9, 4.0, 2), (9, 4, True), (9, '4', 2)])
+def test_the_grid_takes_integers_above_0(bad):
+    with pytest.raises(IgniteError, match='an integer above 0 was expected'):
+        grid(*bad)
+
+
+def test_a_stride_that_leaves_gaps_is_refused():
+    with pytest.raises(IgniteError, match='stride 5 is larger than the crop size 4'):
+        grid(9, 4, 5)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 5), (32, 33), (512, 384)])
+def test_gaussian_weights(shape):
+    weights = window_weights(shape, 'gaussian')
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    squares = ((y - (shape[0] - 1) / 2) / (shape[0] / 8)) ** 2 + ((x - (shape[1] - 1) / 2) / (shape[1] / 8)) ** 2
+    expected = np.exp(-squares / 2)
+    np.testing.assert_allclose(weights.numpy(), expected / expected.max(), rtol=2e-5)
+    assert weights.min() > 0 and weights.max() == 1 and weights.shape == shape
+
+
+def test_uniform_and_unknown_weights():
+    assert torch.equal(window_weights((3, 4), 'uniform'), torch.ones(3, 4))
+    with pytest.raises(IgniteError, match="'uniform', 'gaussian'"):
+        window_weights((3, 4), 'hann')
+
+
+@quick
+@given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
+def test_an_identity_predictor_gives_its_own_values(layout, window_batch, weights, seed):
+    size, crop, stride = layout
+    image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, *size)))
+    expected = pixelwise(image[None])[0]
+    logits = slide_logits(pixelwise, image, 5, crop, stride, window_batch, weights)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+    labels = slide_labels(pixelwise, image, 5, crop, stride, window_batch, weights)
+    assert labels.dtype == np.uint8 and labels.shape == size
+    if weights == 'uniform':  # sums of integers are exact, ties included
+        np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+    else:
+        np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
+
+
+@quick
+@given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
+def test_overlaps_are_blended_as_by_brute_force(layout, window_batch, weights, seed):
+    size, crop, stride = layout
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, *size)).astype(np.float32))
+    expected = brute_force(positional, image, 3, crop, stride, weights)
+    torch.testing.assert_close(
+        slide_logits(positional, image, 3, crop, stride, window_batch, weights), expected, rtol=1e-5, atol=1e-5
+    )
+    labels = slide_labels(positional, image, 3, crop, stride, window_batch, weights)
+    np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
+
+
+@pytest.mark.parametrize('weights', tiling.WEIGHTS)
+def test_equal_windows_are_batched_along_a_row(weights):
+    seen, done = [], []
+
+    def predict(windows):
+        seen.append(tuple(windows.shape))
+        return windows
+
+    slide_labels(predict, torch.rand(3, 30, 70), 3, (20, 20), (10, 10), 4, weights, advance=done.append)
+    assert seen == [(4, 3, 20, 20), (2, 3, 20, 20)] * 2
+    assert done == [4, 2, 4, 2]
+
+
+class Reader:
+    """A slide reader: it has a shape and is cut."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape, self.largest = pixels, pixels.shape, 0
+
+    def __getitem__(self, key):
+        found = self.pixels[key]
+        self.largest = max(self.largest, found.size)
+        return found
+
+
+def test_arrays_are_read_window_by_window(tmp_path):
+    pixels = np.random.default_rng().integers(0, 256, (61, 47, 3), dtype=np.uint8)
+    np.save(tmp_path / 'image.npy', pixels)
+    expected = pixelwise(pixels[None])[0].argmax(0).numpy()
+    out = np.lib.format.open_memmap(tmp_path / 'out.npy', 'w+', np.uint8, (61, 47))
+    mapped = np.load(tmp_path / 'image.npy', mmap_mode='r')
+    assert slide_labels(pixelwise, mapped, 5, (16, 20), (12, 12), out=out) is out
+    out.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / 'out.npy'), expected)
+    reader = Reader(pixels)
+    np.testing.assert_array_equal(slide_labels(pixelwise, reader, 5, (16, 20), (12, 12)), expected)
+    assert reader.largest == 16 * 20 * 3
+
+
+def test_windows_of_arrays_come_as_uint8_stacks():
+    forms = set()
+
+    def predict(windows):
+        forms.add((type(windows), windows.dtype, windows.shape))
+        return pixelwise(windows)
+
+    slide_labels(predict, np.zeros((20, 40, 3), np.uint8), 5, (20, 20), (20, 20))
+    assert forms == {(np.ndarray, np.dtype(np.uint8), (2, 20, 20, 3))}
+
+
+def test_memory_does_not_grow_with_the_height(monkeypatch):
+    real, shapes = tiling._zeros, []
+    monkeypatch.setattr(tiling, '_zeros', lambda shape, device: shapes.append(tuple(shape)) or real(shape, device))
+    for height in (40, 400):
+        slide_labels(pixelwise, torch.zeros(3, height, 50), 5, (16, 16), (12, 12))
+    assert shapes == [(5, 16, 50)] * 2
+
+
+@pytest.mark.parametrize('as_tensor', [False, True], ids=['bool', 'tensor'])
+def test_skipped_windows_are_not_predicted(as_tensor):
+    image = torch.rand(3, 60, 60) + 1
+    image[:, 10:50, 20:] = 0  # blank; what lies in blank windows only is not this but a part of it
+    predicted, done = [], []
+
+    def skip(window):
+        blank = (window == 0).all()
+        return blank if as_tensor else bool(blank)
+
+    def predict(windows):
+        predicted.extend(windows)
+        return windows + torch.tensor([0.0, 0, 9])[:, None, None]
+
+    labels = slide_labels(
+        predict, image, 3, (10, 10), (5, 5), window_batch=3, skip=skip, skip_label=7, advance=done.append
+    )
+    windows = list(stock_windows((60, 60), (10, 10), (5, 5)))
+    kept = [(a, b, c, d) for a, b, c, d in windows if image[:, a:b, c:d].any()]
+    covered = np.zeros((60, 60), bool)
+    for y1, y2, x1, x2 in kept:
+        covered[y1:y2, x1:x2] = True
+    assert len(predicted) == len(kept) < len(windows) == sum(done)
+    assert 0 < covered.sum() < covered.size
+    np.testing.assert_array_equal(labels, np.where(covered, 2, 7))
+
+
+def test_an_image_all_skipped():
+    def never(windows):
+        raise AssertionError('predicted')
+
+    labels = slide_labels(never, torch.zeros(3, 33, 21), 3, (8, 8), (5, 5), skip=lambda window: True)
+    assert labels.shape == (33, 21) and not labels.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('weights', tiling.WEIGHTS)
+def test_half_precision_logits_are_added_as_float32(dtype, weights):
+    # 4 windows of 1001 and more: their sum is no bfloat16 and rounds in float16 too.
+    image = torch.randint(900, 1100, (3, 24, 24)).to(dtype)
+    expected = brute_force(lambda w: w.float(), image, 3, (16, 16), (4, 4), weights)
+    logits = slide_logits(lambda w: w, image, 3, (16, 16), (4, 4), weights=weights)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-3)
+
+
+def test_the_sums_lie_where_asked(monkeypatch):
+    real, devices = tiling._zeros, []
+    monkeypatch.setattr(tiling, '_zeros', lambda shape, device: devices.append(device) or real(shape, 'cpu'))
+    slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='cpu')
+    slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8))
+    slide_labels(pixelwise, np.zeros((8, 8, 3), np.uint8), 5, (8, 8), (8, 8))
+    assert devices == [torch.device('cpu')] * 3
+    with pytest.raises(NotImplementedError, match='meta'):  # a device whose tensors have no data for labels
+        monkeypatch.setattr(tiling, '_zeros', real)
+        slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='meta')
+
+
+def test_no_gradients_are_kept():
+    scale = torch.ones(1, requires_grad=True)
+    assert not slide_logits(lambda w: w * scale, torch.rand(3, 9, 9), 3, (4, 4), (4, 4)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(classes=0), 'number of classes'),
+        (dict(classes=257), 'number of classes'),
+        (dict(classes=4), 'prediction has the shape'),
+        (dict(window_batch=0), 'window_batch'),
+        (dict(stride=(9, 4)), 'larger than the crop size'),
+        (dict(weights='other'), 'window weights'),
+        (dict(image=torch.zeros(20, 20)), 'image has the shape'),
+        (dict(image=np.zeros((0, 20, 3), np.uint8)), 'image has the shape'),
+    ],
+)
+def test_wrong_settings_are_named(change, message):
+    given = dict(image=torch.zeros(3, 20, 20), classes=3, crop_size=(8, 8), stride=(4, 4)) | change
+    for slide in (slide_labels, slide_logits):
+        with pytest.raises(IgniteError, match=message):
+            slide(lambda windows: windows, **given)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(skip_label=256), dict(skip_label=-1), dict(out=np.zeros((20, 20))), dict(out=np.zeros((9, 20), 'u1'))],
+)
+def test_wrong_settings_of_labels_are_named(change):
+    with pytest.raises(IgniteError, match='was expected'):
+        slide_labels(lambda windows: windows, torch.zeros(3, 20, 20), 3, (8, 8), (4, 4), **change)

@@ -1,0 +1,162 @@
+"""The fast SegFormer beside mmseg's, with the same random weights: same outputs, gradients, statistics and state dict."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from conftest import CONFIGS
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+
+from mmseg_ignite.apis import load_config
+
+NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
+
+
+def pair(size=0, drop_path=0.0, backbone=None, head=None):
+    """(stock, fast) with the same random weights; normalisations are not at their initial 0 and 1."""
+    init_default_scope('mmseg')
+    cfg = load_config(CONFIGS / NAME.format(size)).model
+    cfg.backbone.update(type='MixVisionTransformer', init_cfg=None, drop_path_rate=drop_path, **(backbone or {}))
+    cfg.decode_head.update(type='SegformerHead', norm_cfg=dict(type='BN'), dropout_ratio=0.0)
+    cfg.decode_head.update(head or {})
+    stock = torch.nn.ModuleList([MODELS.build(cfg.backbone), MODELS.build(cfg.decode_head)])
+    for module in stock.modules():
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if 'norm' in type(module).__name__.lower() and value.is_floating_point():
+                torch.nn.init.uniform_(value, 0.5, 1.5) if name != 'bias' else torch.nn.init.normal_(value, std=0.3)
+            elif value.is_floating_point() and value.ndim > 1:
+                torch.nn.init.normal_(value, std=(2 / value[0].numel()) ** 0.5)
+    cfg.backbone.type, cfg.decode_head.type = 'FastMixVisionTransformer', 'FastSegformerHead'
+    fast = torch.nn.ModuleList([MODELS.build(cfg.backbone), MODELS.build(cfg.decode_head)])
+    assert [(k, v.shape) for k, v in stock.state_dict().items()] == [(k, v.shape) for k, v in fast.state_dict().items()]
+    fast.load_state_dict(stock.state_dict(), strict=True)
+    stock.load_state_dict(fast.state_dict(), strict=True)
+    return stock, fast
+
+
+def initialised(size=0, **kwargs):
+    """:func:`pair` with the weights that a training from scratch begins with."""
+    stock, fast = pair(size, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for module in stock:
+            module.init_weights()
+    fast.load_state_dict(stock.state_dict(), strict=True)
+    return stock, fast
+
+
+def run(model, x):
+    return model[1](model[0](x))
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize('size', range(6))
+@pytest.mark.parametrize('shape', [(1, 3, 77, 131), (3, 3, 32, 50)])
+@pytest.mark.parametrize('train', [False, True])
+def test_logits_are_those_of_stock(size, shape, train):
+    stock, fast = (m.train(train) for m in initialised(size))
+    x = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(run(fast, x), run(stock, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(('size', 'dtype'), [*((n, torch.float32) for n in range(6)), (0, torch.float64)])
+@pytest.mark.parametrize(('shape', 'train'), [((1, 35, 61), False), ((3, 32, 50), True)])
+def test_outputs_gradients_and_statistics_are_those_of_stock(size, shape, train, dtype):
+    """In float64 to eight digits with wild weights; in float32, where those amplify rounding, with stock's first weights.
+
+    A ReLU whose input rounds to either side of 0 has two gradients, which float32 meets in one of ten runs: there GELU
+    stands in the head.
+    """
+    stock, fast = (m.train(train).to(dtype) for m in (initialised if dtype == torch.float32 else pair)(size))
+    if dtype == torch.float32:
+        for model in (stock, fast):
+            for layer in (*model[1].convs, model[1].fusion_conv):
+                layer.activate = torch.nn.GELU()
+    near, tolerance = (1e-4, 1e-3) if dtype == torch.float32 else (1e-9, 1e-8)
+    x = torch.randn(shape[0], 3, *shape[1:], dtype=dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [run(model, i) for model, i in zip((stock, fast), inputs)]
+    scale = max(1.0, float(outputs[0].detach().abs().max())) if dtype == torch.float64 else 1.0
+    assert float((outputs[0] - outputs[1]).detach().abs().max()) < near * scale
+    weight = torch.randn_like(outputs[0])
+    for output in outputs:
+        (output * weight).sum().backward()
+    assert relative(inputs[1].grad, inputs[0].grad) < tolerance
+    total = torch.stack([p.grad.norm() for p in stock.parameters()]).norm()
+    for (name, a), b in zip(stock.named_parameters(), fast.parameters()):
+        # Gradients that are zero in exact arithmetic (a bias before a normalisation) are noise in both.
+        assert (a.grad - b.grad).norm() < tolerance * a.grad.norm() + 1e-3 * tolerance * total, name
+    for (name, a), b in zip(stock.named_buffers(), fast.named_buffers()):
+        torch.testing.assert_close(a, b[1], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        dict(align_corners=True),
+        dict(interpolate_mode='nearest', align_corners=None),
+        dict(norm_cfg=None),
+        dict(norm_cfg=dict(type='GN', num_groups=8)),
+        dict(act_cfg=dict(type='GELU')),
+        dict(act_cfg=None),
+        dict(channels=64),
+    ],
+)
+@pytest.mark.parametrize('train', [False, True])
+def test_every_setting_of_the_head(head, train):
+    stock, fast = (m.train(train) for m in pair(head=head))
+    x = torch.randn(2, 3, 70, 100)
+    with torch.no_grad():
+        torch.testing.assert_close(run(fast, x), run(stock, x), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_and_drop_path_draw_the_same_numbers():
+    stock, fast = (m.train() for m in pair(drop_path=0.3, head=dict(dropout_ratio=0.2)))
+    x = torch.randn(4, 3, 64, 64)
+    results = []
+    for model in (stock, fast):
+        torch.manual_seed(3)
+        results.append(run(model, x))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    _, plain = pair()
+    _, saving = pair(backbone=dict(with_cp=True))
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for model in (plain.train(), saving.train()):
+        # The first embedding has no gradient to its input, so every block is asked through its weights.
+        run(model, x.clone().requires_grad_()).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_autocast_is_as_near_as_stock_is(channels_last):
+    stock, fast = (m.eval() for m in pair())
+    x = torch.randn(2, 3, 96, 64)
+    if channels_last:
+        fast = copy.deepcopy(fast).to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = run(stock, x)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert relative(run(fast, x).float(), exact) < 1.5 * relative(run(stock, x).float(), exact) + 1e-3
+
+
+def test_maps_of_the_encoder_are_those_of_stock_and_channels_last():
+    stock, fast = (m.eval() for m in pair())
+    x = torch.randn(1, 3, 77, 130)
+    with torch.no_grad():
+        for a, b in zip(stock[0](x), fast[0](x)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            assert b.is_contiguous(memory_format=torch.channels_last)
