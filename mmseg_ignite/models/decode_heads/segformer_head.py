@@ -3,9 +3,14 @@
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import SegformerHead
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.losses.cross_entropy_loss import cross_entropy
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+
+from ..losses import resized_cross_entropy
 
 
 @MODELS.register_module()
@@ -16,6 +21,10 @@ class FastSegformerHead(SegformerHead):
     Interpolation acts on each channel alone and the convolution on each pixel alone, so they commute: here each map
     goes through its own slice of the fusion weight at its own resolution, and the results are upsampled and added.
     Bias, normalisation and activation follow the sum. In evaluation, batch normalisation is part of the weights.
+
+    The cross-entropy of whole batches at full resolution is not kept for the backward pass either, see
+    :func:`resized_cross_entropy <mmseg_ignite.models.losses.resized_cross_entropy>`; other losses than an unweighted
+    softmax cross-entropy, and pixel samplers, are computed as in stock.
     """
 
     def forward(self, inputs: 'list[Tensor]') -> Tensor:
@@ -36,6 +45,26 @@ class FastSegformerHead(SegformerHead):
         if fusion.with_norm and not _foldable(fusion):
             total = fusion.norm(total)
         return self.cls_seg(fusion.activate(total) if fusion.with_activation else total)
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: 'list[SegDataSample]') -> 'dict[str, Tensor]':
+        """Stock's losses and accuracy."""
+        criterion = self.loss_decode
+        if self.sampler is not None or not _is_plain_cross_entropy(criterion):
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        loss, accuracy = resized_cross_entropy(
+            seg_logits, labels, self.ignore_index, bool(self.align_corners), criterion.avg_non_ignore
+        )
+        return {criterion.loss_name: criterion.loss_weight * loss, 'acc_seg': accuracy}
+
+
+def _is_plain_cross_entropy(criterion: nn.Module) -> bool:
+    return (
+        type(criterion) is CrossEntropyLoss
+        and criterion.cls_criterion is cross_entropy
+        and criterion.class_weight is None
+        and criterion.reduction == 'mean'
+    )
 
 
 def _is_plain(module: ConvModule) -> bool:
