@@ -50,6 +50,16 @@ setup(
         export=['onnx', 'onnxruntime', 'onnxscript'],
         report=['jinja2'],
         tensorboard=['tensorboard'],
-        dev=['pytest', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'build', 'wheel', 'setuptools'],
+        dev=[
+            'pytest',
+            'hypothesis',
+            'scikit-learn',
+            'ruff',
+            'pytest-cov',
+            'tensorboard',
+            'build',
+            'wheel',
+            'setuptools',
+        ],
     ),
 )

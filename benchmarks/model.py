@@ -7,6 +7,7 @@ installed. Memory is the peak of a process of its own that does one training ste
 """
 
 import argparse
+import logging
 import resource
 import statistics
 import subprocess
@@ -47,6 +48,7 @@ def build(size: int, stock: bool, device: str) -> nn.Module:
     if stock:
         cfg.type, cfg.backbone.type, cfg.decode_head.type = 'EncoderDecoder', 'MixVisionTransformer', 'SegformerHead'
     init_default_scope('mmseg')
+    logging.disable(logging.INFO)  # a line for each weight
     torch.manual_seed(0)
     model = MODELS.build(cfg)
     model.init_weights()

@@ -11,4 +11,4 @@ log_level = 'INFO'
 load_from = None
 resume = False
 randomness = dict(seed=0)
-custom_hooks = [dict(type='TrainingCurvesHook')]
+custom_hooks = [dict(type='ScoreSmoothingHook'), dict(type='TrainingCurvesHook'), dict(type='ValidationOverlayHook', rois=4)]

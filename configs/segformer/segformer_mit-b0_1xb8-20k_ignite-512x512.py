@@ -2,12 +2,12 @@ _base_ = [
     'mmseg::_base_/models/segformer_mit-b0.py', '../_base_/datasets/ignite.py', '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_20k.py'
 ]
-# MixVisionTransformer and SegformerHead are mmseg's own, slower: same weights, same outputs.
 # ImageNet-1k weights; --weights FILE or --weights none of tools/train.py takes others or none.
 checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b0_20220624-7e0fe6dd.pth'
+# EncoderDecoder, MixVisionTransformer and SegformerHead are mmseg's own: same weights, same outputs, slower.
 model = dict(
+    type='TissueSegmentor',
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(type='FastMixVisionTransformer', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    decode_head=dict(
-        type='FastSegformerHead', num_classes=16, loss_decode=dict(avg_non_ignore=True)),
+    decode_head=dict(type='FastSegformerHead', num_classes=16, loss_decode=dict(avg_non_ignore=True)),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(384, 384)))

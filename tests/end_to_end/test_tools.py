@@ -56,6 +56,41 @@ def test_training_leaves_checkpoint_log_and_curves(trained):
     assert Image.open(trained / 'curves.png').size[0] > 500
 
 
+def test_the_same_rois_are_drawn_at_each_validation(trained):
+    drawn = sorted(p.relative_to(trained / 'progress').as_posix() for p in trained.glob('progress/*/*.jpg'))
+    assert drawn and all(name.endswith('/iter_000002.jpg') for name in drawn)
+    assert Image.open(trained / 'progress' / drawn[0]).size[0] > 300
+    scalars = [x for p in trained.glob('*/vis_data/scalars.json') for x in p.read_text().splitlines() if 'mIoU' in x]
+    assert all('mIoU_smoothed' in x for x in scalars) and scalars
+
+
+def test_early_stopping_and_the_best_checkpoint_take_the_smoothed_score(prepared, tmp_path):
+    """A score that must rise by 100 points stops the training at the second validation."""
+    hooks = "custom_hooks=[dict(type='ScoreSmoothingHook'),dict(type='EarlyStoppingHook',monitor='mIoU_smoothed'"
+    config = tmp_path / 'early.py'
+    config.write_text(
+        f"_base_ = ['{DEMO_CONFIG}']\n{hooks},rule='greater',min_delta=100,patience=1)]\n"
+        "default_hooks = dict(checkpoint=dict(save_best='mIoU_smoothed'))\n"
+    )
+    assert tool('train', config, '--work-dir', tmp_path / 'w', *options(prepared, 8)) == 0
+    assert (tmp_path / 'w' / 'iter_4.pth').is_file() and not (tmp_path / 'w' / 'iter_6.pth').exists()
+    assert list((tmp_path / 'w').glob('best_mIoU_smoothed_iter_*.pth'))
+
+
+def test_tensorboard_gets_curves_and_pictures(prepared, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator', reason='no tensorboard')
+    assert tool('train', DEMO_CONFIG, '--work-dir', tmp_path, '--tensorboard', *options(prepared)) == 0
+    events = accumulator.EventAccumulator(str(next(tmp_path.glob('*/vis_data'))), dict(images=0)).Reload().Tags()
+    assert {'loss', 'mIoU'} <= set(events['scalars'])
+    assert any(tag.startswith('progress/') for tag in events['images'])
+
+
+def test_tensorboard_that_is_not_installed_is_asked_for(prepared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('mmseg_ignite.apis.training.find_spec', lambda name: None)
+    assert tool('train', DEMO_CONFIG, '--work-dir', tmp_path, '--tensorboard', *options(prepared)) == 2
+    assert 'mmseg_ignite[tensorboard]' in capsys.readouterr().err
+
+
 def test_resumed_training_goes_on(prepared, trained):
     assert tool('train', DEMO_CONFIG, '--work-dir', trained, '--resume', *options(prepared, 4)) == 0
     lines = [json.loads(x) for p in sorted(trained.glob('*/vis_data/scalars.json')) for x in p.read_text().splitlines()]

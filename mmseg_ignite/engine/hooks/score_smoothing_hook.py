@@ -1,0 +1,49 @@
+"""Choosing checkpoints by a score that one lucky validation does not decide."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+from ...errors import IgniteError
+
+
+@HOOKS.register_module()
+class ScoreSmoothingHook(Hook):
+    """Add ``SCORE_smoothed``, the running exponential mean of a validation score, to what the validation found.
+
+    Few validation ROIs make their scores jump. mmengine's own hooks take the smoothed one like any other:
+    ``default_hooks.checkpoint.save_best='mIoU_smoothed'`` and
+    ``custom_hooks=[..., dict(type='EarlyStoppingHook', monitor='mIoU_smoothed', rule='greater', patience=5)]``.
+    It is logged with the others, and a resumed training goes on with it.
+
+    Args:
+        score (str): Which score. Defaults to 'mIoU', the mean over the classes present in the ground truth.
+        weight (float): Of the newest validation, above 0, at most 1 (no smoothing). The mean is corrected for its
+            start as Adam's are, so the first smoothed score is the first score. Defaults to 0.5.
+
+    Raises:
+        IgniteError: another weight, or a validation without that score.
+    """
+
+    priority = 'HIGHEST'  # before the hooks that log and compare the scores
+
+    def __init__(self, score: str = 'mIoU', weight: float = 0.5) -> None:
+        if not 0 < weight <= 1:
+            raise IgniteError(f'the weight of ScoreSmoothingHook is {weight!r}; above 0 and at most 1 was expected.')
+        self.score, self.weight = score, weight
+
+    def after_val_epoch(self, runner: Runner, metrics: 'dict[str, float] | None' = None) -> None:
+        if self.score not in (metrics or {}):
+            raise IgniteError(
+                f'ScoreSmoothingHook looks for {self.score}, but the validation gave {", ".join(metrics or {}) or "none"}: '
+                'give it one of these as score.'
+            )
+        if runner._train_loop is None:  # a validation of its own has no history
+            return
+        key = f'{self.score}_smoothed'
+        # In the message hub, which mmengine stores in checkpoints.
+        total, weight = runner.message_hub.runtime_info.get(key, (0.0, 0.0))
+        total = (1 - self.weight) * total + self.weight * metrics[self.score]
+        weight = (1 - self.weight) * weight + self.weight
+        runner.message_hub.update_info(key, (total, weight))
+        metrics[key] = total / weight

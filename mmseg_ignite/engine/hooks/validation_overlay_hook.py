@@ -1,0 +1,65 @@
+"""Watching the model learn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend
+from mmseg.registry import HOOKS
+from mmseg.structures import SegDataSample
+
+from ...errors import IgniteError
+from ...files import atomic_file
+from ...preparation.store import open_array
+from ...visualization.overlay import draw_overlay
+
+
+@HOOKS.register_module()
+class ValidationOverlayHook(Hook):
+    """Draw what is predicted for a few validation ROIs, always the same ones, at each validation.
+
+    Leaves ``progress/ROI/iter_000800.jpg`` (image, ground truth, prediction) in the work dir and gives the picture to
+    the visualization backends too, so that TensorBoard shows it. The ROIs are spread evenly over the validation part.
+
+    Args:
+        rois (int): How many. Defaults to 4.
+    """
+
+    def __init__(self, rois: int = 4) -> None:
+        if not isinstance(rois, int) or rois < 1:
+            raise IgniteError(f'rois of ValidationOverlayHook is {rois!r}; an integer above 0 was expected.')
+        self.rois = rois
+        self._names: set[str] = set()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        dataset = runner.val_dataloader.dataset
+        numbers = np.linspace(0, len(dataset) - 1, min(self.rois, len(dataset))).round().astype(int)
+        self._names = {dataset.get_data_info(int(number)).get('roi') for number in numbers}
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: 'dict | None' = None,
+        outputs: 'Sequence[SegDataSample] | None' = None,
+    ) -> None:
+        for sample in outputs or ():
+            if sample.get('roi') in self._names and runner._train_loop is not None:
+                self._draw(runner, sample)
+
+    def _draw(self, runner: Runner, sample: SegDataSample) -> None:
+        labels = [getattr(sample, key).data.squeeze(0).cpu().numpy() for key in ('pred_sem_seg', 'gt_sem_seg')]
+        title = f'{sample.roi}, iteration {runner.iter}'
+        picture = draw_overlay(
+            np.asarray(open_array(sample.img_path)),
+            *(x.astype(np.uint8) for x in labels),
+            title,
+            sample.get('um_per_px'),
+        )
+        with atomic_file(Path(runner.work_dir) / 'progress' / sample.roi / f'iter_{runner.iter:06d}.jpg') as partial:
+            picture.save(partial, quality=85)
+        for backend in runner.visualizer._vis_backends.values():
+            if not isinstance(backend, LocalVisBackend):  # which would write the same picture beside ours
+                backend.add_image(f'progress/{sample.roi}', np.asarray(picture), runner.iter)

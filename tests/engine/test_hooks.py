@@ -1,0 +1,48 @@
+"""What the hooks add to a training."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.logging import MessageHub
+
+from mmseg_ignite.engine.hooks import ScoreSmoothingHook, ValidationOverlayHook
+from mmseg_ignite.errors import IgniteError
+
+
+def runner(name, training=True):
+    return SimpleNamespace(message_hub=MessageHub.get_instance(name), _train_loop=object() if training else None)
+
+
+def test_smoothed_score_is_the_weighted_mean_of_all_validations(request):
+    """Against the sum written out; a hook that goes on from the stored state gives the same."""
+    hub, scores = runner(request.node.name), [40.0, 44.0, 20.0, 60.0]
+    for number, score in enumerate(scores):
+        metrics = dict(mIoU=score)
+        ScoreSmoothingHook(weight=0.3).after_val_epoch(hub, metrics)
+        weights = [0.3 * 0.7**age for age in range(number, -1, -1)]
+        expected = sum(w * s for w, s in zip(weights, scores)) / sum(weights)
+        assert metrics['mIoU_smoothed'] == pytest.approx(expected)
+        assert metrics['mIoU'] == score
+
+
+def test_a_validation_of_its_own_is_not_smoothed(request):
+    metrics = dict(mIoU=1.0)
+    ScoreSmoothingHook().after_val_epoch(runner(request.node.name, training=False), metrics)
+    assert metrics == dict(mIoU=1.0)
+
+
+@pytest.mark.parametrize('weight', [0, -1, 1.1])
+def test_weights_out_of_range(weight):
+    with pytest.raises(IgniteError, match='weight'):
+        ScoreSmoothingHook(weight=weight)
+
+
+def test_a_score_that_is_not_there(request):
+    with pytest.raises(IgniteError, match='mDice.*mIoU'):
+        ScoreSmoothingHook('mDice').after_val_epoch(runner(request.node.name), dict(mIoU=1.0))
+
+
+@pytest.mark.parametrize('rois', [0, 1.5])
+def test_overlays_of_no_roi(rois):
+    with pytest.raises(IgniteError, match='rois'):
+        ValidationOverlayHook(rois)
