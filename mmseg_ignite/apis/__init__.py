@@ -1,9 +1,21 @@
-"""What the tools call: looking at the data, training, testing, predicting."""
+"""What the tools call: looking at the data, training, testing, predicting, scoring."""
 
 from .browsing import browse
 from .configuration import load_config
+from .evaluating import compare_runs, read_groupings, rescore, score_folder
 from .predictor import Predictor, predict_files
 from .testing import test
 from .training import train
 
-__all__ = ['Predictor', 'browse', 'load_config', 'predict_files', 'test', 'train']
+__all__ = [
+    'Predictor',
+    'browse',
+    'compare_runs',
+    'load_config',
+    'predict_files',
+    'read_groupings',
+    'rescore',
+    'score_folder',
+    'test',
+    'train',
+]

@@ -8,7 +8,7 @@ from mmseg.registry import DATASETS
 
 from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE
-from ..preparation.store import image_path, label_path, read_index, select
+from ..preparation.store import image_path, label_path, metadata, read_index, select
 from .crop_stream import CropStream, seeded
 
 
@@ -17,7 +17,8 @@ class IGNITEDataset(BaseSegDataset):
     """ROIs of a prepared IGNITE data set (see ``tools/prepare_ignite.py``).
 
     Labels are train ids 0..15; 255 marks unannotated pixels. Load them with :class:`LoadIGNITERegion`; every
-    transform of mmseg may follow it. Each sample also carries ``roi`` (the name), ``patient`` and ``um_per_px``.
+    transform of mmseg may follow it. Each sample also carries ``roi`` (the name), ``patient``, ``um_per_px`` and
+    ``metadata`` (organ, scanner, ... of the release).
 
     Args:
         data_root (str): The prepared folder, the one with ``index.json``.
@@ -67,6 +68,7 @@ class IGNITEDataset(BaseSegDataset):
                 roi=r['name'],
                 patient=r['patient'],
                 um_per_px=r['um_per_px'],
+                metadata=metadata(r),
                 label_map=self.label_map,
                 reduce_zero_label=False,
                 seg_fields=[],

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import IgniteError
 from ..labels import RAW_LABEL_MAP
 from .findings import Finding, printable
-from .store import CONTEXT
+from .store import CONTEXT, METADATA
 
 TASK = 'he_tissue_segmentation'
 OVERVIEW = 'data_overview.csv'
@@ -38,8 +38,6 @@ COLUMNS = (
     'image_path',
     'annotation_path',
 )
-METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype', 'scanner')
-"""Columns that the prepared index keeps as they are, for strata of the evaluation."""
 SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')
 """With what is appended to it, a name must fit into the 255 bytes that disks allow."""
 _PATIENT_ID = re.compile(r'(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?')

@@ -31,6 +31,8 @@ INDEX = 'index.json'
 AUDIT = 'audit.json'
 FORMAT = 2
 CONTEXT = '_with_context'
+METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype', 'scanner')
+"""Columns that the index keeps as they are in the release, for strata of the evaluation."""
 FOLDERS = ('images', 'labels', 'points')
 OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """All that a prepared folder holds; one that holds anything else is never replaced."""
@@ -129,6 +131,11 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
         )
     by_name = {r['name']: r for r in index['rois']}
     return [by_name[name] for name in splits[protocol][part]]
+
+
+def metadata(entry: dict) -> dict:
+    """What the release says of an ROI of the index beside patient and resolution: organ, scanner, source, ..."""
+    return {key: entry[key] for key in METADATA if key != 'roi_id' and key in entry}
 
 
 def open_array(path: 'str | Path') -> np.ndarray:

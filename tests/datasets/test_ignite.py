@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import DEMO_CONFIG
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
+from mmseg_ignite.apis import load_config
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, PALETTE
 from mmseg_ignite.preparation import read_index
@@ -39,6 +41,18 @@ def test_whole_rois_are_the_stored_arrays_in_bgr(prepared):
             np.testing.assert_array_equal(sample['gt_seg_map'], np.load(label_path(prepared, sample['roi'])))
             names.append(sample['roi'])
     assert sorted(names) == sorted(r['name'] for r in read_index(prepared)['rois'])
+
+
+def test_samples_carry_the_metadata_of_their_roi(prepared):
+    """Through the pipeline of the configs, to where the metric finds it."""
+    init_default_scope('mmseg')
+    cfg = load_config(DEMO_CONFIG)
+    by_name = {r['name']: r for r in read_index(prepared)['rois']}
+    for sample in build(prepared, cfg.test_pipeline, 'test'):
+        found = sample['data_samples'].to_dict()
+        entry = by_name[found['roi']]
+        assert set(found['metadata']) == {'source', 'specimen_type', 'organ', 'histological_subtype', 'scanner'}
+        assert found['metadata'].items() <= entry.items()
 
 
 def test_stock_transforms_follow(prepared):

@@ -115,6 +115,18 @@ def test_metrics_are_those_of_the_written_label_pngs(prepared, tested):
     np.testing.assert_array_equal(saved['matrices'].sum(0), matrix)
 
 
+def test_the_written_label_pngs_score_as_the_test_did(prepared, tested, tmp_path):
+    status = tool(
+        'evaluate', '--predictions', tested / 'out', '--data', prepared, '--encoding', 'raw', '--out', tmp_path
+    )
+    assert status == 0
+    one, two = (json.loads((d / 'metrics.json').read_text()) for d in (tested, tmp_path))
+    assert one['checkpoint'].endswith('iter_2.pth') and two['encoding'] == 'raw'
+    same = one.keys() & two.keys()
+    assert {k: one[k] for k in same} == {k: two[k] for k in same} and {'intervals', 'strata', 'protocol'} <= same
+    assert (tested / 'per_roi.csv').read_text() == (tmp_path / 'per_roi.csv').read_text()
+
+
 def test_predict_agrees_with_test(prepared, tested, tmp_path, capsys):
     names = [p.name.removesuffix('_overlay.png') for p in (tested / 'out').glob('*_overlay.png')]
     (tmp_path / 'in').mkdir()

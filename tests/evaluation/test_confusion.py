@@ -1,20 +1,22 @@
+"""Counting and scoring against loops, mmseg's IoUMetric and scikit-learn."""
+
 import numpy as np
 import pytest
-import torch
+import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
-from mmseg.evaluation import IoUMetric
 
-from mmseg_ignite.evaluation import TissueMetric, confusion_matrix, scores
-from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation import confusion_matrix, scores
+from mmseg_ignite.evaluation.confusion import OVERALL, PER_CLASS, Marginals, figures, table
 from mmseg_ignite.labels import CLASSES
 
 
-@given(st.integers(0, 2**32), st.integers(1, 5))
-def test_confusion_is_a_brute_force_count(seed, classes):
+@given(st.integers(0, 2**32), st.integers(1, 20), st.sampled_from([np.uint8, np.int64]))
+def test_confusion_is_a_brute_force_count(seed, classes, dtype):
     rng = np.random.default_rng(seed)
-    truth = rng.choice([*range(classes), 255], (7, 6)).astype(np.uint8)
-    prediction = rng.integers(0, classes, (7, 6)).astype(np.uint8)
+    truth = rng.choice([*range(classes), 255], (7, 6)).astype(dtype)
+    prediction = rng.integers(0, classes, (7, 6)).astype(dtype)
+    prediction[truth == 255] = rng.integers(0, 256)  # says nothing there
     expected = np.zeros((classes, classes), np.int64)
     for t, p in zip(truth.ravel(), prediction.ravel()):
         if t != 255:
@@ -24,61 +26,124 @@ def test_confusion_is_a_brute_force_count(seed, classes):
     np.testing.assert_array_equal(found, expected)
 
 
-def samples(rng, present, rois=4):
-    return [
-        dict(
-            roi=f'roi{i}',
-            gt_sem_seg=dict(data=torch.from_numpy(rng.choice([*present, 255], (1, 30, 40)))),
-            pred_sem_seg=dict(data=torch.from_numpy(rng.choice(16, (1, 30, 40)))),
-        )
-        for i in range(rois)
-    ]
+def test_counts_are_exact_beyond_what_a_float_holds():
+    truth = np.full((4100, 4100), 15, np.uint8)  # 16.81 million px, more than 2 ** 24
+    truth[0, :3] = 0, 255, 255
+    found = confusion_matrix(truth, np.full_like(truth, 15), 16)
+    assert found[15, 15] == 4100 * 4100 - 3 and found[0, 15] == 1 and found.sum() == 4100 * 4100 - 2
 
 
-def test_scores_are_those_of_stock_iou_metric():
+@pytest.mark.parametrize('classes', [3, 16, 19])
+def test_a_large_map_is_counted_as_by_scikit_learn(classes):
     rng = np.random.default_rng()
-    data = samples(rng, range(16))
-    metrics = []
-    for metric in (TissueMetric(), IoUMetric(iou_metrics=['mIoU', 'mDice'])):
-        metric.dataset_meta = dict(classes=CLASSES)
-        for i in range(0, 4, 2):
-            metric.process({}, data[i : i + 2])
-        metrics.append(metric.evaluate(4))
-    ours, stock = metrics
-    for key in ('mIoU', 'mDice', 'mAcc', 'aAcc'):
-        assert ours[key] == pytest.approx(stock[key], abs=0.006)  # stock rounds to two digits
+    truth, prediction = rng.integers(0, classes, (2, 911, 777)).astype(np.uint8)
+    truth[rng.random(truth.shape) < 0.1] = 255
+    kept = truth != 255
+    expected = sklearn.metrics.confusion_matrix(truth[kept], prediction[kept], labels=range(classes))
+    np.testing.assert_array_equal(confusion_matrix(truth, prediction, classes), expected)
+    np.testing.assert_array_equal(confusion_matrix(truth.T, prediction.T, classes), expected)  # not contiguous
 
 
-def test_absent_classes_are_none_and_in_no_mean():
+@pytest.mark.parametrize('dtype', [np.uint8, np.int64])
+@pytest.mark.parametrize(
+    ('truth', 'prediction', 'word'),
+    [(16, 0, 'truth'), (254, 3, 'truth'), (0, 16, 'prediction'), (2, 255, 'prediction')],
+)
+def test_ids_out_of_range_are_refused(dtype, truth, prediction, word):
+    with pytest.raises(ValueError, match=f'the {word} holds'):
+        confusion_matrix(np.array([[0, truth]], dtype), np.array([[0, prediction]], dtype), 16)
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match='shape'):
+        confusion_matrix(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 16)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 16))
+def test_scores_are_those_of_scikit_learn(seed, classes):
+    rng = np.random.default_rng(seed)
+    truth, prediction = rng.integers(0, classes, (2, 300))
+    truth = np.where(rng.random(300) < 0.4, prediction, truth)
+    names = CLASSES[:classes]
+    found = scores(confusion_matrix(truth, prediction, classes), names)
+    assert found['aAcc'] == pytest.approx(100 * sklearn.metrics.accuracy_score(truth, prediction))
+    assert found['kappa'] == pytest.approx(sklearn.metrics.cohen_kappa_score(truth, prediction))
+    ids = list(range(classes))
+    for key, score in (('IoU', sklearn.metrics.jaccard_score), ('Dice', sklearn.metrics.f1_score),
+                       ('Precision', sklearn.metrics.precision_score), ('Recall', sklearn.metrics.recall_score)):  # fmt: skip
+        undefined = 0 if key == 'IoU' else np.nan  # of a class in neither map; jaccard_score knows no NaN
+        expected = 100 * score(truth, prediction, labels=ids, average=None, zero_division=undefined)
+        for i, name in enumerate(names):
+            row = found['classes'][name]
+            assert row['pixels'] == (truth == i).sum() and row['predicted_pixels'] == (prediction == i).sum()
+            wanted = expected[i] if row['pixels'] and np.isfinite(expected[i]) else None
+            assert row[key] == (pytest.approx(wanted) if wanted is not None else None)
+    weighted = sklearn.metrics.jaccard_score(truth, prediction, average='weighted', zero_division=0)
+    assert found['fwIoU'] == pytest.approx(100 * weighted)
+
+
+@given(st.integers(0, 2**32))
+def test_means_over_present_and_over_all_classes(seed):
+    """By hand: a class in neither map is in no mean, one predicted only is 0 in the means over all classes."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(0, 50, (6, 6)) * (rng.random((6, 6)) < 0.5)
+    matrix[rng.integers(6)] = 0
+    ious, everywhere = [], []
+    for c in range(6):
+        union = matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]
+        if union:
+            everywhere.append(100 * matrix[c, c] / union)
+            ious += everywhere[-1:] if matrix[c].sum() else []
+    found = scores(matrix, CLASSES[:6])
+    assert found['mIoU'] == (pytest.approx(np.mean(ious)) if ious else None)
+    assert found['mIoU_all_classes'] == (pytest.approx(np.mean(everywhere)) if everywhere else None)
+    assert found['classes_present'] == len(ious)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 9), st.integers(2, 50))
+def test_properties_of_the_scores(seed, classes, factor):
+    rng = np.random.default_rng(seed)
+    matrix, names = rng.integers(1, 1000, (classes, classes)), CLASSES[:classes]
+    one = scores(matrix, names)
+    assert all(0 <= one[k] <= 100 for k in OVERALL if k != 'kappa') and -1 <= one['kappa'] <= 1
+    for row in one['classes'].values():
+        assert row['Dice'] == pytest.approx(200 * row['IoU'] / (100 + row['IoU']))
+    more = scores(matrix * factor, names)  # the number of pixels says nothing
+    order = rng.permutation(classes)
+    turned = scores(matrix[np.ix_(order, order)], [names[i] for i in order])  # nor does the order of classes
+    swapped = scores(matrix.T, names)
+    for key in OVERALL:
+        assert more[key] == pytest.approx(one[key]) and turned[key] == pytest.approx(one[key])
+    for key in ('mIoU', 'mDice', 'aAcc', 'kappa'):
+        assert swapped[key] == pytest.approx(one[key])
+    for name in names:
+        assert swapped['classes'][name]['Precision'] == pytest.approx(one['classes'][name]['Recall'])
+        assert turned['classes'][name]['IoU'] == pytest.approx(one['classes'][name]['IoU'])
+
+
+def test_pixels_without_prediction_lower_their_class_and_no_other():
+    matrix = np.diag([100, 100, 100])
+    found = scores(np.hstack([matrix, [[100], [0], [0]]]), CLASSES[:3])
+    assert [found['classes'][c]['IoU'] for c in CLASSES[:3]] == [50, 100, 100]
+    assert found['classes'][CLASSES[0]]['Precision'] == 100 and found['classes'][CLASSES[0]]['Recall'] == 50
+    assert found['aAcc'] == 75
+
+
+def test_many_matrices_at_once_are_each_by_itself():
     rng = np.random.default_rng()
-    metric = TissueMetric()
-    metric.dataset_meta = dict(classes=CLASSES)
-    data = samples(rng, [1, 3, 5])
-    metric.process({}, data)
-    metric.evaluate(4)
-    result = metric.summary
-    assert result['classes_present'] == 3
-    truth = np.concatenate([d['gt_sem_seg']['data'].numpy().ravel() for d in data])
-    prediction = np.concatenate([d['pred_sem_seg']['data'].numpy().ravel() for d in data])[truth != 255]
-    truth = truth[truth != 255]
-    ious = []
-    for i, name in enumerate(CLASSES):
-        row = result['classes'][name]
-        assert row['pixels'] == (truth == i).sum()
-        if i in (1, 3, 5):
-            both, either = ((truth == i) & (prediction == i)).sum(), ((truth == i) | (prediction == i)).sum()
-            ious.append(100 * both / either)
-            assert row['IoU'] == pytest.approx(ious[-1])
-            assert row['Precision'] == pytest.approx(100 * both / (prediction == i).sum())
-            assert row['Recall'] == pytest.approx(100 * both / (truth == i).sum())
-        else:
-            assert row['IoU'] is None
-    assert result['mIoU'] == pytest.approx(np.mean(ious))
-    assert result['aAcc'] == pytest.approx(100 * (truth == prediction).mean())
-    assert table(result).count('absent') == 13
+    matrices = rng.integers(0, 9, (5, 4, 8, 9)) * (rng.random((5, 4, 8, 1)) < 0.7)
+    found = figures(Marginals.of(matrices))
+    for place in np.ndindex(5, 4):
+        one = scores(matrices[place], CLASSES[:8])
+        for key in OVERALL:
+            assert found[key][place] == pytest.approx(one[key] if one[key] is not None else np.nan, nan_ok=True)
+        for i, name in enumerate(CLASSES[:8]):
+            for key in PER_CLASS:
+                if one['classes'][name][key] is not None:
+                    assert found[key][place][i] == one['classes'][name][key]
 
 
 def test_nothing_annotated_is_said_and_not_nan():
     result = scores(np.zeros((16, 16), np.int64), CLASSES)
-    assert result['mIoU'] is None and result['aAcc'] is None
+    assert all(result[key] is None for key in OVERALL)
     assert 'nothing to score' in table(result)

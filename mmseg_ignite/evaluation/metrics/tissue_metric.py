@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
-from ..confusion import confusion_matrix, scores
+from ...errors import IgniteError
+from ..bootstrap import SAMPLES, check_samples
+from ..boundary import check_tolerance
+from ..evaluation import Evaluation, score_roi
+from ..protocols import check_groupings
+
+LOGGED = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'fwIoU', 'kappa')
 
 
 @METRICS.register_module()
@@ -14,33 +21,98 @@ class TissueMetric(BaseMetric):
     """Scores from one exact confusion matrix an ROI, pooled over the ROIs.
 
     Stands beside mmseg's IoUMetric, which works with the data set too. Classes without a ground-truth pixel are left
-    out of every mean. After the loop ``rois`` holds (name, confusion matrix) of each ROI and ``summary`` the
-    unrounded scores of :func:`mmseg_ignite.evaluation.scores`.
+    out of every logged mean. After the loop ``evaluation`` holds the counts of each ROI, ``rois`` (name, confusion matrix)
+    of each and ``summary`` the unrounded scores of :func:`mmseg_ignite.evaluation.scores`; ``options`` are those that
+    :func:`mmseg_ignite.evaluation.write_run` takes. Intervals are made there, not while validating.
 
     Args:
+        groupings (dict, optional): {grouping: {group: [class names] or 'rest'}}, scored beside the built-in ones. Defaults
+            to None.
+        boundary_tolerance_um (float, optional): Also count boundaries, at this tolerance in um. Defaults to None.
+        calibration (bool): Also count by confidence, of samples with ``seg_logits`` (or probabilities there). Defaults to
+            False.
+        bootstrap_samples (int): Samples of the intervals; 0 for none. Defaults to 10,000.
         collect_device (str): 'cpu' or 'gpu', where a distributed run collects. Defaults to 'cpu'.
         prefix (str, optional): Put before the names of the logged scores. Defaults to None.
     """
 
-    def __init__(self, collect_device: str = 'cpu', prefix: 'str | None' = None) -> None:
+    def __init__(
+        self,
+        groupings: 'dict | None' = None,
+        boundary_tolerance_um: 'float | None' = None,
+        calibration: bool = False,
+        bootstrap_samples: int = SAMPLES,
+        collect_device: str = 'cpu',
+        prefix: 'str | None' = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.rois: list[tuple[str, np.ndarray]] = []
+        if boundary_tolerance_um is not None:
+            check_tolerance(boundary_tolerance_um)
+        if bootstrap_samples:
+            check_samples(bootstrap_samples)
+        self.boundary_tolerance_um, self.calibration = boundary_tolerance_um, calibration
+        self.options = dict(groupings=groupings, samples=bootstrap_samples)
+        self.evaluation: Evaluation | None = None
         self.summary: dict = {}
 
+    @property
+    def rois(self) -> 'list[tuple[str, np.ndarray]]':
+        """(name, confusion matrix) of each ROI, by name."""
+        return list(zip(self.evaluation.names, self.evaluation.matrices)) if self.evaluation else []
+
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of each sample of a batch."""
-        classes = len(self.dataset_meta['classes'])
+        """Count the pixels of each sample of a batch.
+
+        Raises:
+            IgniteError: a sample without a name, or a grouping that does not fit the classes.
+        """
+        if not self.results:
+            check_groupings(self.options['groupings'], self.dataset_meta['classes'])
         for sample in data_samples:
-            truth = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy()
-            prediction = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy()
-            name = sample.get('roi') or sample.get('img_path', '')
-            self.results.append((name, confusion_matrix(truth, prediction, classes)))
+            name = sample.get('roi') or sample.get('img_path')
+            if not name:
+                raise IgniteError(
+                    "a sample has neither 'roi' nor 'img_path', by which ROIs are told apart: add one to the meta_keys of "
+                    'PackSegInputs.'
+                )
+            known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
+            truth, prediction = (
+                sample[key]['data'].squeeze(0).to(torch.uint8).cpu().numpy() for key in ('gt_sem_seg', 'pred_sem_seg')
+            )
+            self.results.append(
+                score_roi(
+                    dict(roi=name, **known, **(sample.get('metadata') or {})),
+                    truth,
+                    prediction,
+                    len(self.dataset_meta['classes']),
+                    self.boundary_tolerance_um,
+                    _probabilities(sample['seg_logits']['data'])
+                    if self.calibration and 'seg_logits' in sample
+                    else None,
+                )
+            )
+
+    def evaluate(self, size: int) -> dict:
+        """Collect from all processes and score.
+
+        A sampler repeats ROIs so that all processes have as many, and mmengine cuts the surplus by count, which is right only
+        in order. Here all are collected, and :meth:`compute_metrics` takes each name once.
+        """
+        return super().evaluate(max(size, 1 << 31))
 
     def compute_metrics(self, results: list) -> dict:
-        """Pool the matrices and give the figures to log: mIoU, mDice, mAcc, aAcc in percent."""
-        self.rois = sorted(results, key=lambda roi: roi[0])
-        self.summary = scores(sum(matrix for _, matrix in self.rois), self.dataset_meta['classes'])
-        return {
-            k: self.summary[k] if self.summary[k] is not None else float('nan')
-            for k in ('mIoU', 'mDice', 'mAcc', 'aAcc')
-        }
+        """Pool the matrices and give the figures to log, in percent but for kappa."""
+        by_name = {r['metadata']['roi']: r for r in reversed(results)}
+        self.evaluation = Evaluation.collect(
+            [by_name[name] for name in sorted(by_name)], self.dataset_meta['classes'], self.boundary_tolerance_um
+        )
+        self.summary = self.evaluation.scores()
+        return {k: self.summary[k] if self.summary[k] is not None else float('nan') for k in LOGGED}
+
+
+def _probabilities(scores: torch.Tensor) -> np.ndarray:
+    """(C, H, W) probabilities of logits, or of probabilities as they are (averaged ones, of which there are no logits)."""
+    corner = scores[:, :64, :64]
+    if bool((corner >= 0).all()) and torch.allclose(corner.sum(0), corner.new_ones(()), atol=1e-3):
+        return scores.cpu().numpy()
+    return scores.float().softmax(0).cpu().numpy()

@@ -1,0 +1,204 @@
+"""Scoring without a model as a user does it: other tools' label PNGs, saved runs, two runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, tool
+from PIL import Image
+
+from mmseg_ignite.apis import score_folder
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.evaluation import scores
+from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation import read_index
+from mmseg_ignite.preparation.store import label_path
+
+
+@pytest.fixture(scope='module')
+def predicted(prepared, tmp_path_factory):
+    """Predictions of the official test part as train ids 0..15: name to array; every value stands somewhere."""
+    rng, found = np.random.default_rng(2), {}
+    for name in read_index(prepared)['splits']['official']['test']:
+        truth = np.load(label_path(prepared, name))
+        wrong = (rng.random(truth.shape) < 0.3) | (truth == 255)
+        found[name] = np.where(wrong, rng.integers(0, 16, truth.shape), truth).astype(np.uint8)
+    return found
+
+
+def write(folder, maps, mode='L'):
+    folder.mkdir(exist_ok=True)
+    for name, values in maps.items():
+        image = Image.fromarray(values)
+        if mode == 'P':  # palettes in which colours say nothing about ids
+            image.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+        image.save(folder / f'{name}.png')
+    return folder
+
+
+def by_hand(prepared, maps):
+    matrix = np.zeros((16, 16), np.int64)
+    for name, prediction in maps.items():
+        truth = np.load(label_path(prepared, name))
+        np.add.at(matrix, (truth[truth != 255], prediction[truth != 255]), 1)
+    return scores(matrix, CLASSES)
+
+
+def evaluate(prepared, folder, out, *options):
+    return tool(
+        'evaluate', '--predictions', folder, '--data', prepared, '--protocol', 'official', '--out', out, '--samples', 200,
+        *options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('mode', ['L', 'P'])
+@pytest.mark.parametrize('encoding', ['raw', 'train', 'auto'])
+def test_label_pngs_of_another_tool(prepared, predicted, tmp_path, encoding, mode):
+    maps = {name: p if encoding == 'train' else p + 1 for name, p in predicted.items()}
+    folder = write(tmp_path / 'in', maps, mode)
+    (folder / 'dataset.json').write_text('{}')  # nnU-Net leaves such files
+    write(folder, {f'{name}_overlay': p for name, p in predicted.items()})  # and tools/test.py these
+    assert evaluate(prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2) == 0
+    result = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    expected = by_hand(prepared, predicted)
+    assert {k: result[k] for k in expected} == expected
+    assert (result['rois'], result['split'], result['protocol']) == (len(predicted), 'test', 'official')
+    assert result['encoding'] == ('train' if encoding == 'train' else 'raw')
+    assert 0 < result['boundary']['mean_NSD'] <= 100 and 'organ' in (tmp_path / 'out' / 'per_roi.csv').read_text()
+
+
+@pytest.mark.parametrize(('encoding', 'offset', 'nothing'), [('raw', 1, 0), ('train', 0, 255), ('auto', 0, 255)])
+def test_a_pixel_without_prediction_is_an_error_of_its_class(prepared, predicted, tmp_path, encoding, offset, nothing):
+    maps, hit, pixels = {}, 0, 0
+    for name, prediction in predicted.items():
+        truth, stored = np.load(label_path(prepared, name)), prediction + np.uint8(offset)
+        stored[::3] = nothing
+        maps[name] = stored
+        kept = np.arange(len(truth))[:, None] % 3 != 0
+        hit += ((truth == prediction) & kept & (truth != 255)).sum()
+        pixels += (truth != 255).sum()
+    result = score_folder(
+        write(tmp_path / 'in', maps), prepared, tmp_path / 'out', 'official', encoding=encoding, samples=0
+    )
+    assert result['aAcc'] == pytest.approx(100 * hit / pixels)
+    assert sum(row['pixels'] for row in result['classes'].values()) == pixels
+    shown = sum(row['predicted_pixels'] for row in result['classes'].values())
+    assert hit < shown < pixels
+
+
+def test_a_saved_run_anew_and_two_compared(prepared, predicted, tmp_path, capsys):
+    """In fresh processes, as from a shell."""
+
+    def shell(name, *arguments):
+        done = subprocess.run(
+            [sys.executable, ROOT / 'tools' / f'{name}.py', *map(str, arguments)],
+            capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    worse = {name: np.where(np.arange(p.shape[1]) % 2, p, 0).astype(np.uint8) for name, p in predicted.items()}
+    for run, maps in (('good', predicted), ('bad', worse)):
+        assert evaluate(prepared, write(tmp_path / f'{run}_in', maps), tmp_path / run, '--encoding', 'train') == 0
+    (tmp_path / 'g.json').write_text(json.dumps({'glass': {'Glass': ['Background'], 'Tissue': 'rest'}}))
+    said = shell('evaluate', '--from', tmp_path / 'good', '--out', tmp_path / 'again', '--groupings', tmp_path / 'g.json',
+                 '--samples', 200)  # fmt: skip
+    first, again = (json.loads((tmp_path / d / 'metrics.json').read_text()) for d in ('good', 'again'))
+    assert again['groupings'].pop('glass')['classes_present'] == 2 and 'glass: mIoU' in said
+    assert first == again
+    said = shell('compare', tmp_path / 'bad', tmp_path / 'good' / 'confusion.npz', '--out', tmp_path / 'c.json')
+    assert 'B is better than A: mIoU +' in said and 'Stroma' in said
+    result = json.loads((tmp_path / 'c.json').read_text())
+    bad = json.loads((tmp_path / 'bad' / 'metrics.json').read_text())
+    assert result['figures']['mIoU']['difference'] == pytest.approx(first['mIoU'] - bad['mIoU'])
+    assert result['figures']['mIoU']['b_better'] > 99
+
+
+def damage(kind, folder, predicted):
+    """Spoil a folder of raw ids; returns a word of the sentence that is due, and other options."""
+    name = sorted(predicted)[0]
+    path, raw = folder / f'{name}.png', predicted[name] + np.uint8(1)
+    if kind == 'missing':
+        path.unlink()
+    elif kind == 'extra':
+        Image.fromarray(raw).save(folder / 'patient9_he_roi9.png')
+        return 'patient9_he_roi9'
+    elif kind == 'size':
+        Image.fromarray(raw[1:]).save(path)
+    elif kind == 'value':
+        raw[4, 5] = 17
+        Image.fromarray(raw).save(path)
+        return 'value 17'
+    elif kind == 'rgb':
+        Image.fromarray(np.stack([raw] * 3, -1)).save(path)
+        return 'RGB of 8 bits'
+    elif kind == '16 bit':
+        Image.fromarray(raw.astype(np.uint16)).save(path)
+        return '16 bits'
+    elif kind == 'truncated':
+        path.write_bytes(path.read_bytes()[:-900])
+    elif kind == 'text':
+        path.write_text('no picture')
+    elif kind == 'ambiguous':
+        for file in folder.glob('*.png'):
+            Image.fromarray(np.minimum(np.array(Image.open(file)), 15)).save(file)
+        return 'cannot be told'
+    return f'{name}.png'
+
+
+KINDS = ('missing', 'extra', 'size', 'value', 'rgb', '16 bit', 'truncated', 'text', 'ambiguous')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_wrong_predictions_are_one_sentence(prepared, predicted, tmp_path, capsys, kind):
+    folder = write(tmp_path / 'in', {name: p + np.uint8(1) for name, p in predicted.items()})
+    word = damage(kind, folder, predicted)
+    options = () if kind == 'ambiguous' else ('--encoding', 'raw')
+    assert evaluate(prepared, folder, tmp_path / 'out', *options) == 2
+    said = capsys.readouterr().err
+    assert word in said and 'Traceback' not in said and said.count('error: ') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
+    folder = write(tmp_path / 'in', predicted)
+    (tmp_path / 'g.json').write_text('{')
+    (tmp_path / 'h.json').write_text('{"x": {"a": ["Bone"]}}')
+    good = [
+        '--predictions',
+        folder,
+        '--data',
+        prepared,
+        '--protocol',
+        'official',
+        '--encoding',
+        'train',
+        '--out',
+        tmp_path / 'o',
+    ]
+    for name, arguments, word in (
+        ('evaluate', ['--from', tmp_path / 'nowhere'], 'nowhere'),
+        ('evaluate', ['--from', folder], 'confusion.npz'),
+        ('evaluate', ['--from', folder, '--boundary-tolerance-um', '2'], '--predictions'),
+        ('evaluate', good[:-2], '--out'),
+        ('evaluate', [*good, '--samples', '5'], 'samples'),
+        ('evaluate', [*good, '--groupings', tmp_path / 'g.json'], 'g.json'),
+        ('evaluate', [*good, '--groupings', tmp_path / 'h.json'], "'Bone'"),
+        ('evaluate', [*good, '--boundary-tolerance-um', '-2'], 'tolerance'),
+        ('evaluate', [*good, '--split', 'final'], 'final'),
+        ('evaluate', [*good, '--data', tmp_path / 'nodata'], 'nodata'),
+        ('evaluate', [*good, '--predictions', tmp_path / 'nofolder'], 'nofolder'),
+        ('compare', [tmp_path / 'a', tmp_path / 'b'], 'confusion.npz'),
+    ):
+        assert tool(name, *arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert word in said and 'Traceback' not in said and said.count('error: ') == 1, said
+    assert not (tmp_path / 'o').exists()
+
+
+def test_an_encoding_that_is_none(prepared, tmp_path):
+    with pytest.raises(IgniteError, match='bgr'):
+        score_folder(tmp_path, prepared, tmp_path / 'out', encoding='bgr')

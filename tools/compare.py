@@ -1,0 +1,23 @@
+"""Compare two runs on the same ROIs: whether B is better than A, by how much, and how sure that is."""
+
+import argparse
+
+from mmseg_ignite.apis import compare_runs
+from mmseg_ignite.cli import run
+from mmseg_ignite.evaluation.bootstrap import SAMPLES
+from mmseg_ignite.evaluation.comparison import comparison_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('a', metavar='RUN_A', help='folder of a run, or its confusion.npz')
+    parser.add_argument('b', metavar='RUN_B', help='the same of the other')
+    parser.add_argument('--out', metavar='FILE.json', help='write the figures')
+    parser.add_argument('--samples', type=int, default=SAMPLES, help='of the bootstrap (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    args = parser.parse_args()
+    print(comparison_table(compare_runs(args.a, args.b, args.out, args.samples, args.seed), args.a, args.b))
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,61 @@
+"""Score without a model: a saved run anew (--from), or label PNGs of any tool (--predictions)."""
+
+import argparse
+
+from mmseg_ignite.apis import read_groupings, rescore, score_folder
+from mmseg_ignite.apis.evaluating import ENCODINGS
+from mmseg_ignite.cli import run
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.evaluation.bootstrap import SAMPLES
+from mmseg_ignite.evaluation.confusion import table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--from', dest='saved', metavar='RUN', help='folder of a run, or its confusion.npz')
+    source.add_argument('--predictions', metavar='FOLDER', help='label PNGs, NAME.png for each ROI')
+    parser.add_argument('--out', metavar='RUN', help='folder to write (with --from default: that run)')
+    parser.add_argument('--data', default='data/ignite', help='prepared data set (default: %(default)s)')
+    parser.add_argument('--protocol', default='patient-8-1-1', help='split protocol (default: %(default)s)')
+    parser.add_argument('--split', default='test', help='its part (default: %(default)s)')
+    parser.add_argument(
+        '--encoding',
+        choices=ENCODINGS,
+        default='auto',
+        help='of the PNGs: raw ids 1..16, 0 nothing predicted; train ids 0..15, 255 nothing predicted (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--boundary-tolerance-um', type=float, metavar='UM', help='score boundaries too, at this tolerance'
+    )
+    parser.add_argument('--groupings', metavar='FILE.json', help='{grouping: {group: [class names] or "rest"}}')
+    parser.add_argument(
+        '--samples', type=int, default=SAMPLES, help='of the bootstrap, 0 for none (default: %(default)s)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    args = parser.parse_args()
+    options = dict(
+        groupings=read_groupings(args.groupings) if args.groupings else None, samples=args.samples, seed=args.seed
+    )
+    if args.saved:
+        if args.boundary_tolerance_um is not None:
+            raise IgniteError('--boundary-tolerance-um needs the label PNGs: score them with --predictions FOLDER.')
+        result = rescore(args.saved, args.out, **options)
+    else:
+        if not args.out:
+            raise IgniteError('--predictions needs a folder to write: add --out RUN.')
+        result = score_folder(
+            args.predictions,
+            args.data,
+            args.out,
+            args.protocol,
+            args.split,
+            args.encoding,
+            boundary_tolerance_um=args.boundary_tolerance_um,
+            **options,
+        )
+    print(f'{table(result)}\n\nwritten: {args.out or args.saved}')
+
+
+if __name__ == '__main__':
+    run(main)
