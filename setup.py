@@ -32,6 +32,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmseg_ignite', 'mmseg_ignite.*']),
+    package_data={'mmseg_ignite.evaluation.report': ['templates/*', 'static/*']},
     cmdclass=dict(build_py=BuildWithConfigs),
     install_requires=[
         'torch>=2.4',
@@ -44,11 +45,11 @@ setup(
         'pillow',
         'rich',
         'scipy',
+        'jinja2',
     ],
     extras_require=dict(
         slides=['openslide-python', 'openslide-bin', 'tifffile', 'shapely'],
         export=['onnx', 'onnxruntime', 'onnxscript'],
-        report=['jinja2'],
         tensorboard=['tensorboard'],
         dev=[
             'pytest',
@@ -57,6 +58,7 @@ setup(
             'ruff',
             'pytest-cov',
             'tensorboard',
+            'selenium',
             'build',
             'wheel',
             'setuptools',

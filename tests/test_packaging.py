@@ -24,4 +24,7 @@ def test_wheel_holds_configs_and_tools(tmp_path):
         for path in (ROOT / folder).rglob('*.py'):
             assert f'mmseg_ignite/.mim/{path.relative_to(ROOT)}' in names
     assert 'mmseg_ignite/datasets/ignite.py' in names
+    for path in (ROOT / 'mmseg_ignite' / 'evaluation' / 'report').glob('*/*.*'):
+        if path.suffix != '.pyc':
+            assert str(path.relative_to(ROOT)) in names
     assert not [n for n in names if n.startswith(('tests', 'configs', 'tools'))]

@@ -90,8 +90,13 @@ def draw_overlay(
     return sheet
 
 
+def scale_bar_length(um_per_px: float, width: int) -> int:
+    """The longest round length in um that takes less than a third of ``width`` px, 1 if none does."""
+    return next((n for n in (5000, 2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2) if n / um_per_px < width / 3), 1)
+
+
 def _scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, left: int, top: int, width: int, height: int) -> None:
-    length = next((n for n in (1000, 500, 200, 100, 50, 20, 10) if n / um_per_px < width / 3), 5)
+    length = scale_bar_length(um_per_px, width)
     pixels, y = length / um_per_px, top + height - 12
     draw.rectangle((left + 6, y - 20, left + 18 + pixels, y + 8), 'white')
     draw.rectangle((left + 12, y, left + 12 + pixels, y + 3), 'black')

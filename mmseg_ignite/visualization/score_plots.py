@@ -1,0 +1,181 @@
+"""Figures of a test for papers: confusion matrix, scores of the classes, one region beside its labels."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from ..errors import IgniteError
+from ..files import atomic_file
+from ..labels import CLASSES, PALETTE
+from .overlay import blend, scale_bar_length
+
+_DPI = 200
+_EDGE = '#333333'
+_FONT = 9
+
+
+def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'list[Path]':
+    """Write ``confusion.png`` and ``class_scores.png`` into a folder, 200 dpi.
+
+    Args:
+        folder: of the files.
+        metrics: what ``metrics.json`` holds; ``classes`` and, if there, ``intervals`` are read.
+        evaluation: matrices (R, C, C) int64 (or ``counts``, if it has them) and classes (C,) are read.
+
+    Returns:
+        The files.
+
+    Raises:
+        IgniteError: the folder cannot be written.
+    """
+    classes = tuple(map(str, evaluation.classes))
+    figures = {
+        'confusion.png': plot_confusion(np.sum(getattr(evaluation, 'counts', evaluation.matrices), axis=0), classes),
+        'class_scores.png': plot_class_scores(metrics, classes),
+    }
+    return [_save(Path(folder) / name, figure) for name, figure in figures.items()]
+
+
+def write_paper_overlay(path: 'str | Path', item: object) -> Path:
+    """Write :func:`plot_overlay` of a gallery item (roi, image, truth, prediction, um_per_px), 200 dpi.
+
+    Raises:
+        IgniteError: the file cannot be written.
+    """
+    return _save(Path(path), plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi))
+
+
+def _save(path: Path, figure: Figure) -> Path:
+    try:
+        with atomic_file(path) as partial:
+            figure.savefig(partial, dpi=_DPI)
+    except OSError as error:
+        raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
+    return path
+
+
+def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]') -> Figure:
+    """Row-normalised confusion matrix, percent of the ground truth; rows of absent classes stay gray.
+
+    Args:
+        pooled: (C, C) int64, rows ground truth; or (C, C + 1), the last column of pixels without a prediction.
+        classes: names.
+    """
+    truth = pooled.sum(1, keepdims=True)
+    share = np.divide(100.0 * pooled, truth, out=np.full(pooled.shape, np.nan), where=truth > 0)
+    side = 2.6 + 0.42 * len(classes)
+    figure = Figure(figsize=(side + 0.5, side - 0.4), layout='constrained')
+    axis = figure.subplots()
+    axis.set_facecolor('#eeeeee')
+    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 0.5:  # what rounds to 0 is left blank, so that mistakes stand out
+            colour = 'white' if value > 55 else 'black'
+            axis.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=_FONT - 1, color=colour)
+    for row in np.flatnonzero(truth[:, 0] == 0):
+        axis.text(0, row, 'absent', va='center', fontsize=_FONT - 1, color='#666666', style='italic')
+    ticks = np.arange(len(classes))
+    columns = (*classes, 'no prediction')[: pooled.shape[1]]
+    axis.set_xticks(np.arange(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=_FONT)
+    axis.set_yticks(ticks, classes, fontsize=_FONT)
+    axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
+    axis.set_yticks(ticks[1:] - 0.5, minor=True)
+    axis.grid(which='minor', color='white', linewidth=1)
+    axis.tick_params(which='both', length=0)
+    axis.set_xlabel('prediction', fontsize=_FONT + 1)
+    axis.set_ylabel('ground truth', fontsize=_FONT + 1)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
+    bar.set_label('% of the ground truth', fontsize=_FONT)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def plot_class_scores(metrics: dict, classes: 'tuple[str, ...]') -> Figure:
+    """IoU and Dice of each class in the official colours, with the interval as whisker and the mean as a line."""
+    intervals = metrics.get('intervals') or {}
+    rows = np.arange(len(classes))
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(classes)), layout='constrained')
+    for axis, key, mean in zip(figure.subplots(1, 2, sharey=True), ('IoU', 'Dice'), ('mIoU', 'mDice')):
+        for row, name in enumerate(classes):
+            value = metrics['classes'][name][key]
+            if value is None:
+                axis.text(1, row, 'absent', va='center', fontsize=_FONT, color='#666666', style='italic')
+                continue
+            axis.barh(row, value, height=0.72, color=_colour(name, row), edgecolor=_EDGE, linewidth=0.8)
+            lines = (intervals.get('classes') or {}).get(name) or {}
+            if lines.get(key) and lines.get('patients') != 1:  # of one patient there is no spread
+                _whisker(axis, row, *lines[key])
+        if metrics.get(mean) is not None:
+            axis.axvline(metrics[mean], color=_EDGE, linestyle='--', linewidth=1, zorder=0)
+            axis.text(metrics[mean], -0.75, f'{mean} {metrics[mean]:.1f}', ha='center', va='bottom', fontsize=_FONT)
+        axis.set_xlim(0, 100)
+        axis.set_xlabel(f'{key} (%)', fontsize=_FONT + 1)
+        axis.set_yticks(rows, classes, fontsize=_FONT)
+        axis.tick_params(axis='y', length=0)
+        axis.spines[['top', 'right']].set_visible(False)
+    axis.set_ylim(len(classes) - 0.4, -0.8)
+    if intervals.get('classes'):
+        text = f'whiskers: {intervals.get("level", 95)} % intervals, bootstrap over {intervals.get("patients")} '
+        figure.supxlabel(f'{text}{intervals.get("unit", "patient")}s', fontsize=_FONT)
+    return figure
+
+
+def _whisker(axis: object, row: int, low: float, high: float) -> None:
+    """A black line on a white one, to be seen on every colour."""
+    for width, colour in ((2.8, 'white'), (1.3, 'black')):
+        style = dict(color=colour, zorder=3)
+        axis.plot([low, high], [row, row], linewidth=width, solid_capstyle='butt', **style)
+        axis.plot([low, high], [row, row], linestyle='', marker='|', markersize=7, markeredgewidth=width, **style)
+
+
+def plot_overlay(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    um_per_px: 'float | None' = None,
+    title: str = '',
+) -> Figure:
+    """Image, ground truth and prediction side by side, and the legend of the classes seen.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        truth: (H, W) uint8 train ids, 255 unannotated.
+        prediction: (H, W) uint8 train ids.
+        um_per_px: for the scale bar; none is drawn without it.
+        title: the line above.
+    """
+    height, width = truth.shape
+    seen = [i for i in range(len(CLASSES)) if (truth == i).any() or (prediction == i).any()]
+    panel_height = max(min(3.2 * height / width, 9.0), 0.24 * (len(seen) + 1))
+    figure = Figure(figsize=(3 * 3.2 + 2.0, panel_height + 0.6), layout='constrained')
+    axes = figure.subplots(1, 4, width_ratios=(3.2, 3.2, 3.2, 1.9))
+    panels = (('image', image), ('ground truth', blend(image, truth)), ('prediction', blend(image, prediction)))
+    for axis, (name, picture) in zip(axes, panels):
+        axis.imshow(picture, interpolation='lanczos')
+        axis.set_title(name, fontsize=_FONT + 1, loc='left')
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if um_per_px:
+        _scale_bar(axes[0], um_per_px, height, width)
+    axes[3].axis('off')
+    handles = [Patch(facecolor=_colour(CLASSES[i], i), edgecolor=_EDGE, label=CLASSES[i]) for i in seen]
+    axes[3].legend(handles=handles, loc='upper left', frameon=False, fontsize=_FONT, borderpad=0, handlelength=1.2)
+    figure.suptitle(title, fontsize=_FONT + 2, x=0.01, ha='left')
+    return figure
+
+
+def _scale_bar(axis: object, um_per_px: float, height: int, width: int) -> None:
+    length = scale_bar_length(um_per_px, width)
+    pixels, gap, thick = length / um_per_px, 0.03 * width, max(1.0, 0.012 * width)
+    bottom = height - gap
+    box = Rectangle((gap / 2, bottom - 5.5 * thick), pixels + gap, 5.5 * thick + gap / 2, facecolor='white', alpha=0.85)
+    axis.add_patch(box)
+    axis.add_patch(Rectangle((gap, bottom - thick), pixels, thick, facecolor='black'))
+    axis.text(gap + pixels / 2, bottom - 1.6 * thick, f'{length} µm', ha='center', va='bottom', fontsize=_FONT - 1)
+
+
+def _colour(name: str, number: int) -> np.ndarray:
+    """The official colour, 0..1; that at the same place for a class of another table."""
+    return np.array(PALETTE[CLASSES.index(name) if name in CLASSES else number % len(PALETTE)]) / 255
