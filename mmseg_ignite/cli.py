@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from .engine.allocator import keep_freed_memory
 from .errors import IgniteError
 
 
@@ -14,8 +15,11 @@ def _interrupt(number: int, frame: object) -> None:
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; print an IgniteError as one sentence and exit with status 2, when stopped with 130.
 
-    SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) end it as Ctrl-C does, so that temporary files go.
+    The process keeps the memory that it frees, see :func:`keep_freed_memory
+    <mmseg_ignite.engine.allocator.keep_freed_memory>`. SIGTERM and SIGHUP (a scheduler's time limit,
+    a closed terminal) end it as Ctrl-C does, so that temporary files go.
     """
+    keep_freed_memory()
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from ..folding import fold
 from ..losses import resized_cross_entropy
 
 
@@ -20,7 +21,8 @@ class FastSegformerHead(SegformerHead):
     Stock upsamples four maps to the finest size, concatenates them and applies the 1 x 1 fusion convolution.
     Interpolation acts on each channel alone and the convolution on each pixel alone, so they commute: here each map
     goes through its own slice of the fusion weight at its own resolution, and the results are upsampled and added.
-    Bias, normalisation and activation follow the sum. In evaluation, batch normalisation is part of the weights.
+    Bias, normalisation and activation follow the sum. Batch normalisation is part of the weights where that can be, see
+    :func:`fold <mmseg_ignite.models.folding.fold>`.
 
     The cross-entropy of whole batches at full resolution is not kept for the backward pass either, see
     :func:`resized_cross_entropy <mmseg_ignite.models.losses.resized_cross_entropy>`; other losses than an unweighted
@@ -33,16 +35,19 @@ class FastSegformerHead(SegformerHead):
             return super().forward(inputs)
         inputs = self._transform_inputs(inputs)
         fusion = self.fusion_conv
-        weight, bias = _folded(fusion)
+        weight, bias, fusion_is_normalised = fold(fusion)
         total = None
         for x, conv, part in zip(inputs, self.convs, weight.split(self.channels, dim=1)):
-            x = conv.activate(_normalised(conv, x)) if conv.with_activation else _normalised(conv, x)
+            *folded, is_normalised = fold(conv, x)
+            x = F.conv2d(x, *folded)
+            x = x if is_normalised or not conv.with_norm else conv.norm(x)
+            x = conv.activate(x) if conv.with_activation else x
             x = F.conv2d(x, part, bias if total is None else None)
             if x.shape[2:] != inputs[0].shape[2:]:
                 x = resize(x, inputs[0].shape[2:], mode=self.interpolate_mode, align_corners=self.align_corners)
             # In place: no gradient needs the values of a sum.
             total = x if total is None else total.add_(x)
-        if fusion.with_norm and not _foldable(fusion):
+        if fusion.with_norm and not fusion_is_normalised:
             total = fusion.norm(total)
         return self.cls_seg(fusion.activate(total) if fusion.with_activation else total)
 
@@ -74,32 +79,3 @@ def _is_plain(module: ConvModule) -> bool:
         and module.order == ('conv', 'norm', 'act')
         and not (module.with_spectral_norm or module.with_explicit_padding)
     )
-
-
-def _foldable(module: ConvModule) -> bool:
-    """Whether the normalisation is one fixed scale and shift a channel, as batch normalisation in evaluation."""
-    return (
-        module.with_norm
-        and isinstance(module.norm, nn.modules.batchnorm._BatchNorm)
-        and not module.norm.training
-        and module.norm.track_running_stats
-    )
-
-
-def _folded(module: ConvModule) -> 'tuple[Tensor, Tensor | None]':
-    """Weight and bias of the convolution, with the normalisation in them where it can be."""
-    weight, bias = module.conv.weight, module.conv.bias
-    if not _foldable(module):
-        return weight, bias
-    norm = module.norm
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale if bias is None else (bias - norm.running_mean) * scale
-    return weight * scale[:, None, None, None], shift if norm.bias is None else shift + norm.bias
-
-
-def _normalised(module: ConvModule, x: Tensor) -> Tensor:
-    """Convolution and normalisation, before the activation."""
-    weight, bias = _folded(module)
-    x = F.conv2d(x, weight, bias)
-    return module.norm(x) if module.with_norm and not _foldable(module) else x

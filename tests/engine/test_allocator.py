@@ -1,0 +1,42 @@
+"""Whether freed memory stays with the process, seen by the pages that the system must map anew."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, torch
+from mmseg_ignite.engine.allocator import keep_freed_memory
+if {keep}:
+    print(keep_freed_memory())
+def touch():
+    torch.ones(1 << 24)  # 64 MB
+touch()
+touch()  # where the first one's room does not do for an aligned second one
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(keep, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(('MALLOC_', 'LD_PRELOAD', 'GLIBC_'))}
+    command = [sys.executable, '-c', COUNT.format(keep=keep)]
+    done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc is on Linux')
+def test_freed_memory_is_not_mapped_anew():
+    assert int(run(keep=False)[-1]) > 5000
+    *_, done, faults = run(keep=True)
+    if done == 'False':
+        pytest.skip('this system has no glibc')
+    assert int(faults) < 500
+
+
+def test_the_choice_of_the_user_stands():
+    assert run(keep=True, MALLOC_TOP_PAD_='100000')[-2] == 'False'
