@@ -160,3 +160,21 @@ def test_maps_of_the_encoder_are_those_of_stock_and_channels_last():
         for a, b in zip(stock[0](x), fast[0](x)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
             assert b.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_compiles_without_a_break(train):
+    """Whole graphs through autograd; the code that Inductor makes of them needs a compiler, so it stays untried here."""
+    _, fast = (m.train(train) for m in initialised())
+    x = torch.randn(2, 3, 64, 64)
+    model = torch.nn.Sequential(*fast)
+    compiled = torch.compile(copy.deepcopy(model), backend='aot_eager', fullgraph=True)
+    outputs = [m(x.clone()) for m in (model, compiled)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    if train:
+        for output in outputs:
+            output.square().mean().backward()
+        for (name, a), b in zip(model.named_parameters(), compiled.parameters()):
+            assert relative(b.grad, a.grad) < 1e-3 or a.grad.norm() < 1e-6, name
+        for (name, a), b in zip(model.named_buffers(), compiled.buffers()):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=name)
