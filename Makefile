@@ -31,13 +31,13 @@ $(DEMO)/trained: $(DEMO)/ignite/index.json
 	$(BIN)/python tools/train.py $(CONFIG) --work-dir $(DEMO)/segformer --resume
 	touch $@
 
-$(DEMO)/segformer/metrics.json: $(DEMO)/trained
+$(DEMO)/segformer/report.html: $(DEMO)/trained
 	$(BIN)/python tools/test.py $(CONFIG) "$$(cat $(DEMO)/segformer/last_checkpoint)" \
 	  --work-dir $(DEMO)/segformer --out $(DEMO)/overlays
 
-demo: $(DEMO)/segformer/metrics.json
+demo: $(DEMO)/segformer/report.html
 	@cat $(DEMO)/segformer/metrics.txt
-	@echo "pictures of the test ROIs: $(DEMO)/overlays    training curves: $(DEMO)/segformer/curves.png"
+	@echo "report: $(DEMO)/segformer/report.html    pictures of the test ROIs: $(DEMO)/overlays"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

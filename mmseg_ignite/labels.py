@@ -4,6 +4,7 @@ Raw ids 0..16 are those of the release (0 is Unannotated). Train ids 0..15 are r
 255 marks pixels to ignore. Outside this module and ``preparation`` only train ids exist.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -137,6 +138,18 @@ def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
         raise ValueError(f'encoding must be one of {ENCODINGS}, got {encoding!r}')
     raw = _TO_RAW[labels]
     return raw if encoding == 'direct' else (-raw.astype(np.int16) % 256).astype(np.uint8)
+
+
+def release_ids(classes: 'Sequence[str]') -> 'np.ndarray | None':
+    """Table from places in a list of classes to train ids: (256,) uint8, 255 elsewhere.
+
+    None if the list holds a class that is not the release's: its places mean nothing here.
+    """
+    if not set(classes) <= set(CLASSES):
+        return None
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(classes)] = [CLASSES.index(name) for name in classes]
+    return table
 
 
 def histogram(values: np.ndarray) -> np.ndarray:

@@ -3,11 +3,14 @@
 import argparse
 
 from mmseg_ignite.apis import read_groupings, rescore, score_folder
-from mmseg_ignite.apis.evaluating import ENCODINGS
 from mmseg_ignite.cli import run
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.bootstrap import SAMPLES
 from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation.label_files import ENCODINGS
+from mmseg_ignite.evaluation.report import LANGUAGES
+
+DATA = 'data/ignite'
 
 
 def main() -> None:
@@ -16,12 +19,12 @@ def main() -> None:
     source.add_argument('--from', dest='saved', metavar='RUN', help='folder of a run, or its confusion.npz')
     source.add_argument('--predictions', metavar='FOLDER', help='label PNGs, NAME.png for each ROI')
     parser.add_argument('--out', metavar='RUN', help='folder to write (with --from default: that run)')
-    parser.add_argument('--data', default='data/ignite', help='prepared data set (default: %(default)s)')
+    parser.add_argument('--data', help=f'prepared data set (default: {DATA}; with --from what the run says)')
     parser.add_argument('--protocol', default='patient-8-1-1', help='split protocol (default: %(default)s)')
     parser.add_argument('--split', default='test', help='its part (default: %(default)s)')
     parser.add_argument(
         '--encoding',
-        choices=ENCODINGS,
+        choices=('auto', *ENCODINGS),
         default='auto',
         help='of the PNGs: raw ids 1..16, 0 nothing predicted; train ids 0..15, 255 nothing predicted (default: %(default)s)',
     )
@@ -33,20 +36,25 @@ def main() -> None:
         '--samples', type=int, default=SAMPLES, help='of the bootstrap, 0 for none (default: %(default)s)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the report (default: en)')
+    parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
     args = parser.parse_args()
     options = dict(
-        groupings=read_groupings(args.groupings) if args.groupings else None, samples=args.samples, seed=args.seed
+        groupings=read_groupings(args.groupings) if args.groupings else None,
+        samples=args.samples,
+        seed=args.seed,
+        report=None if args.no_report else args.language,
     )
     if args.saved:
         if args.boundary_tolerance_um is not None:
             raise IgniteError('--boundary-tolerance-um needs the label PNGs: score them with --predictions FOLDER.')
-        result = rescore(args.saved, args.out, **options)
+        result = rescore(args.saved, args.out, data=args.data, **options)
     else:
         if not args.out:
             raise IgniteError('--predictions needs a folder to write: add --out RUN.')
         result = score_folder(
             args.predictions,
-            args.data,
+            args.data or DATA,
             args.out,
             args.protocol,
             args.split,
@@ -54,7 +62,9 @@ def main() -> None:
             boundary_tolerance_um=args.boundary_tolerance_um,
             **options,
         )
-    print(f'{table(result)}\n\nwritten: {args.out or args.saved}')
+    print(
+        f'{table(result)}\n\nwritten: {args.out or args.saved}' + ('' if args.no_report else ', see report.html in it')
+    )
 
 
 if __name__ == '__main__':

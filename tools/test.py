@@ -9,14 +9,19 @@ from mmseg_ignite.apis import load_config, test
 from mmseg_ignite.cli import run
 from mmseg_ignite.engine.distributed import is_main_process
 from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation.report import LANGUAGES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder for metrics.json (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--out', help='folder for a label PNG and an overlay of each ROI')
+    parser.add_argument(
+        '--work-dir', help='folder for metrics.json, report.html, predictions (default: work_dirs/CONFIG_NAME)'
+    )
+    parser.add_argument('--out', help='folder for the label PNGs instead, with an overlay of each ROI')
+    parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the report (default: en)')
+    parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -30,12 +35,13 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    result = test(cfg, args.checkpoint, args.out)
+    result = test(cfg, args.checkpoint, args.out, None if args.no_report else args.language)
     if is_main_process():
-        print(
-            f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json'
-            + (f'\npictures: {args.out}' if args.out else '')
-        )
+        print(f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json')
+        if not args.no_report:
+            print(f'report: {cfg.work_dir}/report.html\nfigures: {cfg.work_dir}/figures')
+        if 'predictions' in result:
+            print(f'predictions: {result["predictions"]}')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from .browsing import browse
 from .configuration import load_config
 from .evaluating import compare_runs, read_groupings, rescore, score_folder
 from .predictor import Predictor, predict_files
+from .reporting import regions
 from .testing import test
 from .training import train
 
@@ -14,6 +15,7 @@ __all__ = [
     'load_config',
     'predict_files',
     'read_groupings',
+    'regions',
     'rescore',
     'score_folder',
     'test',

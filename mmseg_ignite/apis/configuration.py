@@ -8,7 +8,7 @@ from mmengine.config import Config
 import mmseg_ignite
 
 from ..errors import IgniteError
-from ..preparation.store import read_index, select
+from ..preparation.store import check_context, read_index, select
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SHARED = ('data_root', 'protocol', 'crops')
@@ -69,7 +69,7 @@ def _share(cfg: Config, asked: 'set[str]') -> None:
     defaults = Config.fromfile(str(next(base for base in bases if base.is_file())))
     for loader in _LOADERS:
         dataset = (cfg.get(loader) or {}).get('dataset')
-        if not _is_ours(dataset):
+        if not is_ours(dataset):
             continue
         for key in _SHARED:
             if (
@@ -80,17 +80,21 @@ def _share(cfg: Config, asked: 'set[str]') -> None:
                 dataset[key] = copy.deepcopy(cfg[key])
 
 
-def _is_ours(dataset: 'dict | None') -> bool:
+def is_ours(dataset: 'dict | None') -> bool:
+    """Whether the settings of a data set are of one of this package."""
     kinds = ('IGNITEDataset', 'IGNITECropDataset')
     return dataset is not None and str(dataset.get('type')).split('.')[-1] in kinds
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Raise IgniteError if a data set that a run needs is not there, or holds no ROI."""
+    """Raise IgniteError if a data set that a run needs is not there, holds no ROI, or lacks the context that it is to use."""
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset')
-        if not _is_ours(dataset):
+        if not is_ours(dataset):
             continue
         root, protocol = dataset.data_root, dataset.get('protocol', 'patient-8-1-1')
-        if not select(read_index(root), protocol, dataset.split, root):
+        rois = select(read_index(root), protocol, dataset.split, root)
+        if not rois:
             raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
+        if dataset.get('use_context'):
+            check_context(rois, root)

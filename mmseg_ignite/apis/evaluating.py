@@ -5,26 +5,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ..errors import IgniteError
-from ..evaluation import Evaluation, compare, write_run
+from ..evaluation import Evaluation, compare
 from ..evaluation.bootstrap import SAMPLES, check_samples
 from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
+from ..evaluation.label_files import ENCODINGS, read_labels, read_prediction
 from ..evaluation.protocols import check_groupings
 from ..files import write_json
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
-from ..preparation.png import DamagedPicture, check_png, decode
 from ..preparation.store import label_path, metadata, open_array, read_index, select
+from .reporting import PREDICTIONS, publish
 
-ENCODINGS = ('auto', 'raw', 'train')
-CONTEXT = ('checkpoint', 'config', 'split', 'protocol', 'predictions', 'encoding')
+CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding')
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
-_OTHER = 254
-"""What a pixel of no class becomes; no encoding of 16 classes holds it."""
 
 
 def rescore(
@@ -33,12 +30,17 @@ def rescore(
     groupings: 'dict | None' = None,
     samples: int = SAMPLES,
     seed: int = 0,
+    data: 'str | Path | None' = None,
+    report: 'str | None' = 'en',
 ) -> dict:
     """Make all figures of a saved run anew, e.g. with other groupings; nothing is predicted.
 
     Args:
         run: the run's folder, or its ``confusion.npz``.
         out: folder to write. Defaults to None: the run's own.
+        data: the prepared data set, if it is no longer where the run says. The report shows the ROIs if that and the run's
+            predictions are still there.
+        report: language of the report, 'en' or 'ko'; None for no report.
 
     Returns:
         What ``metrics.json`` holds.
@@ -48,7 +50,10 @@ def rescore(
     """
     evaluation, run = Evaluation.load(run), Path(run)
     folder = run if run.is_dir() else run.parent
-    return write_run(out or folder, evaluation, _context(folder), groupings, samples, seed)
+    context = _context(folder)
+    if data is not None:
+        context['data'] = str(data)
+    return publish(out or folder, evaluation, context, report, groupings=groupings, samples=samples, seed=seed)
 
 
 def _context(folder: Path) -> dict:
@@ -57,7 +62,12 @@ def _context(folder: Path) -> dict:
         found = json.loads((folder / METRICS).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return {}
-    return {key: found[key] for key in CONTEXT if key in found} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    context = {key: found[key] for key in CONTEXT if key in found}
+    if 'predictions' in context and not Path(context['predictions']).is_dir() and (folder / PREDICTIONS).is_dir():
+        context['predictions'] = str(folder / PREDICTIONS)  # the run was moved
+    return context
 
 
 def score_folder(
@@ -71,6 +81,7 @@ def score_folder(
     boundary_tolerance_um: 'float | None' = None,
     samples: int = SAMPLES,
     seed: int = 0,
+    report: 'str | None' = 'en',
 ) -> dict:
     """Score label PNGs of any tool, ``NAME.png`` for each ROI of a part of a prepared data set.
 
@@ -81,6 +92,7 @@ def score_folder(
         encoding: 'raw', ids 1..16, 0 where nothing was predicted; 'train', ids 0..15, 255 where nothing was predicted; 'auto'
             takes that which alone fits: raw if a pixel is 16, train if one is 255. A pixel without prediction is an error of
             its class.
+        report: language of the report, 'en' or 'ko'; None for no report.
 
     Returns:
         What ``metrics.json`` holds.
@@ -88,8 +100,8 @@ def score_folder(
     Raises:
         IgniteError: files missing, too many, damaged, of another size, with other values; an encoding that cannot be told.
     """
-    if encoding not in ENCODINGS:
-        raise IgniteError(f'{encoding!r} is no encoding of label PNGs: choose one of {", ".join(ENCODINGS)}.')
+    if encoding not in (*ENCODINGS, 'auto'):
+        raise IgniteError(f'{encoding!r} is no encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
     check_groupings(groupings, CLASSES)  # before the work
     if samples:
         check_samples(samples)
@@ -105,13 +117,13 @@ def score_folder(
 
     def one(entry: dict) -> dict:
         truth = np.asarray(open_array(label_path(data, entry['name'])))
-        prediction = _read_prediction(folder / f'{entry["name"]}.png', truth.shape, encoding)
+        prediction = read_prediction(folder / f'{entry["name"]}.png', truth.shape, encoding)
         known = dict(roi=entry['name'], patient=entry['patient'], um_per_px=entry['um_per_px'], **metadata(entry))
         return score_roi(known, truth, prediction, NUM_CLASSES, boundary_tolerance_um)
 
     evaluation = Evaluation.collect(list(_parallel(one, entries)), CLASSES, boundary_tolerance_um)
-    context = dict(predictions=str(predictions), encoding=encoding, split=split, protocol=protocol)
-    return write_run(out, evaluation, context, groupings, samples, seed)
+    context = dict(data=str(data), predictions=str(predictions), encoding=encoding, split=split, protocol=protocol)
+    return publish(out, evaluation, context, report, groupings=groupings, samples=samples, seed=seed)
 
 
 def _parallel(call: Callable, items: list) -> Iterator:
@@ -122,52 +134,6 @@ def _parallel(call: Callable, items: list) -> Iterator:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def read_labels(path: 'str | Path') -> np.ndarray:
-    """A label PNG as stored, (H, W) uint8; palettes give their indices.
-
-    Raises:
-        IgniteError: no such file, no whole PNG, or not of 8 bits and one channel.
-    """
-    try:
-        content = Path(path).read_bytes()
-        header = check_png(content)
-        if header.bits != 8 or header.colour not in ('grayscale', 'palette'):
-            raise IgniteError(
-                f'{path} is {header.colour} of {header.bits} bits; a label PNG of 8 bits and one channel was expected: '
-                'save the ids as they are.'
-            )
-        if header.colour == 'grayscale':  # OpenCV is faster, but knows no indices
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if pixels is not None and pixels.shape == (header.height, header.width):
-                return pixels
-        return decode(content, header)
-    except OSError as error:
-        raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
-    except DamagedPicture as error:
-        raise IgniteError(f'{path} is no whole PNG ({error}): write it again.') from error
-
-
-def _read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str) -> np.ndarray:
-    """A label PNG as train ids, (H, W) uint8, 255 where nothing was predicted; checked."""
-    stored = read_labels(path)
-    if stored.shape != shape:
-        found, expected = (' x '.join(map(str, s)) for s in (stored.shape, shape))
-        raise IgniteError(f'{path} has {found} px (H x W), its ROI {expected}: predict at the size of the ROI.')
-    table = np.full(256, _OTHER, np.uint8)
-    if encoding == 'raw':
-        table[0], table[1 : NUM_CLASSES + 1] = IGNORE, np.arange(NUM_CLASSES)
-    else:
-        table[:NUM_CLASSES], table[IGNORE] = np.arange(NUM_CLASSES), IGNORE
-    ids = cv2.LUT(stored, table)
-    if ids.max() >= _OTHER and (ids == _OTHER).any():  # the maximum alone is quicker, and most files hold neither
-        known = f'0..{NUM_CLASSES}' if encoding == 'raw' else f'0..{NUM_CLASSES - 1} or 255'
-        raise IgniteError(
-            f'{path} holds the value {stored[ids == _OTHER][0]}; {encoding} ids, {known}, were expected: name the right '
-            'encoding, or mend the file.'
-        )
-    return ids
 
 
 def _check_files(folder: Path, names: 'list[str]', part: str) -> None:

@@ -1,52 +1,89 @@
-"""Testing: scores, metrics.json, pictures."""
+"""Testing: predictions, scores, report."""
 
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import barrier
 from mmengine.runner import Runner
+from mmseg.evaluation import IoUMetric
 
 from ..engine.checkpoints import load_weights
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..errors import IgniteError
-from ..evaluation import TissueMetric, write_run
-from .configuration import check_data
+from ..evaluation import TissueMetric
+from ..preparation.store import roi_name
+from .configuration import check_data, is_ours
+from .reporting import PREDICTIONS, publish
 
 
-def test(cfg: Config, checkpoint: 'str | Path', out: 'str | Path | None' = None) -> dict:
+def test(cfg: Config, checkpoint: 'str | Path', out: 'str | Path | None' = None, report: 'str | None' = 'en') -> dict:
     """Score a checkpoint on the test split.
 
-    Writes the run (see :func:`mmseg_ignite.evaluation.write_run` and docs/evaluation.md) into the work dir; with ``out`` a
-    label PNG of raw ids and an overlay of each ROI into that folder.
+    Writes the run, ``report.html`` and figures (see :func:`.reporting.publish` and docs/evaluation.md) into the work dir, and
+    a label PNG of raw ids of each ROI into its folder ``predictions``.
+
+    Args:
+        out: folder of the label PNGs instead, with an overlay beside each.
+        report: language of the report, 'en' or 'ko'; None for no report.
 
     Returns:
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, or an evaluator other than TissueMetric first in the config.
+        IgniteError: data or checkpoint missing or wrong, or an evaluator without TissueMetric.
     """
     check_data(cfg, 'test_dataloader')
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     prepare_launch(cfg)
     runner = Runner.from_cfg(cfg)
+    metric = _tissue_metric(runner.test_evaluator.metrics)
     load_weights(runner.model.module if runner.distributed else runner.model, checkpoint)
-    if out is not None:
-        runner.register_hook(PredictionWriterHook(out))
+    dataset = cfg.test_dataloader.dataset
+    predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
+    written = is_ours(dataset) or out is not None
+    if written:
+        runner.register_hook(PredictionWriterHook(predictions, overlays=out is not None))
     runner.test()
-    metric = next((m for m in runner.test_evaluator.metrics if isinstance(m, TissueMetric)), None)
+    barrier()  # all have written their predictions
+    if runner.rank != 0:
+        return {}
+    context = {
+        'checkpoint': str(checkpoint),
+        'config': cfg.filename,
+        'data': dataset.get('data_root'),
+        'split': dataset.get('split'),
+        'protocol': dataset.get('protocol', 'patient-8-1-1'),
+        'use_context': bool(dataset.get('use_context')),
+    }
+    if written:
+        context.update(predictions=str(predictions), encoding='raw')
+    if written and out is None:
+        _remove_others(predictions, metric.evaluation.names)
+    return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
+
+
+def _tissue_metric(metrics: list) -> TissueMetric:
+    """The metric that the run is made of."""
+    metric = next((m for m in metrics if isinstance(m, TissueMetric)), None)
     if metric is None:
         raise IgniteError(
             'the config has no TissueMetric in its test_evaluator, from which metrics.json is made: '
             'add dict(type="TissueMetric").'
         )
-    if runner.rank != 0:
-        return {}
-    dataset = cfg.test_dataloader.dataset
-    context = {
-        'checkpoint': str(checkpoint),
-        'config': cfg.filename,
-        'split': dataset.get('split'),
-        'protocol': dataset.get('protocol', 'patient-8-1-1'),
-    }
-    return write_run(cfg.work_dir, metric.evaluation, context, **metric.options)
+    for other in metrics:
+        if other is not metric and isinstance(other, (IoUMetric, TissueMetric)) and other.prefix == metric.prefix:
+            raise IgniteError(
+                f'TissueMetric and {type(other).__name__} of the test_evaluator would both log mIoU: give one of them a '
+                f'prefix, e.g. dict(type="{type(other).__name__}", prefix="other").'
+            )
+    return metric
+
+
+def _remove_others(folder: Path, names: 'list[str]') -> None:
+    """Remove the predictions of an earlier test of other ROIs from the work dir's own folder."""
+    kept = {roi_name(name) for name in names}
+    for path in folder.glob('*.png'):
+        if path.stem not in kept:
+            path.unlink()

@@ -8,7 +8,7 @@ from mmseg.registry import DATASETS
 
 from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE
-from ..preparation.store import image_path, label_path, metadata, read_index, select
+from ..preparation.store import CONTEXT, check_context, image_path, label_path, metadata, read_index, select
 from .crop_stream import CropStream, seeded
 
 
@@ -25,17 +25,22 @@ class IGNITEDataset(BaseSegDataset):
         split (str): 'train', 'val' or 'test'.
         protocol (str): Which division of the ROIs: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the
             release's own test ROIs) or 'fold0' ... 'fold4'; see docs/data.md. Defaults to 'patient-8-1-1'.
+        use_context (bool): Images reach into the tissue around the ROI; the labels are those of the ROI, 255 around it, and
+            ``roi_box`` (top, left, bottom, right; px) says where it lies. Defaults to False.
         kwargs: Those of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
             ``indices``, ``test_mode``.
 
     Raises:
-        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, or a leaking split.
+        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, or an ROI without
+            context that is to be used.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[list(colour) for colour in PALETTE])
 
-    def __init__(self, data_root: str, split: str, protocol: str = 'patient-8-1-1', **kwargs) -> None:
-        self.split, self.protocol = split, protocol
+    def __init__(
+        self, data_root: str, split: str, protocol: str = 'patient-8-1-1', use_context: bool = False, **kwargs
+    ) -> None:
+        self.split, self.protocol, self.use_context = split, protocol, use_context
         super().__init__(
             data_root=data_root,
             ignore_index=IGNORE,
@@ -61,9 +66,11 @@ class IGNITEDataset(BaseSegDataset):
     def load_data_list(self) -> 'list[dict]':
         """One dictionary an ROI, from the index."""
         rois = select(read_index(self.data_root), self.protocol, self.split, self.data_root)
+        if self.use_context:
+            check_context(rois, self.data_root)
         return [
             dict(
-                img_path=str(image_path(self.data_root, r['name'])),
+                img_path=str(image_path(self.data_root, r['name'] + CONTEXT * self.use_context)),
                 seg_map_path=str(label_path(self.data_root, r['name'])),
                 roi=r['name'],
                 patient=r['patient'],
@@ -72,9 +79,16 @@ class IGNITEDataset(BaseSegDataset):
                 label_map=self.label_map,
                 reduce_zero_label=False,
                 seg_fields=[],
+                **(dict(roi_box=_box(r)) if self.use_context else {}),
             )
             for r in rois
         ]
+
+
+def _box(entry: dict) -> 'tuple[int, int, int, int]':
+    """Where an ROI lies in its image with context: (top, left, bottom, right), the last two exclusive."""
+    top, left = entry['context']['origin']
+    return top, left, top + entry['height'], left + entry['width']
 
 
 _GIVEN = {'root', 'rois', 'label_map'}
@@ -109,6 +123,10 @@ class IGNITECropDataset(IGNITEDataset):
         if loaders:
             raise IgniteError(
                 f'the pipeline of IGNITECropDataset holds {loaders[0]}, but its crops are read already: remove it.'
+            )
+        if kwargs.get('use_context'):
+            raise IgniteError(
+                'use_context of IGNITECropDataset is a setting of its crops: write crops=dict(use_context=True).'
             )
         super().__init__(data_root, split, **kwargs)
 

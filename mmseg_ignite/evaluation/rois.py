@@ -36,6 +36,12 @@ def per_roi(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence
     return rows
 
 
+def worst_first(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'list[int]':
+    """Numbers of the ROIs by ascending mean IoU of their classes; those without annotated pixels last."""
+    score = np.nan_to_num(figures(Marginals.of(matrices))['mIoU'], nan=np.inf)
+    return sorted(range(len(metadata)), key=lambda r: (score[r], metadata[r]['roi']))
+
+
 def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]') -> 'list[dict]':
     """Up to ten ROIs by ascending mean IoU of their classes, each with its commonest mistake.
 
@@ -43,7 +49,6 @@ def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Seque
         [{roi, patient, mIoU, aAcc, confused: [truth, predicted, percent of the annotated pixels] or None}].
     """
     found = figures(Marginals.of(matrices))
-    scored = [r for r in range(len(metadata)) if np.isfinite(found['mIoU'][r])]
     names = (*classes, NOTHING)
 
     def confused(matrix: np.ndarray) -> 'list | None':
@@ -61,7 +66,8 @@ def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Seque
             aAcc=number(found['aAcc'][r]),
             confused=confused(matrices[r]),
         )
-        for r in sorted(scored, key=lambda r: (found['mIoU'][r], metadata[r]['roi']))[:WORST]
+        for r in worst_first(matrices, metadata)[:WORST]
+        if np.isfinite(found['mIoU'][r])
     ]
 
 

@@ -48,6 +48,11 @@ def label_path(root: 'str | Path', name: str) -> Path:
     return Path(root) / 'labels' / f'{name}.npy'
 
 
+def roi_name(name: str) -> str:
+    """The name of an ROI from that or from the path of its image array."""
+    return Path(name).name.removesuffix('.npy').removesuffix(CONTEXT) if name.endswith('.npy') else name
+
+
 def points_path(root: 'str | Path', name: str) -> Path:
     """Where the points of an ROI lie."""
     return Path(root) / 'points' / f'{name}.npy'
@@ -131,6 +136,18 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
         )
     by_name = {r['name']: r for r in index['rois']}
     return [by_name[name] for name in splits[protocol][part]]
+
+
+def check_context(entries: 'list[dict]', where: str) -> None:
+    """Raise IgniteError if an ROI was prepared without the tissue around it."""
+    lacking = [e['name'] for e in entries if e.get('context') is None]
+    if lacking:
+        named = ', '.join(lacking[:5]) + (f' and {len(lacking) - 5} more' if len(lacking) > 5 else '')
+        raise IgniteError(
+            f'{where} has no tissue around {named}, which use_context=True needs: prepare the data again without '
+            '--no-context (audit.json says what is wrong with their context files), leave these ROIs out, or set '
+            'use_context=False.'
+        )
 
 
 def metadata(entry: dict) -> dict:

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from mmseg_ignite.apis import load_config
+from mmseg_ignite.apis.configuration import check_data
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, PALETTE
 from mmseg_ignite.preparation import read_index
@@ -70,6 +71,40 @@ def test_fewer_classes_by_metainfo(prepared):
         np.testing.assert_array_equal(
             sample['gt_seg_map'], np.select([labels == 3, labels == 0], [0, 1], 255).astype(np.uint8)
         )
+
+
+def test_images_with_context_have_the_labels_of_the_roi(prepared):
+    """At the place that the index says, 255 around it; mapped to fewer classes as without context."""
+    classes = (CLASSES[3], CLASSES[0])
+    for extra in ({}, dict(metainfo=dict(classes=classes))):
+        pipeline = [dict(type='mmseg.LoadIGNITERegion')]
+        samples = zip(*(build(prepared, pipeline, 'test', use_context=c, **extra) for c in (True, False)))
+        for around, own in samples:
+            top, left, bottom, right = around['roi_box']
+            assert 'roi_box' not in own and around['roi'] == own['roi']
+            image = np.load(image_path(prepared, f'{own["roi"]}_with_context'))
+            np.testing.assert_array_equal(around['img'][..., ::-1], image)
+            np.testing.assert_array_equal(around['gt_seg_map'][top:bottom, left:right], own['gt_seg_map'])
+            assert around['img_shape'] == around['ori_shape'] == around['gt_seg_map'].shape == image.shape[:2]
+            around['gt_seg_map'][top:bottom, left:right] = 255
+            assert (around['gt_seg_map'] == 255).all()
+
+
+def test_missing_context_is_said_before_anything_is_built(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / 'ignite')
+    index = read_index(prepared)
+    names = index['splits']['patient-8-1-1']['test']
+    for roi in index['rois']:
+        roi['context'] = None
+    (tmp_path / 'ignite' / 'index.json').write_text(json.dumps(index))
+    with pytest.raises(IgniteError, match=f'{names[0]}.*--no-context'):
+        build(tmp_path / 'ignite', [], 'test', use_context=True)
+    cfg = load_config(DEMO_CONFIG, {'data_root': str(tmp_path / 'ignite'), 'test_dataloader.dataset.use_context': True})
+    with pytest.raises(IgniteError, match=names[0]):
+        check_data(cfg, 'test_dataloader')
+    cfg.test_dataloader.dataset.update(type='IGNITECropDataset', pipeline=[])
+    with pytest.raises(IgniteError, match='crops=dict'):
+        DATASETS.build(cfg.test_dataloader.dataset)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 from conftest import ROOT, tool
 from PIL import Image
 
-from mmseg_ignite.apis import score_folder
+from mmseg_ignite.apis import regions, rescore, score_folder
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation import scores
+from mmseg_ignite.evaluation import Evaluation, scores
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
 from mmseg_ignite.preparation.store import label_path
@@ -30,7 +32,7 @@ def predicted(prepared, tmp_path_factory):
 
 
 def write(folder, maps, mode='L'):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, values in maps.items():
         image = Image.fromarray(values)
         if mode == 'P':  # palettes in which colours say nothing about ids
@@ -115,6 +117,58 @@ def test_a_saved_run_anew_and_two_compared(prepared, predicted, tmp_path, capsys
     bad = json.loads((tmp_path / 'bad' / 'metrics.json').read_text())
     assert result['figures']['mIoU']['difference'] == pytest.approx(first['mIoU'] - bad['mIoU'])
     assert result['figures']['mIoU']['b_better'] > 99
+
+
+def regions_shown(run):
+    return re.findall(
+        r'<article class="region"[^>]* data-roi="([^"]+)"', (run / 'report.html').read_text(encoding='utf-8')
+    )
+
+
+def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepared, predicted, tmp_path):
+    """The run moved, the data elsewhere, the predictions gone, and written over by others: never what was not scored."""
+    run, folder = tmp_path / 'run', write(tmp_path / 'run' / 'predictions', predicted)
+    assert evaluate(prepared, folder, run, '--encoding', 'train', '--language', 'ko') == 0
+    shown = regions_shown(run)
+    metrics = json.loads((run / 'metrics.json').read_text())
+    assert shown[:10] == [r['roi'] for r in metrics['worst_rois']] and sorted(shown) == sorted(predicted)
+    assert '<html lang="ko"' in (run / 'report.html').read_text(encoding='utf-8')
+    assert {p.name for p in (run / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
+
+    moved = run.rename(tmp_path / 'moved')
+    assert tool('evaluate', '--from', moved, '--samples', 200) == 0
+    assert regions_shown(moved) == shown
+    again = json.loads((moved / 'metrics.json').read_text())
+    assert again.pop('predictions') == str(moved / 'predictions') and metrics.pop('predictions') == str(folder)
+    assert again == metrics
+    with pytest.warns(UserWarning, match='nodata'):
+        assert tool('evaluate', '--from', moved, '--samples', 0, '--data', tmp_path / 'nodata') == 0
+    assert not regions_shown(moved)
+    assert tool('evaluate', '--from', moved, '--samples', 0, '--data', prepared) == 0
+    assert regions_shown(moved) == shown
+
+    name = shown[-1]
+    write(moved / 'predictions', {name: (predicted[name] + np.uint8(1)) % np.uint8(16)})
+    with pytest.raises(IgniteError, match=f'{name}.png .*not that which was scored'):
+        rescore(moved)
+    assert rescore(moved, tmp_path / 'third', report=None)['mIoU'] == metrics['mIoU']
+    assert not (tmp_path / 'third' / 'report.html').exists() and not (tmp_path / 'third' / 'figures').exists()
+    (moved / 'predictions' / f'{name}.png').unlink()
+    with pytest.warns(UserWarning, match=f'{name}.png'):
+        rescore(moved)
+    assert not regions_shown(moved)
+
+
+def test_one_region_is_in_memory_at_a_time(prepared, predicted, tmp_path):
+    folder = write(tmp_path / 'in', predicted)
+    score_folder(folder, prepared, tmp_path / 'run', 'official', encoding='train', samples=0, report=None)
+    alive, most = [], 0
+    for item in regions(Evaluation.load(tmp_path / 'run'), prepared, folder, 'train'):
+        assert (item.prediction == predicted[item.roi]).all() and item.metadata['patient']
+        alive.append(weakref.ref(item.prediction))
+        del item
+        most = max(most, sum(a() is not None for a in alive))
+    assert len(alive) == len(predicted) > 1 and most == 1
 
 
 def damage(kind, folder, predicted):

@@ -1,23 +1,29 @@
 """The tools as a user runs them: a tiny training, resumed, tested and used; then everything wrong."""
 
+import base64
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import DEMO_CONFIG, ROOT, tool
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 from PIL import Image
 
-from mmseg_ignite.apis import Predictor
+from mmseg_ignite.apis import Predictor, load_config
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
-from mmseg_ignite.preparation.store import image_path, label_path
+from mmseg_ignite.preparation.store import image_path, label_path, read_index
+from mmseg_ignite.visualization import draw_overlay
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +68,13 @@ def test_the_same_rois_are_drawn_at_each_validation(trained):
     assert Image.open(trained / 'progress' / drawn[0]).size[0] > 300
     scalars = [x for p in trained.glob('*/vis_data/scalars.json') for x in p.read_text().splitlines() if 'mIoU' in x]
     assert all('mIoU_smoothed' in x for x in scalars) and scalars
+
+
+def test_validation_with_context_draws_the_roi(prepared, trained, tmp_path):
+    arguments = [*options(prepared), 'val_dataloader.dataset.use_context=True']
+    assert tool('train', DEMO_CONFIG, '--work-dir', tmp_path, *arguments) == 0
+    drawn = {p.relative_to(tmp_path): Image.open(p).width for p in tmp_path.glob('progress/*/*.jpg')}
+    assert drawn == {path: Image.open(trained / path).width for path in drawn} and drawn
 
 
 def test_early_stopping_and_the_best_checkpoint_take_the_smoothed_score(prepared, tmp_path):
@@ -115,16 +128,147 @@ def test_metrics_are_those_of_the_written_label_pngs(prepared, tested):
     np.testing.assert_array_equal(saved['matrices'].sum(0), matrix)
 
 
-def test_the_written_label_pngs_score_as_the_test_did(prepared, tested, tmp_path):
+def run_folder(path):
+    """metrics.json, per_roi.csv and what the report shows: ROIs, and the map of the prediction of each."""
+    report = (path / 'report.html').read_text(encoding='utf-8')
+    shown = dict(re.findall(r'<article class="region"[^>]* data-roi="([^"]+)".*?"prediction": "([^"]+)"', report, re.S))
+    return json.loads((path / 'metrics.json').read_text()), (path / 'per_roi.csv').read_text(), shown
+
+
+def test_the_written_label_pngs_score_and_show_as_the_test_did(prepared, tested, tmp_path):
     status = tool(
         'evaluate', '--predictions', tested / 'out', '--data', prepared, '--encoding', 'raw', '--out', tmp_path
     )
     assert status == 0
-    one, two = (json.loads((d / 'metrics.json').read_text()) for d in (tested, tmp_path))
-    assert one['checkpoint'].endswith('iter_2.pth') and two['encoding'] == 'raw'
+    (one, *first), (two, *second) = run_folder(tested), run_folder(tmp_path)
+    assert one['checkpoint'].endswith('iter_2.pth') and one['use_context'] is False
     same = one.keys() & two.keys()
-    assert {k: one[k] for k in same} == {k: two[k] for k in same} and {'intervals', 'strata', 'protocol'} <= same
-    assert (tested / 'per_roi.csv').read_text() == (tmp_path / 'per_roi.csv').read_text()
+    assert {k: one[k] for k in same} == {k: two[k] for k in same}
+    assert {'intervals', 'strata', 'protocol', 'predictions', 'data'} <= same
+    assert first == second and len(first[1]) == one['rois'] > 1
+
+
+def test_the_report_shows_every_roi_worst_first_and_the_training(prepared, tested):
+    metrics, _, shown = run_folder(tested)
+    assert list(shown)[:10] == [r['roi'] for r in metrics['worst_rois']] and len(shown) == metrics['rois']
+    for name, prediction in shown.items():
+        raw = np.array(Image.open(tested / 'out' / f'{name}.png'))  # so small that the report shows it as it is
+        assert zlib.decompress(base64.b64decode(prediction)) == (raw - 1).tobytes()
+    report = (tested / 'report.html').read_text(encoding='utf-8')
+    assert '<html lang="en"' in report and 'id="training"' in report
+    assert {p.name for p in (tested / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
+
+
+@pytest.fixture(scope='module')
+def with_context(prepared, tested, tmp_path_factory):
+    """Tested on the images with context, boundaries and calibration counted, the official part."""
+    out = tmp_path_factory.mktemp('context')
+    (out / 'predictions').mkdir()
+    Image.fromarray(np.ones((3, 3), np.uint8)).save(
+        out / 'predictions' / 'patient1_he_roi999.png'
+    )  # of an earlier test
+    extra = ['protocol=official', 'test_dataloader.dataset.use_context=True', 'test_evaluator.boundary_tolerance_um=2',
+             'test_evaluator.calibration=True', 'model.test_cfg.keep_logits=True']  # fmt: skip
+    status = tool('test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', out, '--language', 'ko',
+                  *options(prepared), *extra)  # fmt: skip
+    assert status == 0
+    return out
+
+
+def test_context_is_seen_and_the_roi_is_scored(prepared, tested, with_context):
+    """Against predicting the image with context as a whole and cutting the ROI out."""
+    predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
+    index, matrix, differ = read_index(prepared), np.zeros((16, 16), np.int64), 0
+    names = index['splits']['official']['test']
+    assert {p.stem for p in (with_context / 'predictions').iterdir()} == set(names)
+    for entry in index['rois']:
+        if entry['name'] not in names:
+            continue
+        (y, x), name, truth = entry['context']['origin'], entry['name'], np.load(label_path(prepared, entry['name']))
+        whole = predictor.predict(np.load(image_path(prepared, f'{name}_with_context')))
+        expected = whole[y : y + truth.shape[0], x : x + truth.shape[1]]
+        assert whole.size > expected.size
+        found = np.array(Image.open(with_context / 'predictions' / f'{name}.png')) - 1
+        np.testing.assert_array_equal(found, expected)
+        differ += (found != predictor.predict(np.load(image_path(prepared, name)))).sum()
+        np.add.at(matrix, (truth[truth < 255].astype(int), expected[truth < 255].astype(int)), 1)
+    assert differ  # the context is seen
+    result, _, shown = run_folder(with_context)
+    expected = scores(matrix, CLASSES)
+    assert {k: result[k] for k in expected} == expected and result['use_context'] is True
+    assert set(shown) == set(names)
+    assert sum(b['pixels'] for b in result['calibration']['bins']) == matrix.sum()
+    assert '<html lang="ko"' in (with_context / 'report.html').read_text(encoding='utf-8')
+
+
+def test_boundaries_of_a_test_with_context_are_those_of_its_label_pngs(prepared, with_context, tmp_path):
+    status = tool('evaluate', '--predictions', with_context / 'predictions', '--data', prepared, '--protocol', 'official',
+                  '--encoding', 'raw', '--boundary-tolerance-um', 2, '--out', tmp_path)  # fmt: skip
+    assert status == 0
+    (one, *first), (two, *second) = run_folder(with_context), run_folder(tmp_path)
+    same = one.keys() & two.keys()
+    assert {k: one[k] for k in same} == {k: two[k] for k in same} and 'boundary' in same
+    assert first == second
+
+
+def test_overlays_with_context_are_of_the_roi(prepared, tested, with_context, tmp_path):
+    """As drawn from the prepared ROI and the written prediction."""
+    assert tool('test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out', '--no-report',
+                *options(prepared), 'protocol=official', 'test_dataloader.dataset.use_context=True') == 0  # fmt: skip
+    assert not (tmp_path / 'report.html').exists() and not (tmp_path / 'predictions').exists()
+    for path in (with_context / 'predictions').glob('*.png'):
+        image, truth = (np.load(f(prepared, path.stem)) for f in (image_path, label_path))
+        um = next(r['um_per_px'] for r in read_index(prepared)['rois'] if r['name'] == path.stem)
+        drawn = draw_overlay(image, np.array(Image.open(path)) - 1, truth, path.stem, um)
+        written = Image.open(tmp_path / 'out' / f'{path.stem}_overlay.png')
+        np.testing.assert_array_equal(np.array(written)[60:-60], np.array(drawn)[60:-60])
+        assert (tmp_path / 'out' / path.name).read_bytes() == path.read_bytes()
+
+
+def test_stock_metric_beside_ours_agrees(prepared, tested, tmp_path, capsys):
+    """mmseg's IoUMetric in a list with TissueMetric, whose options are reached by their place in it."""
+    config = tmp_path / 'two.py'
+    config.write_text(
+        f"_base_ = ['{DEMO_CONFIG}']\ntest_evaluator = [dict(type='IoUMetric', prefix='stock'), dict(type='TissueMetric')]\n"
+    )
+    arguments = (config, tested / 'iter_2.pth', '--work-dir', tmp_path / 'w', *options(prepared))
+    assert (
+        tool('test', *arguments, 'test_dataloader.dataset.use_context=True', 'test_evaluator.1.bootstrap_samples=0')
+        == 0
+    )
+    result = json.loads((tmp_path / 'w' / 'metrics.json').read_text())
+    assert 'intervals' not in result
+    logged = json.loads(next((tmp_path / 'w').glob('2*/2*.json')).read_text())
+    assert logged['stock/aAcc'] == pytest.approx(result['aAcc'], abs=0.006)  # stock rounds to two places
+    assert tool('test', *arguments, 'test_evaluator.0.prefix=None') == 2
+    assert 'prefix' in capsys.readouterr().err
+
+
+def test_fewer_classes_and_samples_without_names(prepared, tmp_path):
+    """A model of three classes of the release, and mmseg's own meta keys: PNGs and report speak of the release's classes."""
+    config, classes = tmp_path / 'few.py', (CLASSES[3], CLASSES[0], CLASSES[1])
+    dataset = f'dict(dataset=dict(metainfo=dict(classes={classes!r}), pipeline=test_pipeline))'
+    config.write_text(
+        f"_base_ = ['{DEMO_CONFIG}']\nmodel = dict(decode_head=dict(num_classes=3))\n"
+        "test_pipeline = [dict(type='LoadIGNITERegion'), dict(type='PackSegInputs')]\n"
+        f'test_dataloader = {dataset}\n'
+    )
+    cfg = load_config(config)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmseg')
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'few.pth')
+    assert tool('test', config, tmp_path / 'few.pth', '--work-dir', tmp_path / 'w', *options(prepared)) == 0
+    result, matrix = json.loads((tmp_path / 'w' / 'metrics.json').read_text()), np.zeros((3, 3), np.int64)
+    for path in (tmp_path / 'w' / 'predictions').iterdir():
+        raw, truth = np.array(Image.open(path)), np.load(label_path(prepared, path.stem))
+        assert set(np.unique(raw)) <= {4, 1, 2}
+        for i, t in enumerate((3, 0, 1)):
+            for j, p in enumerate((4, 1, 2)):
+                matrix[i, j] += ((truth == t) & (raw == p)).sum()
+    expected = scores(matrix, classes)
+    assert {k: result[k] for k in expected} == expected
+    report = (tmp_path / 'w' / 'report.html').read_text(encoding='utf-8')
+    assert report.count('<article class="region"') == result['rois']
 
 
 def test_predict_agrees_with_test(prepared, tested, tmp_path, capsys):
@@ -177,6 +321,8 @@ def wrong(prepared, trained, tmp_path):
         ('test', [config, tmp_path / 'other.pth', *work, *good], 'another model'),
         ('test', [config, tmp_path / 'junk.pth', *work, *good], 'junk.pth'),
         ('test', [config, tmp_path, *work, *good], 'checkpoint'),
+        ('test', [config, checkpoint, *work, *good, 'test_evaluator.calibration=True'], 'keep_logits'),
+        ('test', [config, checkpoint, *work, *good, 'test_evaluator.type=IoUMetric'], 'TissueMetric'),
         ('predict', [config, tmp_path / 'other.pth', tmp_path, '--out', tmp_path / 'o'], 'another model'),
         ('predict', [config, checkpoint, tmp_path / 'empty', '--out', tmp_path / 'o'], 'no image'),
         ('predict', [config, checkpoint, 'no.png', '--out', tmp_path / 'o'], 'no.png'),
@@ -188,7 +334,7 @@ def wrong(prepared, trained, tmp_path):
     ]
 
 
-@pytest.mark.parametrize('number', range(18))
+@pytest.mark.parametrize('number', range(20))
 def test_a_wrong_call_is_one_sentence_and_status_2(prepared, trained, tmp_path, capsys, number):
     name, arguments, word = wrong(prepared, trained, tmp_path)[number]
     assert tool(name, *arguments) == 2
@@ -201,7 +347,7 @@ def test_a_wrong_call_is_one_sentence_and_status_2(prepared, trained, tmp_path, 
 
 
 def test_all_wrong_calls_are_tried(prepared, trained, tmp_path):
-    assert len(wrong(prepared, trained, tmp_path)) == 18
+    assert len(wrong(prepared, trained, tmp_path)) == 20
 
 
 def test_doctor_passes_here():
@@ -224,3 +370,7 @@ def test_two_processes_without_cuda_score_as_one(prepared, tested, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((d / 'metrics.json').read_text()) for d in (tested, tmp_path))
     assert one['classes'] == two['classes'] and one['rois'] == two['rois']
+    assert run_folder(tested)[1:] == run_folder(tmp_path)[1:]
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'predictions').iterdir()} == {
+        f'{name}.png': (tested / 'out' / f'{name}.png').read_bytes() for name in run_folder(tested)[2]
+    }

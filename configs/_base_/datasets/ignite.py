@@ -3,7 +3,7 @@ custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
 data_root = 'data/ignite'
 protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks patients)
 crop_size = (512, 512)
-meta_keys = ('roi', 'patient', 'um_per_px', 'metadata', 'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape',
+meta_keys = ('roi', 'patient', 'um_per_px', 'metadata', 'roi_box', 'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape',
              'scale_factor', 'flip', 'flip_direction', 'reduce_zero_label')
 # Half of the crops are placed around a pixel of a class drawn in proportion to 1 / pixels ** temperature.
 crops = dict(

@@ -20,6 +20,7 @@ class LoadIGNITERegion(BaseTransform):
 
     - img_path, seg_map_path (arrays of a prepared data set)
     - label_map (dict, optional)
+    - roi_box (top, left, bottom, right; optional): where the labels lie in a larger image; around them they are 255
 
     Added Keys:
 
@@ -32,6 +33,11 @@ class LoadIGNITERegion(BaseTransform):
         # One pass copies the rows out of the memory map and turns RGB into mmseg's BGR.
         results['img'] = cv2.cvtColor(np.asarray(open_array(results['img_path'])), cv2.COLOR_RGB2BGR)
         labels = np.array(open_array(results['seg_map_path']))
+        if results.get('roi_box') is not None:
+            top, left, bottom, right = results['roi_box']
+            around = np.full(results['img'].shape[:2], IGNORE, np.uint8)
+            around[top:bottom, left:right] = labels
+            labels = around
         if results.get('label_map') is not None:
             table = np.full(256, IGNORE, np.uint8)
             table[list(results['label_map'])] = list(results['label_map'].values())

@@ -8,20 +8,22 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
-from ...preparation.store import open_array
-from ...visualization.writers import write_prediction
+from ...preparation.store import roi_name
+from ...visualization.writers import write_labels, write_prediction
+from ..regions import region_of
 
 
 @HOOKS.register_module()
 class PredictionWriterHook(Hook):
-    """Write a label PNG (raw ids 1..16) and an overlay beside the ground truth for each ROI of a test.
+    """Write a label PNG (raw ids 1..16) of each ROI of a test and, if wanted, an overlay beside the ground truth.
 
     Args:
         out_dir (str): Folder for ``NAME.png`` and ``NAME_overlay.png``.
+        overlays (bool): Draw overlays too. Defaults to True.
     """
 
-    def __init__(self, out_dir: 'str | Path') -> None:
-        self.out_dir = Path(out_dir)
+    def __init__(self, out_dir: 'str | Path', overlays: bool = True) -> None:
+        self.out_dir, self.overlays = Path(out_dir), overlays
 
     def after_test_iter(
         self,
@@ -31,8 +33,9 @@ class PredictionWriterHook(Hook):
         outputs: 'Sequence[SegDataSample] | None' = None,
     ) -> None:
         for sample in outputs or ():
-            prediction = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype('uint8')
-            truth = sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype('uint8')
-            write_prediction(
-                self.out_dir, sample.roi, open_array(sample.img_path), prediction, truth, sample.get('um_per_px')
-            )
+            image, truth, prediction = region_of(sample, runner.test_dataloader.dataset.metainfo['classes'])
+            name = sample.get('roi') or roi_name(sample.img_path)
+            if self.overlays:
+                write_prediction(self.out_dir, name, image, prediction, truth, sample.get('um_per_px'))
+            else:
+                write_labels(self.out_dir, name, prediction)

@@ -12,8 +12,8 @@ from mmseg.structures import SegDataSample
 
 from ...errors import IgniteError
 from ...files import atomic_file
-from ...preparation.store import open_array
 from ...visualization.overlay import draw_overlay
+from ..regions import region_of
 
 
 @HOOKS.register_module()
@@ -36,7 +36,7 @@ class ValidationOverlayHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         dataset = runner.val_dataloader.dataset
         numbers = np.linspace(0, len(dataset) - 1, min(self.rois, len(dataset))).round().astype(int)
-        self._names = {dataset.get_data_info(int(number)).get('roi') for number in numbers}
+        self._names = {dataset.get_data_info(int(number)).get('roi') for number in numbers} - {None}
 
     def after_val_iter(
         self,
@@ -50,14 +50,9 @@ class ValidationOverlayHook(Hook):
                 self._draw(runner, sample)
 
     def _draw(self, runner: Runner, sample: SegDataSample) -> None:
-        labels = [getattr(sample, key).data.squeeze(0).cpu().numpy() for key in ('pred_sem_seg', 'gt_sem_seg')]
+        image, truth, prediction = region_of(sample, runner.val_dataloader.dataset.metainfo['classes'])
         title = f'{sample.roi}, iteration {runner.iter}'
-        picture = draw_overlay(
-            np.asarray(open_array(sample.img_path)),
-            *(x.astype(np.uint8) for x in labels),
-            title,
-            sample.get('um_per_px'),
-        )
+        picture = draw_overlay(image, prediction, truth, title, sample.get('um_per_px'))
         with atomic_file(Path(runner.work_dir) / 'progress' / sample.roi / f'iter_{runner.iter:06d}.jpg') as partial:
             picture.save(partial, quality=85)
         for backend in runner.visualizer._vis_backends.values():

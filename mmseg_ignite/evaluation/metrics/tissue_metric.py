@@ -29,8 +29,8 @@ class TissueMetric(BaseMetric):
         groupings (dict, optional): {grouping: {group: [class names] or 'rest'}}, scored beside the built-in ones. Defaults
             to None.
         boundary_tolerance_um (float, optional): Also count boundaries, at this tolerance in um. Defaults to None.
-        calibration (bool): Also count by confidence, of samples with ``seg_logits`` (or probabilities there). Defaults to
-            False.
+        calibration (bool): Also count by confidence, of samples with ``seg_logits`` (or probabilities there), which
+            a TissueSegmentor keeps with ``test_cfg.keep_logits=True``. Defaults to False.
         bootstrap_samples (int): Samples of the intervals; 0 for none. Defaults to 10,000.
         collect_device (str): 'cpu' or 'gpu', where a distributed run collects. Defaults to 'cpu'.
         prefix (str, optional): Put before the names of the logged scores. Defaults to None.
@@ -64,7 +64,8 @@ class TissueMetric(BaseMetric):
         """Count the pixels of each sample of a batch.
 
         Raises:
-            IgniteError: a sample without a name, or a grouping that does not fit the classes.
+            IgniteError: a sample without a name or, for the calibration, without logits; or a grouping that does not fit the
+                classes.
         """
         if not self.results:
             check_groupings(self.options['groupings'], self.dataset_meta['classes'])
@@ -74,6 +75,11 @@ class TissueMetric(BaseMetric):
                 raise IgniteError(
                     "a sample has neither 'roi' nor 'img_path', by which ROIs are told apart: add one to the meta_keys of "
                     'PackSegInputs.'
+                )
+            if self.calibration and 'seg_logits' not in sample:
+                raise IgniteError(
+                    'calibration=True of TissueMetric needs the logits, which the predictions lack: set '
+                    'model.test_cfg.keep_logits=True as well.'
                 )
             known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
             truth, prediction = (
@@ -86,9 +92,7 @@ class TissueMetric(BaseMetric):
                     prediction,
                     len(self.dataset_meta['classes']),
                     self.boundary_tolerance_um,
-                    _probabilities(sample['seg_logits']['data'])
-                    if self.calibration and 'seg_logits' in sample
-                    else None,
+                    _probabilities(sample['seg_logits']['data']) if self.calibration else None,
                 )
             )
 

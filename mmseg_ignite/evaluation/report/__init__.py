@@ -2,5 +2,6 @@
 
 from .gallery import GalleryItem
 from .report import write_report
+from .translations import LANGUAGES
 
-__all__ = ['GalleryItem', 'write_report']
+__all__ = ['LANGUAGES', 'GalleryItem', 'write_report']

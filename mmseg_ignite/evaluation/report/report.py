@@ -54,7 +54,7 @@ def write_report(
         language=language,
         metrics=metrics,
         headline=[_figure(metrics, key) for key in _HEADLINE if metrics.get(key) is not None],
-        context={key: metrics[key] for key in _CONTEXT if metrics.get(key)},
+        context=_context(metrics),
         classes=_classes(evaluation.classes),
         pixels=int(_counts(evaluation).sum()),
         unpredicted=_counts(evaluation).shape[2] > len(evaluation.classes),
@@ -102,6 +102,12 @@ def _number(value: 'float | None', digits: int = 1) -> str:
 
 def _count(value: 'int | None') -> str:
     return f'{value:,}' if isinstance(value, (int, float)) else '–'
+
+
+def _context(metrics: dict) -> dict:
+    """Where the figures come from; of another tool the folder of its predictions."""
+    keys = _CONTEXT if metrics.get('checkpoint') else ('predictions', *_CONTEXT)
+    return {key: metrics[key] for key in keys if metrics.get(key)}
 
 
 def _figure(metrics: dict, key: str) -> dict:

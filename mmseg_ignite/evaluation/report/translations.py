@@ -56,6 +56,9 @@ TEXTS = {
     'protocol': ('Split protocol', '데이터 분할 방식'),
     'rois': ('Regions (ROIs)', '관심 영역(ROI)'),
     'patients': ('Patients', '환자'),
+    'predictions': ('Predictions', '예측 폴더'),
+    'seen': ('Predicted on', '예측 영상'),
+    'with_context': ('image with surrounding tissue', '주변 조직을 포함한 영상'),
     'pixels_scored': ('Pixels scored', '평가 픽셀'),
     # headline figures: what each averages
     'mIoU_note': ('mean of the {n} classes present in the ground truth', '정답에 있는 {n}개 클래스의 평균'),
@@ -84,6 +87,14 @@ TEXTS = {
         'known, so they are too narrow.',
         '신뢰구간: {level} %, 영역 {patients}개를 단위로 한 백분위 부트스트랩({samples}회). '
         '환자를 알 수 없어 실제보다 좁습니다.',
+    ),
+    'means_note': (
+        'A mean need not lie in the middle of its interval: samples that lack a class are averaged over the others.',
+        '클래스 평균은 신뢰구간의 가운데에 있지 않을 수 있습니다. 어떤 클래스가 빠진 표본은 나머지로 평균합니다.',
+    ),
+    'few_patients': (
+        'Only {patients} patients: the intervals are not to be trusted.',
+        '환자가 {patients}명뿐이므로 신뢰구간을 믿을 수 없습니다.',
     ),
     # tables
     'class': ('Class', '클래스'),

@@ -1,0 +1,43 @@
+"""What a predicted sample says of its ROI."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmseg.structures import SegDataSample
+
+from ..errors import IgniteError
+from ..labels import CLASSES, release_ids
+from ..preparation.store import CONTEXT, open_array
+
+
+def region_of(sample: SegDataSample, classes: 'Sequence[str]') -> 'tuple[np.ndarray, np.ndarray, np.ndarray]':
+    """Image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
+
+    Tissue around the ROI is cut off, and the ids of a model of fewer classes become those of the release.
+
+    Args:
+        classes: of the data set.
+
+    Returns:
+        (H, W, 3) uint8 RGB, memory-mapped; (H, W) uint8 train ids, 255 unannotated; (H, W) uint8 train ids.
+
+    Raises:
+        IgniteError: an image with context, and nothing says where the ROI lies in it.
+    """
+    table = None if tuple(classes) == CLASSES else release_ids(classes)
+    box = sample.get('roi_box')
+    if box is None and Path(sample.img_path).stem.endswith(CONTEXT):
+        raise IgniteError(
+            f"{sample.img_path} shows tissue around an ROI, and its sample has no 'roi_box' that says where this lies: add "
+            'it to the meta_keys of PackSegInputs.'
+        )
+    top, left, bottom, right = box or (0, 0, None, None)
+    place = slice(top, bottom), slice(left, right)
+    labels = [
+        getattr(sample, key).data.squeeze(0).cpu().numpy().astype(np.uint8)[place]
+        for key in ('gt_sem_seg', 'pred_sem_seg')
+    ]
+    truth, prediction = labels if table is None else [cv2.LUT(x, table) for x in labels]
+    return open_array(sample.img_path)[place], truth, prediction

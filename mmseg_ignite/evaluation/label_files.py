@@ -1,0 +1,69 @@
+"""Label maps of any tool as PNG files: reading, checking, and what their values mean."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import IgniteError
+from ..labels import IGNORE, NUM_CLASSES
+from ..preparation.png import DamagedPicture, check_png, decode
+
+ENCODINGS = ('raw', 'train')
+_OTHER = 254
+"""What a pixel of no class becomes; no encoding of 16 classes holds it."""
+
+
+def read_labels(path: 'str | Path') -> np.ndarray:
+    """A label PNG as stored, (H, W) uint8; palettes give their indices.
+
+    Raises:
+        IgniteError: no such file, no whole PNG, or not of 8 bits and one channel.
+    """
+    try:
+        content = Path(path).read_bytes()
+        header = check_png(content)
+        if header.bits != 8 or header.colour not in ('grayscale', 'palette'):
+            raise IgniteError(
+                f'{path} is {header.colour} of {header.bits} bits; a label PNG of 8 bits and one channel was expected: '
+                'save the ids as they are.'
+            )
+        if header.colour == 'grayscale':  # OpenCV is faster, but knows no indices
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if pixels is not None and pixels.shape == (header.height, header.width):
+                return pixels
+        return decode(content, header)
+    except OSError as error:
+        raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
+    except DamagedPicture as error:
+        raise IgniteError(f'{path} is no whole PNG ({error}): write it again.') from error
+
+
+def read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str) -> np.ndarray:
+    """A label PNG as train ids, (H, W) uint8, 255 where nothing was predicted.
+
+    Args:
+        path: of the file.
+        shape: (H, W) of its ROI.
+        encoding: 'raw', ids 1..16, 0 where nothing was predicted; or 'train', ids 0..15, 255 where nothing was predicted.
+
+    Raises:
+        IgniteError: no such file, damaged, of another size or with other values.
+    """
+    stored = read_labels(path)
+    if stored.shape != shape:
+        found, expected = (' x '.join(map(str, s)) for s in (stored.shape, shape))
+        raise IgniteError(f'{path} has {found} px (H x W), its ROI {expected}: predict at the size of the ROI.')
+    table = np.full(256, _OTHER, np.uint8)
+    if encoding == 'raw':
+        table[0], table[1 : NUM_CLASSES + 1] = IGNORE, np.arange(NUM_CLASSES)
+    else:
+        table[:NUM_CLASSES], table[IGNORE] = np.arange(NUM_CLASSES), IGNORE
+    ids = cv2.LUT(stored, table)
+    if ids.max() >= _OTHER and (ids == _OTHER).any():  # the maximum alone is quicker, and most files hold neither
+        known = f'0..{NUM_CLASSES}' if encoding == 'raw' else f'0..{NUM_CLASSES - 1} or 255'
+        raise IgniteError(
+            f'{path} holds the value {stored[ids == _OTHER][0]}; {encoding} ids, {known}, were expected: name the right '
+            'encoding, or mend the file.'
+        )
+    return ids
