@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from contestants import Contestant, alternately, serve
+from mmengine.config import ConfigDict
 from model import build
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +33,7 @@ MEMORY_SIZES = {(4096, 4096): '', (16384, 16384): '<= 1.5 GB'}
 def segmentor(stock: bool, device: str, **test_cfg: object) -> nn.Module:
     """SegFormer-B0 with sliding windows, ours or mmseg's."""
     model = build(0, stock, device).eval()
-    model.test_cfg = {**TILING, **test_cfg}
+    model.test_cfg = ConfigDict(**TILING, **test_cfg)
     return model
 
 

@@ -16,9 +16,10 @@ def main() -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE|FOLDER')
     parser.add_argument('--out', required=True, help='folder for the results')
     parser.add_argument('--device', help='e.g. cuda:0 or cpu (default: the best there is)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     args = parser.parse_args()
-    predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
+    predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device, args.amp)
     faults = predict_files(predictor, args.images, args.out)
     if faults:
         raise IgniteError(f'{len(faults)} image(s) were skipped, the others are in {args.out}: {faults[0]}')

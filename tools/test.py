@@ -20,6 +20,7 @@ def main() -> None:
         '--work-dir', help='folder for metrics.json, report.html, predictions (default: work_dirs/CONFIG_NAME)'
     )
     parser.add_argument('--out', help='folder for the label PNGs instead, with an overlay of each ROI')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the report (default: en)')
     parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
     parser.add_argument(
@@ -35,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    result = test(cfg, args.checkpoint, args.out, None if args.no_report else args.language)
+    result = test(cfg, args.checkpoint, args.out, None if args.no_report else args.language, args.amp)
     if is_main_process():
         print(f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json')
         if not args.no_report:

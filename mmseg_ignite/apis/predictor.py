@@ -29,6 +29,7 @@ class Predictor:
         config: path of a config, or a loaded one; its test pipeline and ``model.test_cfg`` are used.
         checkpoint: path of its checkpoint.
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best that the machine has.
+        amp: automatic mixed precision. Defaults to False.
 
     Raises:
         IgniteError: config or checkpoint missing or not fitting.
@@ -37,13 +38,20 @@ class Predictor:
         >>> labels = Predictor(config, checkpoint).predict('roi.png')  # (H, W) uint8, train ids 0..15
     """
 
-    def __init__(self, config: 'str | Path | Config', checkpoint: 'str | Path', device: 'str | None' = None) -> None:
+    def __init__(
+        self,
+        config: 'str | Path | Config',
+        checkpoint: 'str | Path',
+        device: 'str | None' = None,
+        amp: bool = False,
+    ) -> None:
         cfg = config if isinstance(config, Config) else load_config(config)
         cfg.model.backbone.init_cfg = None
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         self.model = MODELS.build(cfg.model)
         load_weights(self.model, checkpoint)
         self.model = self.model.to(device or get_device()).eval()
+        self.amp = amp
         # The image is in memory already, and there are no annotations.
         self.pipeline = Compose([t for t in cfg.test_pipeline if not t['type'].startswith('Load')])
 
@@ -69,7 +77,8 @@ class Predictor:
             raise IgniteError(f'the image is {shape[0]} x {shape[1]} px; at least {MIN_SIDE} px a side are needed.')
         data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
         data = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        sample = self.model.test_step(data)[0]
+        with torch.autocast(next(self.model.parameters()).device.type, enabled=self.amp):
+            sample = self.model.test_step(data)[0]
         return sample.pred_sem_seg.data.squeeze(0).to(torch.uint8).cpu().numpy()
 
 

@@ -17,7 +17,13 @@ from .configuration import check_data, is_ours
 from .reporting import PREDICTIONS, publish
 
 
-def test(cfg: Config, checkpoint: 'str | Path', out: 'str | Path | None' = None, report: 'str | None' = 'en') -> dict:
+def test(
+    cfg: Config,
+    checkpoint: 'str | Path',
+    out: 'str | Path | None' = None,
+    report: 'str | None' = 'en',
+    amp: bool = False,
+) -> dict:
     """Score a checkpoint on the test split.
 
     Writes the run, ``report.html`` and figures (see :func:`.reporting.publish` and docs/evaluation.md) into the work dir, and
@@ -26,6 +32,7 @@ def test(cfg: Config, checkpoint: 'str | Path', out: 'str | Path | None' = None,
     Args:
         out: folder of the label PNGs instead, with an overlay beside each.
         report: language of the report, 'en' or 'ko'; None for no report.
+        amp: automatic mixed precision; windows' logits are added in float32 all the same.
 
     Returns:
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
@@ -36,6 +43,8 @@ def test(cfg: Config, checkpoint: 'str | Path', out: 'str | Path | None' = None,
     check_data(cfg, 'test_dataloader')
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
+    if amp:
+        cfg.test_cfg.fp16 = True  # mmengine's name for autocast, whichever half precision the device has
     prepare_launch(cfg)
     runner = Runner.from_cfg(cfg)
     metric = _tissue_metric(runner.test_evaluator.metrics)

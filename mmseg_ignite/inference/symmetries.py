@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import IgniteError
 
-_FLIPS = ((), (3,), (2,), (2, 3))
+_FLIPS = ((), (-1,), (-2,), (-2, -1))
 NUMBERS = (1, 2, 4, 8)
 
 
@@ -37,11 +37,16 @@ def average_symmetries(predict: 'Callable[[Tensor], Tensor]', windows: Tensor, n
     for transpose in (False, True)[: max(number // 4, 1)]:
         turned = windows.transpose(2, 3) if transpose else windows
         for axes in _FLIPS[:number]:
-            found = _softmax(predict(turned.flip(axes).contiguous())).flip(axes)
-            found = found.transpose(2, 3) if transpose else found
-            total = found if total is None else total.add_(found)
+            logits = predict(turned.flip(axes).contiguous())
+            if total is None:
+                total = torch.zeros(logits.shape, dtype=_precision(logits), device=logits.device)
+            # Window by window: their probabilities, and these turned back, need the memory of one.
+            for place, one in zip(total, logits):
+                found = one.softmax(0, dtype=total.dtype).flip(axes)
+                place.add_(found.transpose(1, 2) if transpose else found)
+            del logits
     return total.div_(number)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+def _precision(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

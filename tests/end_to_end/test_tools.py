@@ -288,6 +288,20 @@ def test_predict_agrees_with_test(prepared, tested, tmp_path, capsys):
         assert (tmp_path / 'out' / f'{name}_overlay.png').is_file()
 
 
+def test_mixed_precision_labels_nearly_the_same(prepared, tested, tmp_path):
+    """In test and predict alike; bfloat16 may flip a pixel between two classes of almost the same logits."""
+    status = tool(
+        'test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--amp', '--no-report', *options(prepared)
+    )
+    assert status == 0 and not (tmp_path / 'report.html').exists()
+    path = next((tmp_path / 'predictions').glob('*.png'))
+    half, full = (np.array(Image.open(p)) for p in (path, tested / 'out' / path.name))
+    assert (half == full).mean() > 0.8 and half.shape == full.shape
+    image = np.load(image_path(prepared, path.stem))
+    labels = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu', amp=True).predict(image)
+    np.testing.assert_array_equal(labels + 1, half)
+
+
 def test_predictor_takes_arrays_and_any_size(tested):
     predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
     for shape in ((33, 700), (512, 513), (32, 32)):
