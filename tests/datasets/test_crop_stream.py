@@ -242,7 +242,8 @@ def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
         offsets = np.stack(np.mgrid[:30, :34] + 0.5, -1) - np.array([15, 17])
         source = np.array(place.centre) + zoom * offsets @ _turn(place.angle).T
         difference = cutter._cut(image, place).astype(float) - light(source[..., 0], source[..., 1])[..., None]
-        assert np.abs(difference).max() < 2 and abs(difference.mean()) < 0.1
+        # OpenCV rounds places to 1/32 px: up to 1/64 px, at slopes up to 6.7 and 4.5, may be common to all pixels.
+        assert np.abs(difference).max() < 2 and abs(difference.mean()) < (60 / 9 + 50 / 11) / 64 + 0.05
 
 
 def test_coarse_crops_average_instead_of_skipping(prepared):
