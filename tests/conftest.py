@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmseg_ignite  # noqa: F401  registers everything before a test touches a registry
 from mmseg_ignite.preparation import prepare, write_synthetic_release
@@ -58,3 +59,12 @@ def real_release():
     if not REAL_RELEASE.is_dir():
         pytest.skip(f'the real tissue is not at {REAL_RELEASE}')
     return REAL_RELEASE
+
+
+@pytest.fixture(scope='module')
+def one_thread():
+    """Arrays this small are done before a second thread has started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

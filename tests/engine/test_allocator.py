@@ -13,10 +13,8 @@ if {keep}:
     print(keep_freed_memory())
 def touch():
     torch.ones(1 << 24)  # 64 MB
-touch()
-touch()  # where the first one's room does not do for an aligned second one
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     touch()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -31,11 +29,13 @@ def run(keep, **environment):
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc is on Linux')
 def test_freed_memory_is_not_mapped_anew():
-    assert int(run(keep=False)[-1]) > 5000
+    usual = int(run(keep=False)[-1])
+    assert usual > 20 * 16  # even in huge pages
     *_, done, faults = run(keep=True)
     if done == 'False':
         pytest.skip('this system has no glibc')
-    assert int(faults) < 500
+    # The heap may grow a few times, by one tensor each, until there is room where the next one is wanted.
+    assert int(faults) < usual / 4
 
 
 def test_the_choice_of_the_user_stands():

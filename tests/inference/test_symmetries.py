@@ -8,6 +8,8 @@ from torch.nn.functional import conv2d
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import average_symmetries
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 # (forward, back) on the last two axes, written out with rot90 where the code under test transposes flips.
 EXPLICIT = [
     (lambda x, k=k, m=m: np.rot90(x[..., ::-1] if m else x, k, (-2, -1)),
@@ -16,15 +18,6 @@ EXPLICIT = [
 ]  # fmt: skip
 # Of these eight: none; mirrored left to right; mirrored top to bottom (and turned by half); turned by half.
 SUBSETS = {2: [0, 4], 4: [0, 4, 6, 2], 8: range(8)}
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """Arrays this small are done before a second thread has started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network():

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import grid, slide_labels, slide_logits, tiling, window_weights
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 quick = settings(max_examples=60, deadline=None)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """Arrays this small are done before a second thread has started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

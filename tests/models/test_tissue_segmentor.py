@@ -17,17 +17,10 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import tiling
 from mmseg_ignite.models.segmentors.tissue_segmentor import TissueSegmentor
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 CLASSES = 5
 SLIDE = dict(mode='slide', crop_size=(64, 48), stride=(40, 32))
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """Arrays this small are done before a second thread has started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(kind, test_cfg, out_channels=None, **preprocessor):

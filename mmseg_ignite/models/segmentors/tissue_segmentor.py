@@ -55,6 +55,11 @@ class InferenceSettings:
         settings._check_combinations(out_channels)
         return settings
 
+    @property
+    def tiling(self) -> dict:
+        """The arguments that say how windows lie, are batched and are weighted."""
+        return dict(crop_size=self.crop_size, stride=self.stride, window_batch=self.window_batch, weights=self.weights)
+
     def _check_choices(self) -> None:
         choices = dict(
             mode=('whole', 'slide'),
@@ -185,12 +190,9 @@ class TissueSegmentor(EncoderDecoder):
             lambda windows: self._forward_windows(self._preprocessed(windows, device), {}, settings),
             image,
             self.out_channels,
-            settings.crop_size if slide else image.shape[:2],
-            settings.stride if slide else image.shape[:2],
-            settings.window_batch,
-            settings.weights,
-            settings.accumulator or device,
-            self._is_glass if settings.skip_glass else None,
+            **(settings.tiling if slide else dict(crop_size=image.shape[:2], stride=image.shape[:2])),
+            device=settings.accumulator or device,
+            skip=self._is_glass if settings.skip_glass else None,
             out=out,
             advance=advance,
         )
@@ -203,11 +205,8 @@ class TissueSegmentor(EncoderDecoder):
                 lambda windows, meta=meta: self._forward_windows(windows, meta, settings),
                 image,
                 self.out_channels,
-                settings.crop_size,
-                settings.stride,
-                settings.window_batch,
-                settings.weights,
-                settings.accumulator,
+                **settings.tiling,
+                device=settings.accumulator,
             )
             for image, meta in zip(inputs, batch_img_metas)
         ]
@@ -232,12 +231,9 @@ class TissueSegmentor(EncoderDecoder):
             lambda windows: self._forward_windows(windows, meta, settings),
             image,
             self.out_channels,
-            settings.crop_size,
-            settings.stride,
-            settings.window_batch,
-            settings.weights,
-            settings.accumulator,
-            self._is_glass if settings.skip_glass else None,
+            **settings.tiling,
+            device=settings.accumulator,
+            skip=self._is_glass if settings.skip_glass else None,
         )
         return torch.from_numpy(labels).to(image.device, non_blocking=True)
 
