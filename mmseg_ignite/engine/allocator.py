@@ -10,8 +10,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of giving it back to the system.
 
     By default each tensor above 32 MB (the output of one layer) is mapped anew from the system, which zeroes its pages one
-    by one as they are first touched; on a CPU that took a third of the time of a training step of SegFormer-B0. Kept
-    memory costs about a tenth more resident memory. For processes that are ours: the tools call it, the library never.
+    by one as they are first touched; on a CPU that takes a third of the time of stock's training step (docs/performance.md).
+    It costs some resident memory. For processes that are ours: the tools call it, the library never.
 
     Returns:
         Whether it was done: not where the user has set glibc's ``MALLOC_...`` or another allocator by ``LD_PRELOAD``, nor
