@@ -14,7 +14,8 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: work_dirs/CONFIG_NAME)')
     parser.add_argument('--resume', action='store_true', help='go on from the newest checkpoint of the work dir')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16, or float16 on older GPUs')
+    parser.add_argument('--minutes', type=float, help="train so long, instead of the config's number of iterations")
     parser.add_argument(
         '--tensorboard', action='store_true', help='log to TensorBoard too: tensorboard --logdir WORK_DIR'
     )
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    train(cfg, args.resume, args.amp, args.weights, args.tensorboard)
+    train(cfg, args.resume, args.amp, args.weights, args.tensorboard, args.minutes)
     print(f'checkpoints, logs and curves.png: {cfg.work_dir}')
 
 

@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..engine.checkpoints import load_weights
+from ..engine.optim_wrappers import half_dtype
 from ..errors import IgniteError
 from ..visualization.writers import write_prediction
 from .configuration import load_config
@@ -77,7 +78,8 @@ class Predictor:
             raise IgniteError(f'the image is {shape[0]} x {shape[1]} px; at least {MIN_SIDE} px a side are needed.')
         data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
         data = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=self.amp):
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, half_dtype(device), enabled=self.amp):
             sample = self.model.test_step(data)[0]
         return sample.pred_sem_seg.data.squeeze(0).to(torch.uint8).cpu().numpy()
 

@@ -1,5 +1,6 @@
 """Training by mmengine's runner."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,34 +9,38 @@ from mmengine.runner import Runner
 
 from ..engine.checkpoints import open_checkpoint
 from ..engine.distributed import prepare_launch
+from ..engine.hooks.time_budget_hook import ENDLESS
 from ..errors import IgniteError
 from ..models.weights import set_encoder_weights
 from .configuration import check_data
 
 
 def train(
-    cfg: Config, resume: bool = False, amp: bool = False, weights: 'str | None' = None, tensorboard: bool = False
+    cfg: Config,
+    resume: bool = False,
+    amp: bool = False,
+    weights: 'str | None' = None,
+    tensorboard: bool = False,
+    minutes: 'float | None' = None,
 ) -> Runner:
     """Train a config; checkpoints, logs and ``curves.png`` go to ``cfg.work_dir``.
 
     Args:
         resume: go on from the newest checkpoint of the work dir; starts afresh, and says so, if there is none.
-        amp: automatic mixed precision.
+        amp: automatic mixed precision, see :class:`HalfOptimWrapper <mmseg_ignite.engine.HalfOptimWrapper>`.
         weights: see :func:`mmseg_ignite.models.set_encoder_weights`.
         tensorboard: log scalars and pictures to TensorBoard beside mmengine's own files.
+        minutes: train so long, whatever the machine does in it, see :class:`TimeBudgetHook
+            <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's schedule and number of iterations do not count then.
 
     Raises:
         IgniteError: data, weights or the checkpoint to resume are missing or wrong, or TensorBoard is not installed.
     """
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    if amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
-        if cfg.optim_wrapper.type != 'OptimWrapper':
-            raise IgniteError(
-                f'--amp goes with the OptimWrapper, the config has {cfg.optim_wrapper.type}: set the '
-                'precision in the config instead.'
-            )
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if amp:
+        _set_half(cfg)
+    if minutes is not None:
+        _set_time(cfg, minutes)
     if tensorboard:
         _add_tensorboard(cfg)
     cfg.resume = resume or bool(cfg.get('resume'))
@@ -45,10 +50,34 @@ def train(
         cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
     else:
         set_encoder_weights(cfg, weights)
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else CUDA's matrix products are refused
     prepare_launch(cfg)
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
+
+
+def _set_half(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.type
+    if kind == 'OptimWrapper':
+        cfg.optim_wrapper.type = 'HalfOptimWrapper'
+    elif kind not in ('HalfOptimWrapper', 'AmpOptimWrapper'):
+        raise IgniteError(
+            f'--amp goes with the OptimWrapper, the config has {kind}: set the precision in the config instead.'
+        )
+
+
+def _set_time(cfg: Config, minutes: float) -> None:
+    if not 0 < minutes < float('inf'):
+        raise IgniteError(f'the training is to take {minutes} minutes; a number above 0 was expected: mend --minutes.')
+    if cfg.train_cfg.get('type') != 'IterBasedTrainLoop':
+        raise IgniteError(
+            f'--minutes goes with the IterBasedTrainLoop, the config has {cfg.train_cfg.get("type")}: leave it out.'
+        )
+    cfg.param_scheduler, cfg.train_cfg.max_iters = None, ENDLESS
+    hook = dict(type='TimeBudgetHook', seconds=60.0 * minutes)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), hook]
 
 
 def _add_tensorboard(cfg: Config) -> None:

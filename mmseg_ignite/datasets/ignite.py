@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 
+import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
@@ -49,6 +50,19 @@ class IGNITEDataset(BaseSegDataset):
             seg_map_suffix='.npy',
             **kwargs,
         )
+
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """Annotated pixels of each class in the ROIs, (C,) int64 in the order of ``metainfo['classes']``."""
+        by_name = {r['name']: r for r in read_index(self.data_root)['rois']}
+        pixels = np.sum([by_name[self.get_data_info(i)['roi']]['pixels'] for i in range(len(self))], 0, dtype=np.int64)
+        if not self.label_map:
+            return pixels
+        mapped = np.zeros(len(self.metainfo['classes']), np.int64)
+        for old, new in self.label_map.items():
+            if new != IGNORE:
+                mapped[new] += pixels[old]
+        return mapped
 
     def get_data_info(self, idx: int) -> dict:
         """The ROI of that number.

@@ -2,5 +2,6 @@
 
 from .checkpoints import load_weights, open_checkpoint
 from .hooks import PredictionWriterHook, TrainingCurvesHook
+from .optim_wrappers import HalfOptimWrapper
 
-__all__ = ['PredictionWriterHook', 'TrainingCurvesHook', 'load_weights', 'open_checkpoint']
+__all__ = ['HalfOptimWrapper', 'PredictionWriterHook', 'TrainingCurvesHook', 'load_weights', 'open_checkpoint']

@@ -11,7 +11,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..folding import fold
-from ..losses import resized_cross_entropy
+from ..losses import ResizedLoss, TissueLoss, resized_loss
 
 
 @MODELS.register_module()
@@ -24,9 +24,9 @@ class FastSegformerHead(SegformerHead):
     Bias, normalisation and activation follow the sum. Batch normalisation is part of the weights where that can be, see
     :func:`fold <mmseg_ignite.models.folding.fold>`.
 
-    The cross-entropy of whole batches at full resolution is not kept for the backward pass either, see
-    :func:`resized_cross_entropy <mmseg_ignite.models.losses.resized_cross_entropy>`; other losses than an unweighted
-    softmax cross-entropy, and pixel samplers, are computed as in stock.
+    With a :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` or mmseg's unweighted softmax cross-entropy the
+    scores of whole batches at full resolution are not kept for the backward pass either, see :func:`resized_loss
+    <mmseg_ignite.models.losses.resized_loss>`; other losses and pixel samplers are computed as in stock.
     """
 
     def forward(self, inputs: 'list[Tensor]') -> Tensor:
@@ -54,13 +54,19 @@ class FastSegformerHead(SegformerHead):
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: 'list[SegDataSample]') -> 'dict[str, Tensor]':
         """Stock's losses and accuracy."""
         criterion = self.loss_decode
-        if self.sampler is not None or not _is_plain_cross_entropy(criterion):
+        is_ours = isinstance(criterion, TissueLoss)
+        if self.sampler is not None or not (is_ours or _is_plain_cross_entropy(criterion)):
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
-        loss, accuracy = resized_cross_entropy(
-            seg_logits, labels, self.ignore_index, bool(self.align_corners), criterion.avg_non_ignore
-        )
-        return {criterion.loss_name: criterion.loss_weight * loss, 'acc_seg': accuracy}
+        geometry = dict(ignore_index=self.ignore_index, align_corners=bool(self.align_corners))
+        if not is_ours:
+            found = resized_loss(
+                seg_logits, labels, criterion.loss_weight, avg_non_ignore=criterion.avg_non_ignore, **geometry
+            )
+            return {criterion.loss_name: found.total, 'acc_seg': found.accuracy}
+        found: ResizedLoss = criterion.score(seg_logits, labels, **geometry)
+        parts = dict(cross_entropy=found.cross_entropy, dice=found.dice) if criterion.dice else {}
+        return {criterion.loss_name: found.total, **parts, 'acc_seg': found.accuracy}
 
 
 def _is_plain_cross_entropy(criterion: nn.Module) -> bool:

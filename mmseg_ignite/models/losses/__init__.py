@@ -1,3 +1,4 @@
-from .resized_cross_entropy import resized_cross_entropy
+from .resized_loss import ResizedLoss, resized_loss
+from .tissue_loss import TissueLoss
 
-__all__ = ['resized_cross_entropy']
+__all__ = ['ResizedLoss', 'TissueLoss', 'resized_loss']

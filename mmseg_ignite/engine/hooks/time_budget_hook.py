@@ -1,0 +1,97 @@
+"""Training for a given time instead of a number of iterations."""
+
+import math
+import time
+
+import torch
+from mmengine.dist import broadcast
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+from ...errors import IgniteError
+
+ENDLESS = 10**9
+"""Iterations of a loop that this hook is to end."""
+
+
+@HOOKS.register_module()
+class TimeBudgetHook(Hook):
+    """End a training after a given time, with a schedule that ends with it: what a machine or a queue has to give is used.
+
+    The learning rates rise linearly over the first ``warmup`` of the time and fall to 0 at its end, in proportion to
+    (1 - share of the rest) ** ``power``. Validations and checkpoints are not counted. Goes with mmengine's
+    IterBasedTrainLoop and no ``param_scheduler``; the last iteration validates and saves as that of any training.
+    The number of iterations, and so the weights, depend on the machine: such a run is not repeatable bit by bit.
+
+    Args:
+        seconds (float): time to train.
+        warmup (float): share of it, 0..1. Defaults to 0.05.
+        power (float): 1 for a linear fall. Defaults to 1.
+
+    Raises:
+        IgniteError: an argument out of range, or a scheduler that would set the learning rate too.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, seconds: float, warmup: float = 0.05, power: float = 1.0) -> None:
+        if not (seconds > 0 and 0 <= warmup < 1 and power > 0):
+            raise IgniteError(
+                f'TimeBudgetHook was given seconds={seconds!r}, warmup={warmup!r}, power={power!r}; seconds and power '
+                'above 0 and a warmup of 0 to below 1 were expected.'
+            )
+        self.seconds, self.warmup, self.power = seconds, warmup, power
+        self.spent = 0.0
+        self._since = self._iterations = 0
+
+    def factor(self, share: float) -> float:
+        """That of the learning rates after a share (0..1) of the time."""
+        if share < self.warmup:
+            return share / self.warmup
+        return ((1 - min(share, 1)) / (1 - self.warmup)) ** self.power
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.param_schedulers:
+            raise IgniteError(
+                'TimeBudgetHook sets the learning rate by the clock, and the config has a param_scheduler too: set '
+                'param_scheduler=None.'
+            )
+        for group in runner.optim_wrapper.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+        self.spent = runner.message_hub.runtime_info.get('training_seconds', 0.0)  # of a resumed run
+        self._since, self._iterations = time.perf_counter(), 0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None) -> None:
+        now = time.perf_counter()
+        own = self.spent + now - self._since
+        # The other processes of a distributed run follow the first one's clock.
+        spent = own if not runner.distributed else _agree(own)
+        left = max(self.seconds - spent, 0)
+        pace = spent / self._iterations if self._iterations else 0
+        for group in runner.optim_wrapper.param_groups:
+            # At least a thousandth: the first and the last iteration are to do something.
+            group['lr'] = group['initial_lr'] * max(self.factor(spent / self.seconds), 1e-3)
+        # An estimate, for what the log says is left; and exactly the next iteration when there is no time for another.
+        rest = max(1, math.ceil(left / pace)) if pace else ENDLESS
+        runner.train_loop._max_iters = runner.iter + (1 if left <= pace / 2 else max(rest, 2))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None, outputs: 'dict | None' = None
+    ) -> None:
+        now = time.perf_counter()
+        self.spent += now - self._since
+        self._since, self._iterations = now, self._iterations + 1
+        runner.message_hub.update_info('training_seconds', self.spent)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self.spent += time.perf_counter() - self._since
+
+    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+        self._since = time.perf_counter()
+
+
+def _agree(seconds: float) -> float:
+    value = torch.tensor(seconds, dtype=torch.float64)
+    broadcast(value, src=0)
+    return float(value)

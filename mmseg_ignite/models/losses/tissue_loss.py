@@ -1,0 +1,128 @@
+"""The loss of the default configs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ...errors import IgniteError
+from .resized_loss import ResizedLoss, resized_loss
+
+
+@MODELS.register_module()
+class TissueLoss(nn.Module):
+    """Cross-entropy, or focal loss, plus soft Dice over the batch, of annotated pixels only; for any decode head of mmseg.
+
+    Pixels of ``ignore_index`` count in neither term, classes without a pixel in the batch do not count in Dice, and a batch
+    without an annotated pixel gives 0. :func:`resized_loss` has the formulas; with FastSegformerHead it also saves memory. In
+    a distributed run the batch is that of each process.
+
+    Args:
+        cross_entropy (float): weight of the cross-entropy. Defaults to 1.
+        dice (float): weight of Dice. Defaults to 1.
+        temperature (float): weigh each class's cross-entropy in proportion to 1 / pixels ** temperature, of the pixels that
+            the training ROIs have; 0 weighs all alike, 1 in inverse proportion. Needs :class:`ClassWeightHook
+            <mmseg_ignite.engine.hooks.ClassWeightHook>`, which the default configs have. Defaults to 0.
+        class_weight (Sequence[float], optional): the weights themselves, one a class, instead. Defaults to None.
+        gamma (float): that of the focal loss, 0 or at least 1. Defaults to 0: cross-entropy.
+        smooth (float): added to numerator and denominator of Dice, in pixels. Defaults to 1.
+        loss_name (str): in the log; must begin with 'loss_' to count. Defaults to 'loss_tissue'.
+
+    Raises:
+        IgniteError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        cross_entropy: float = 1.0,
+        dice: float = 1.0,
+        temperature: float = 0.0,
+        class_weight: 'Sequence[float] | None' = None,
+        gamma: float = 0.0,
+        smooth: float = 1.0,
+        loss_name: str = 'loss_tissue',
+    ) -> None:
+        super().__init__()
+        _check(
+            {
+                'cross_entropy and dice': (min(cross_entropy, dice) >= 0 < max(cross_entropy, dice), 'one above 0'),
+                'temperature': (0 <= temperature <= 4, '0 to 4'),
+                'temperature and class_weight': (not temperature or class_weight is None, 'one of the two'),
+                'gamma': (gamma == 0 or gamma >= 1, '0 or at least 1'),
+                'smooth': (smooth >= 0, '0 or more'),
+            }
+        )
+        self.cross_entropy, self.dice, self.gamma, self.smooth = cross_entropy, dice, gamma, smooth
+        self.temperature, self.loss_name = temperature, loss_name
+        # Not in checkpoints: it follows from the config and the data.
+        weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
+        self.register_buffer('class_weight', weight, persistent=False)
+
+    def set_pixels(self, pixels: np.ndarray) -> None:
+        """Make the class weights of the pixels (C,) that the training data have of each class.
+
+        A pixel weighs 1 on average over the training data; a class without pixels weighs 0.
+        """
+        pixels = np.asarray(pixels, np.float64)
+        if not pixels.any():
+            raise IgniteError('the training data have no annotated pixel: prepare other ROIs.')
+        weight = np.where(pixels > 0, np.maximum(pixels, 1) ** -self.temperature, 0)
+        weight *= pixels.sum() / (weight * pixels).sum()
+        device = None if self.class_weight is None else self.class_weight.device
+        self.class_weight = torch.tensor(weight, dtype=torch.float32, device=device)
+
+    def score(self, logits: Tensor, labels: Tensor, weight: 'Tensor | None' = None, **geometry: object) -> ResizedLoss:
+        """Both terms of logits (N, C, h, w) resized to the labels (N, H, W), see :func:`resized_loss`."""
+        if self.temperature and self.class_weight is None:
+            raise IgniteError(
+                'TissueLoss has a temperature but was not told the pixels of the training data: add '
+                "dict(type='ClassWeightHook') to custom_hooks, or set temperature=0."
+            )
+        if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
+            raise IgniteError(
+                f'TissueLoss has {len(self.class_weight)} class weights, the network has {logits.shape[1]} classes: give '
+                'one a class.'
+            )
+        return resized_loss(
+            logits,
+            labels,
+            self.cross_entropy,
+            self.dice,
+            self.class_weight,
+            self.gamma,
+            self.smooth,
+            weight=weight,
+            **geometry,
+        )
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: 'Tensor | None' = None,
+        ignore_index: int = 255,
+        **kwargs: object,
+    ) -> Tensor:
+        """The loss, a scalar, as mmseg's heads ask for it.
+
+        Args:
+            cls_score: (N, C, H, W) logits.
+            label: (N, H, W), 0..C-1 or ``ignore_index``.
+            weight: (N, H, W), how much each pixel counts, as pixel samplers give it.
+        """
+        if kwargs:
+            raise IgniteError(f'TissueLoss does not take {", ".join(kwargs)}: leave it out.')
+        return self.score(cls_score, label, weight, ignore_index=ignore_index).total
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(model)``."""
+        names = ('cross_entropy', 'dice', 'temperature', 'gamma', 'smooth')
+        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
+
+
+def _check(rules: 'dict[str, tuple[bool, str]]') -> None:
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise IgniteError(f'TissueLoss was given a wrong {name}; {expected} was expected: mend loss_decode.')

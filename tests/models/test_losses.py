@@ -1,0 +1,256 @@
+"""The losses beside mmseg's, beside torch's and beside loops over pixels: values, gradients, accuracy, and what is kept."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+import mmseg_ignite  # noqa: F401
+from mmseg_ignite import IgniteError
+from mmseg_ignite.models.losses import TissueLoss, resized_loss
+
+
+def heads(loss, **kwargs):
+    """(stock, fast), alike."""
+    init_default_scope('mmseg')
+    cfg = dict(
+        in_channels=[8, 8, 8, 8], in_index=[0, 1, 2, 3], channels=16, num_classes=5, norm_cfg=dict(type='BN'), **kwargs
+    )
+    return [MODELS.build({**cfg, 'type': name, 'loss_decode': loss}) for name in ('SegformerHead', 'FastSegformerHead')]
+
+
+def labelled(labels):
+    return [SegDataSample(gt_sem_seg=PixelData(data=one[None])) for one in labels]
+
+
+def losses_and_gradients(loss, logits, labels, **kwargs):
+    found = []
+    for head in heads(loss, **kwargs):
+        own = logits.clone().requires_grad_()
+        losses = head.loss_by_feat(own, labelled(labels))
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        found.append((losses, own.grad))
+    return found
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('ignored', [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(('low', 'size'), [((16, 16), (64, 64)), ((9, 13), (33, 51)), ((20, 7), (20, 7))])
+def test_value_gradient_and_accuracy_are_those_of_stock(avg_non_ignore, align_corners, ignored, low, size):
+    logits = 3 * torch.randn(3, 5, *low, dtype=torch.float64)
+    labels = torch.randint(5, (3, *size))
+    labels[torch.rand(labels.shape) < ignored] = 255
+    loss = dict(type='CrossEntropyLoss', loss_weight=0.7, avg_non_ignore=avg_non_ignore)
+    (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels, align_corners=align_corners)
+    assert stock.keys() == fast.keys()
+    for name in stock:
+        torch.testing.assert_close(fast[name].squeeze(), stock[name].squeeze().to(fast[name].dtype))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'kwargs'),
+    [
+        (dict(type='CrossEntropyLoss', class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]), {}),
+        (dict(type='CrossEntropyLoss', use_sigmoid=True), {}),
+        (dict(type='DiceLoss'), {}),
+        ([dict(type='CrossEntropyLoss'), dict(type='LovaszLoss', per_image=True)], {}),
+        (dict(type='CrossEntropyLoss'), dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100))),
+    ],
+)
+def test_other_losses_are_computed_by_stock(loss, kwargs):
+    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
+    (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels, **kwargs)
+    for name in stock:
+        torch.testing.assert_close(fast[name], stock[name])
+    torch.testing.assert_close(found, expected)
+
+
+def test_nothing_of_the_labels_size_is_kept_for_the_backward_pass():
+    kept = []
+    logits, labels = torch.randn(2, 5, 16, 16, requires_grad=True), torch.randint(5, (2, 64, 64))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        resized_loss(logits, labels, dice=1.0, gamma=2.0, class_weight=torch.rand(5))
+    assert kept and max(kept) <= logits.numel()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_scored_in_float32(dtype):
+    logits, labels = torch.randn(2, 5, 8, 8).to(dtype).requires_grad_(), torch.randint(5, (2, 32, 32))
+    exact = logits.detach().float().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = resized_loss(logits, labels, dice=0.5).total
+    expected = resized_loss(exact, labels, dice=0.5).total
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    (1000 * loss).backward()
+    (1000 * expected).backward()
+    torch.testing.assert_close(logits.grad, exact.grad.to(dtype))
+
+
+def test_without_gradients():
+    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 32, 32))
+    with torch.no_grad():
+        loss, _, _, accuracy = resized_loss(logits, labels)
+    resized = torch.nn.functional.interpolate(logits, (32, 32), mode='bilinear')
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(resized, labels))
+    torch.testing.assert_close(accuracy, 100 * (resized.argmax(1) == labels).float().mean().reshape(1))
+
+
+def brute_force(logits, labels, cross_entropy, dice, class_weight, gamma, smooth, weight):
+    """The definition, a pixel at a time, in float64; differentiable."""
+    resized = torch.nn.functional.interpolate(logits, labels.shape[1:], mode='bilinear')
+    focal, total, own, area, predicted = 0.0, 0.0, {}, {}, {}
+    for n, y, x in torch.cartesian_prod(*(torch.arange(s) for s in labels.shape)).tolist():
+        k, counts = int(labels[n, y, x]), float(weight[n, y, x])
+        if k == 255:
+            continue
+        p = resized[n, :, y, x].softmax(0)
+        focal = focal - counts * class_weight[k] * (1 - p[k]) ** gamma * p[k].log()
+        total += counts * float(class_weight[k])
+        own[k], area[k] = own.get(k, 0) + counts * p[k], area.get(k, 0) + counts
+        for c in range(len(p)):
+            predicted[c] = predicted.get(c, 0) + counts * p[c]
+    present = [k for k in area if area[k] > 0]
+    overlap = sum(1 - (2 * own[k] + smooth) / (area[k] + predicted[k] + smooth) for k in present) / max(len(present), 1)
+    return cross_entropy * (focal / total if total else 0 * resized.sum()) + dice * overlap
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('ignored', [0.0, 0.5])
+def test_value_and_gradient_are_those_of_a_loop_over_pixels(seed, ignored):
+    rng = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, 4, 3, 4, dtype=torch.float64, generator=rng)
+    labels = torch.randint(3, (2, 7, 9), generator=rng)  # class 3 is absent
+    labels[torch.rand(labels.shape, generator=rng) < ignored] = 255
+    weight = torch.rand(labels.shape, generator=rng) * (torch.rand(labels.shape, generator=rng) < 0.8)
+    class_weight = torch.rand(4, generator=rng, dtype=torch.float64)
+    cross_entropy, dice, gamma, smooth = [
+        (1, 1, 0, 1),
+        (0, 2, 0, 0),
+        (0.7, 0, 2, 1),
+        (1, 0.5, 1.5, 1),
+        (1, 1, 0, 0),
+        (1, 3, 1, 5),
+    ][seed]
+    settings = dict(
+        cross_entropy=cross_entropy, dice=dice, class_weight=class_weight, gamma=gamma, smooth=smooth, weight=weight
+    )
+    mine, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = resized_loss(mine, labels, **settings)
+    expected = brute_force(theirs, labels, **settings)
+    (3 * found.total).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-12)  # a float32 eps in the denominator
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_weighted_cross_entropy_is_that_of_torch():
+    logits, labels = torch.randn(3, 5, 8, 8, dtype=torch.float64), torch.randint(5, (3, 32, 32))
+    labels[:, :9] = 255
+    weight = torch.rand(5, dtype=torch.float64)
+    resized = torch.nn.functional.interpolate(logits, (32, 32), mode='bilinear')
+    expected = torch.nn.functional.cross_entropy(resized, labels, weight, ignore_index=255)
+    loss = TissueLoss(dice=0.0, class_weight=weight.tolist())
+    torch.testing.assert_close(loss(resized, labels), expected, rtol=1e-6, atol=0)
+
+
+def test_deterministic_algorithms_change_nothing_on_the_cpu():
+    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 32, 32))
+    found = []
+    for deterministic in (False, True):
+        own = logits.clone().requires_grad_()
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            resized_loss(own, labels, dice=1.0).total.backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append(own.grad)
+    assert torch.equal(*found)
+
+
+def test_ignored_crops_give_no_gradient():
+    (_, _), (losses, grad) = losses_and_gradients(
+        dict(type='TissueLoss', gamma=2.0), torch.randn(2, 5, 8, 8), torch.full((2, 32, 32), 255)
+    )
+    assert all(float(losses[name]) == 0 for name in ('loss_tissue', 'cross_entropy', 'dice')) and not grad.any()
+
+
+def test_ignored_pixels_change_nothing():
+    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 16, 16))
+    labels[:, 7:] = 255
+    changed = logits.clone()
+    changed[:, :, 7:] = 40 * torch.randn(2, 5, 9, 16)
+    loss = TissueLoss()
+    assert loss(logits, labels) == pytest.approx(float(loss(changed, labels)))
+
+
+def test_stock_lovasz_loss_is_the_brute_force_one():
+    """Of the present classes, leaving ignored pixels out: the extension of 1 - IoU (Berman et al. 2018)."""
+    logits, labels = torch.randn(2, 4, 6, 6), torch.randint(3, (2, 6, 6))
+    labels[0, :2] = 255
+    stock = MODELS.build(dict(type='LovaszLoss', reduction='none'))
+    p, y = logits.softmax(1).permute(0, 2, 3, 1)[labels != 255], labels[labels != 255]
+    expected = []
+    for k in range(3):
+        truth = y == k
+        errors, order = (truth.float() - p[:, k]).abs().sort(descending=True)
+        jaccard = [0.0]  # of the truth itself
+        for i in range(len(order)):
+            wrong = torch.zeros_like(truth)
+            wrong[order[: i + 1]] = True
+            jaccard.append(1 - (truth & ~wrong).sum() / (truth | wrong).sum())
+        expected.append(sum(errors[i] * (jaccard[i + 1] - jaccard[i]) for i in range(len(order))))
+    torch.testing.assert_close(stock(logits, labels, ignore_index=255), torch.stack(expected).mean(), rtol=1e-5, atol=0)
+
+
+def test_the_fast_head_and_mmsegs_give_the_same():
+    logits, labels = torch.randn(2, 5, 16, 16, dtype=torch.float64), torch.randint(5, (2, 64, 64))
+    labels[0, :20] = 255
+    loss = dict(type='TissueLoss', dice=0.5, gamma=2.0, class_weight=[1.0, 2.0, 3.0, 4.0, 5.0])
+    (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels)
+    torch.testing.assert_close(fast['loss_tissue'], stock['loss_tissue'])
+    torch.testing.assert_close(fast['cross_entropy'] + 0.5 * fast['dice'], fast['loss_tissue'])
+    torch.testing.assert_close(fast['acc_seg'], stock['acc_seg'].to(fast['acc_seg'].dtype))
+    torch.testing.assert_close(found, expected)
+
+
+def test_pixel_samplers_weigh_the_pixels():
+    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
+    sampler = dict(type='OHEMPixelSampler', thresh=0.3, min_kept=100)
+    (stock, expected), (fast, found) = losses_and_gradients(dict(type='TissueLoss'), logits, labels, sampler=sampler)
+    torch.testing.assert_close(fast['loss_tissue'], stock['loss_tissue'])
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_follow_from_pixels_and_temperature():
+    loss = TissueLoss(temperature=0.5)
+    with pytest.raises(IgniteError, match='ClassWeightHook'):
+        loss(torch.randn(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
+    pixels = [100, 400, 0, 10000]
+    loss.set_pixels(pixels)
+    weight = loss.class_weight.double()
+    torch.testing.assert_close(weight[0] / weight[3], torch.tensor(10.0).double())
+    assert weight[2] == 0 and float((weight * torch.tensor(pixels)).sum()) == pytest.approx(sum(pixels))
+    assert 'class_weight' not in loss.state_dict()
+    with pytest.raises(IgniteError, match='4 class weights, the network has 3 classes'):
+        loss(torch.randn(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'word'),
+    [
+        (dict(cross_entropy=0, dice=0), 'cross_entropy and dice'),
+        (dict(dice=-1), 'dice'),
+        (dict(temperature=5), 'temperature'),
+        (dict(temperature=1, class_weight=[1.0]), 'class_weight'),
+        (dict(gamma=0.5), 'gamma'),
+        (dict(smooth=-1), 'smooth'),
+    ],
+)
+def test_wrong_settings_are_refused(settings, word):
+    with pytest.raises(IgniteError, match=word):
+        TissueLoss(**settings)
