@@ -11,7 +11,9 @@ _FLIPS = ((), (-1,), (-2,), (-2, -1))
 NUMBERS = (1, 2, 4, 8)
 
 
-def average_symmetries(predict: 'Callable[[Tensor], Tensor]', windows: Tensor, number: int = 8) -> Tensor:
+def average_symmetries(
+    predict: 'Callable[[Tensor], Tensor]', windows: Tensor, number: int = 8, at_once: int = 1
+) -> Tensor:
     """Average what is predicted for turned and mirrored windows, turned and mirrored back.
 
     The probabilities are added as they come, so one sum is in memory, not ``number`` predictions.
@@ -21,6 +23,7 @@ def average_symmetries(predict: 'Callable[[Tensor], Tensor]', windows: Tensor, n
         windows: (B, 3, h, w).
         number: 1: the windows as they are; 2: and mirrored left to right; 4: and mirrored top to bottom, and both (a
             half turn); 8: these four, and each of them transposed (which brings in the quarter turns).
+        at_once: how many of up to four are predicted at once, as a batch of ``at_once`` * B.
 
     Returns:
         (B, C, h, w): the mean probabilities (softmax over C), 0..1, float32 (float64 of float64 logits); with
@@ -36,14 +39,17 @@ def average_symmetries(predict: 'Callable[[Tensor], Tensor]', windows: Tensor, n
     total = None
     for transpose in (False, True)[: max(number // 4, 1)]:
         turned = windows.transpose(2, 3) if transpose else windows
-        for axes in _FLIPS[:number]:
-            logits = predict(turned.flip(axes).contiguous())
+        flips = _FLIPS[:number]
+        for group in (flips[i : i + at_once] for i in range(0, len(flips), at_once)):
+            logits = predict(torch.cat([turned.flip(axes) for axes in group]))
             if total is None:
-                total = torch.zeros(logits.shape, dtype=_precision(logits), device=logits.device)
+                shape = (len(windows), *logits.shape[1:])
+                total = torch.zeros(shape, dtype=_precision(logits), device=logits.device)
             # Window by window: their probabilities, and these turned back, need the memory of one.
-            for place, one in zip(total, logits):
-                found = one.softmax(0, dtype=total.dtype).flip(axes)
-                place.add_(found.transpose(1, 2) if transpose else found)
+            for axes, part in zip(group, logits.split(len(windows))):
+                for place, one in zip(total, part):
+                    found = one.softmax(0, dtype=total.dtype).flip(axes)
+                    place.add_(found.transpose(1, 2) if transpose else found)
             del logits
     return total.div_(number)
 

@@ -40,8 +40,9 @@ def test_the_average_is_that_of_explicit_transforms(number, shape):
         forward, back = EXPLICIT[i]
         logits = predict(torch.from_numpy(forward(windows.numpy()).copy())).numpy()
         each.append(back(softmax(logits)))
-    found = average_symmetries(predict, windows, number)
-    np.testing.assert_allclose(found.numpy(), np.mean(each, 0), atol=1e-12)
+    for at_once in (1, 3, 4):
+        found = average_symmetries(predict, windows, number, at_once)
+        np.testing.assert_allclose(found.numpy(), np.mean(each, 0), atol=1e-12)
     np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-12)
 
 

@@ -58,7 +58,13 @@ class InferenceSettings:
     @property
     def tiling(self) -> dict:
         """The arguments that say how windows lie, are batched and are weighted."""
-        return dict(crop_size=self.crop_size, stride=self.stride, window_batch=self.window_batch, weights=self.weights)
+        batch = self.window_batch // self.flips_at_once
+        return dict(crop_size=self.crop_size, stride=self.stride, window_batch=batch, weights=self.weights)
+
+    @property
+    def flips_at_once(self) -> int:
+        """Of a window's symmetries, how many make a batch: all flips of few windows, since their sum is as large as these."""
+        return min(4, self.symmetries, self.window_batch) if self.mode == 'slide' else 1
 
     def _check_choices(self) -> None:
         choices = dict(
@@ -240,7 +246,11 @@ class TissueSegmentor(EncoderDecoder):
     def _forward_whole(self, inputs: Tensor, metas: 'list[dict]', settings: InferenceSettings) -> Tensor:
         if settings.symmetries == 1:
             return self.encode_decode(inputs, _sized(metas, inputs))
-        return average_symmetries(lambda x: self.encode_decode(x, _sized(metas, x)), inputs, settings.symmetries)
+
+        def predict(x: Tensor) -> Tensor:
+            return self.encode_decode(x, _sized(metas * (len(x) // len(inputs)), x))
+
+        return average_symmetries(predict, inputs, settings.symmetries, settings.flips_at_once)
 
     def _forward_windows(self, windows: Tensor, meta: dict, settings: InferenceSettings) -> Tensor:
         """Logits, or with symmetries probabilities, (B, C, h, w) of windows (B, 3, h, w) of one image."""
