@@ -11,4 +11,9 @@ log_level = 'INFO'
 load_from = None
 resume = False
 randomness = dict(seed=0)
-custom_hooks = [dict(type='ScoreSmoothingHook'), dict(type='TrainingCurvesHook'), dict(type='ValidationOverlayHook', rois=4)]
+custom_hooks = [
+    dict(type='ClassWeightHook'),
+    dict(type='ScoreSmoothingHook'),
+    dict(type='TrainingCurvesHook'),
+    dict(type='ValidationOverlayHook', rois=4),
+]

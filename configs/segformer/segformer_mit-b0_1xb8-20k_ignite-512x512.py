@@ -9,5 +9,5 @@ model = dict(
     type='TissueSegmentor',
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(type='FastMixVisionTransformer', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    decode_head=dict(type='FastSegformerHead', num_classes=16, loss_decode=dict(avg_non_ignore=True)),
+    decode_head=dict(type='FastSegformerHead', num_classes=16, loss_decode=dict(_delete_=True, type='TissueLoss')),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(384, 384)))

@@ -1,0 +1,18 @@
+# From random weights, on small ROIs or machines: what makes SegFormer learn fast without ImageNet.
+# Made for --minutes M of tools/train.py; without it, 4,000 iterations.
+_base_ = ['./segformer_mit-b0_1xb8-20k_ignite-512x512.py']
+
+crop_size = (256, 256)
+iterations = 4000
+model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(init_cfg=None))
+crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
+train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(crops=crops))
+val_dataloader = dict(num_workers=1)
+test_dataloader = dict(num_workers=1)
+optim_wrapper = dict(optimizer=dict(lr=6e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=iterations // 20),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=iterations // 20, end=iterations, by_epoch=False),
+]
+train_cfg = dict(max_iters=iterations, val_interval=500)
+default_hooks = dict(checkpoint=dict(interval=500))

@@ -1,0 +1,165 @@
+"""What a training is given beside its config: a time, a half precision, class weights, a seed."""
+
+import json
+import logging
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO_CONFIG
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.datasets import IGNITEDataset
+from mmseg_ignite.engine.hooks import ClassWeightHook, TimeBudgetHook
+from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.models.losses import TissueLoss
+from mmseg_ignite.preparation.store import read_index
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+@pytest.fixture(autouse=True)
+def no_noise_of_closed_streams(monkeypatch):
+    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+
+
+def config(prepared, work_dir, **options):
+    workers = {
+        f'{p}_dataloader.{k}': v
+        for p in ('train', 'val', 'test')
+        for k, v in (('num_workers', 0), ('persistent_workers', False))
+    }
+    small = {
+        'data_root': str(prepared),
+        'crops.crop_size': (64, 64),
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 3,
+        'train_cfg.val_interval': 100,
+        'default_hooks.checkpoint.interval': 3,
+    }
+    return load_config(DEMO_CONFIG, {**workers, **small, **options}, str(work_dir))
+
+
+def test_a_training_of_some_seconds_ends_in_time_and_saves(prepared, tmp_path):
+    seconds = 4.0
+    begin = time.perf_counter()
+    runner = train(config(prepared, tmp_path, **{'default_hooks.logger.interval': 1}), minutes=seconds / 60)
+    assert runner.iter > 1
+    assert (tmp_path / f'iter_{runner.iter}.pth').is_file()
+    hub = runner.message_hub.runtime_info
+    # A step more or less: what one lasts is not known before it is done.
+    slowest = max(float(v) for v in runner.message_hub.log_scalars['train/time'].data[0])
+    assert seconds - slowest <= hub['training_seconds'] <= min(seconds + 2 * slowest, time.perf_counter() - begin)
+    lines = [json.loads(x) for p in tmp_path.glob('*/vis_data/scalars.json') for x in p.read_text().splitlines()]
+    rates = [x['lr'] for x in lines if 'lr' in x]
+    assert rates[-1] < 0.6 * max(rates) and 'mIoU' in lines[-1]
+
+
+def test_the_rates_follow_the_clock():
+    hook = TimeBudgetHook(100, warmup=0.1, power=2.0)
+    assert [hook.factor(s) for s in (0, 0.05, 0.1, 1, 1.5)] == pytest.approx([0, 0.5, 1, 0, 0])
+    assert hook.factor(0.55) == pytest.approx(0.25)
+
+
+def test_a_schedule_beside_the_clock_is_refused():
+    runner = SimpleNamespace(param_schedulers=[object()])
+    with pytest.raises(IgniteError, match='param_scheduler=None'):
+        TimeBudgetHook(10).before_train(runner)
+
+
+@pytest.mark.parametrize('settings', [dict(seconds=0), dict(seconds=1, warmup=1), dict(seconds=1, power=0)])
+def test_wrong_times_are_refused(settings):
+    with pytest.raises(IgniteError, match='seconds'):
+        TimeBudgetHook(**settings)
+
+
+@pytest.mark.parametrize('minutes', [0, -1, float('nan'), float('inf')])
+def test_wrong_minutes_are_refused(prepared, tmp_path, minutes):
+    with pytest.raises(IgniteError, match='minutes'):
+        train(config(prepared, tmp_path), minutes=minutes)
+
+
+def test_the_seed_decides_every_bit(prepared, tmp_path):
+    states = []
+    for number, seed in enumerate((1, 1, 2)):
+        options = {'randomness': dict(seed=seed, deterministic=True)}
+        runner = train(config(prepared, tmp_path / str(number), **options))
+        states.append({k: v.clone() for k, v in runner.model.state_dict().items()})
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
+    assert not all(torch.equal(a, b) for a, b in zip(states[0].values(), states[2].values()))
+
+
+def test_half_precision_trains_on_this_device(prepared, tmp_path):
+    runner = train(config(prepared, tmp_path), amp=True)
+    wrapper = runner.optim_wrapper
+    assert type(wrapper) is HalfOptimWrapper and wrapper.dtype == torch.bfloat16
+    assert not wrapper.loss_scaler.is_enabled()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in runner.model.parameters())
+    resumed = train(config(prepared, tmp_path, **{'train_cfg.max_iters': 4}), amp=True, resume=True)
+    assert resumed.iter == 4
+
+
+def test_half_precision_is_that_of_the_device():
+    assert half_dtype('cpu') == torch.bfloat16
+
+
+def test_the_forward_pass_is_half_and_the_update_that_of_plain_training():
+    """Of exactly representable numbers, so that half precision rounds nothing."""
+    weights = []
+    for kind in (OptimWrapper, HalfOptimWrapper):
+        model = nn.Linear(4, 2, bias=False)
+        nn.init.constant_(model.weight, 0.5)
+        wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), 0.25), clip_grad=dict(max_norm=4.0))
+        with wrapper.optim_context(model):
+            out = model(torch.ones(1, 4))
+        assert out.dtype == (torch.bfloat16 if kind is HalfOptimWrapper else torch.float32)
+        wrapper.update_params(out.float().sum())
+        weights.append(model.weight.detach().clone())
+    assert torch.equal(*weights) and float(weights[0][0, 0]) < 0.5
+
+
+def test_float16_scales_the_loss_and_skips_an_overflow():
+    model = nn.Linear(4, 2)
+    wrapper = HalfOptimWrapper('float16', optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    assert wrapper.loss_scaler.is_enabled()
+    before, scale = model.weight.detach().clone(), wrapper.loss_scaler.get_scale()
+    wrapper.update_params(model(torch.full((1, 4), float('inf'))).sum())
+    assert torch.equal(model.weight, before) and wrapper.loss_scaler.get_scale() < scale
+    other = HalfOptimWrapper('float16', optimizer=torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))
+    other.load_state_dict(wrapper.state_dict())
+    assert other.loss_scaler.get_scale() == wrapper.loss_scaler.get_scale()
+    plain = OptimWrapper(torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))
+    other.load_state_dict(plain.state_dict())
+
+
+def test_class_weights_come_from_the_training_rois(prepared, tmp_path):
+    runner = train(config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0}))
+    index = read_index(prepared)
+    names = index['splits']['patient-8-1-1']['train']
+    pixels = np.sum([roi['pixels'] for roi in index['rois'] if roi['name'] in names], 0)
+    weight = runner.model.decode_head.loss_decode.class_weight.double().numpy()
+    present = pixels > 0
+    np.testing.assert_allclose(weight[present] * pixels[present], pixels.sum() / present.sum(), rtol=1e-5)
+    assert not weight[~present].any()
+
+
+def test_class_weights_of_fewer_classes(prepared):
+    every = IGNITEDataset(str(prepared), 'train')
+    some = IGNITEDataset(str(prepared), 'train', metainfo=dict(classes=('Stroma', 'Tumor epithelium')))
+    assert some.class_pixels.tolist() == every.class_pixels[[3, 1]].tolist()
+
+
+def test_a_data_set_that_does_not_know_its_pixels():
+    model = nn.ModuleList([TissueLoss(temperature=0.5)])
+    runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=[]))
+    with pytest.raises(IgniteError, match='list does not know how many pixels'):
+        ClassWeightHook().before_train(runner)
+    ClassWeightHook().before_train(SimpleNamespace(model=nn.ModuleList([TissueLoss()])))
