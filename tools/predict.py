@@ -12,7 +12,7 @@ from mmseg_ignite.errors import IgniteError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or ensemble.json of several')
     parser.add_argument('images', nargs='+', metavar='IMAGE|FOLDER')
     parser.add_argument('--out', required=True, help='folder for the results')
     parser.add_argument('--device', help='e.g. cuda:0 or cpu (default: the best there is)')

@@ -1,4 +1,4 @@
-"""Score a checkpoint on the test split."""
+"""Score a checkpoint, or an ensemble of several, on the test split."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from mmseg_ignite.evaluation.report import LANGUAGES
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or ensemble.json of several')
     parser.add_argument(
         '--work-dir', help='folder for metrics.json, report.html, predictions (default: work_dirs/CONFIG_NAME)'
     )

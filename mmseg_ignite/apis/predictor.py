@@ -12,9 +12,9 @@ from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
-from ..engine.checkpoints import load_weights
 from ..engine.optim_wrappers import half_dtype
 from ..errors import IgniteError
+from ..models.ensembles import load_members, set_members
 from ..visualization.writers import write_prediction
 from .configuration import load_config
 
@@ -28,7 +28,7 @@ class Predictor:
 
     Args:
         config: path of a config, or a loaded one; its test pipeline and ``model.test_cfg`` are used.
-        checkpoint: path of its checkpoint.
+        checkpoint: path of its checkpoint, or of an ensemble of several (see :mod:`mmseg_ignite.models.ensembles`).
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best that the machine has.
         amp: automatic mixed precision. Defaults to False.
 
@@ -49,8 +49,9 @@ class Predictor:
         cfg = config if isinstance(config, Config) else load_config(config)
         cfg.model.backbone.init_cfg = None
         init_default_scope(cfg.get('default_scope', 'mmseg'))
-        self.model = MODELS.build(cfg.model)
-        load_weights(self.model, checkpoint)
+        model, members = set_members(cfg.model, checkpoint)
+        self.model = MODELS.build(model)
+        load_members(self.model, members)
         self.model = self.model.to(device or get_device()).eval()
         self.amp = amp
         # The image is in memory already, and there are no annotations.

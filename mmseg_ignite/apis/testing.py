@@ -7,11 +7,11 @@ from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
-from ..engine.checkpoints import load_weights
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
+from ..models.ensembles import load_members, set_members
 from ..preparation.store import roi_name
 from .configuration import check_data, is_ours
 from .reporting import PREDICTIONS, publish
@@ -24,12 +24,13 @@ def test(
     report: 'str | None' = 'en',
     amp: bool = False,
 ) -> dict:
-    """Score a checkpoint on the test split.
+    """Score a checkpoint, or an ensemble of several, on the test split.
 
     Writes the run, ``report.html`` and figures (see :func:`.reporting.publish` and docs/evaluation.md) into the work dir, and
     a label PNG of raw ids of each ROI into its folder ``predictions``.
 
     Args:
+        checkpoint: a checkpoint, or an ensemble (see :mod:`mmseg_ignite.models.ensembles`).
         out: folder of the label PNGs instead, with an overlay beside each.
         report: language of the report, 'en' or 'ko'; None for no report.
         amp: automatic mixed precision; windows' logits are added in float32 all the same.
@@ -43,12 +44,13 @@ def test(
     check_data(cfg, 'test_dataloader')
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
+    cfg.model, members = set_members(cfg.model, checkpoint)
     if amp:
         cfg.test_cfg.fp16 = True  # mmengine's name for autocast, whichever half precision the device has
     prepare_launch(cfg)
     runner = Runner.from_cfg(cfg)
     metric = _tissue_metric(runner.test_evaluator.metrics)
-    load_weights(runner.model.module if runner.distributed else runner.model, checkpoint)
+    load_members(runner.model.module if runner.distributed else runner.model, members)
     dataset = cfg.test_dataloader.dataset
     predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
     written = is_ours(dataset) or out is not None

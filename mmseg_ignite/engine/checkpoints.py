@@ -66,8 +66,11 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
-def load_weights(model: torch.nn.Module, path: 'str | Path') -> dict:
+def load_weights(model: torch.nn.Module, path: 'str | Path', apart: 'str | None' = None) -> dict:
     """Load a checkpoint's weights into a model, every key and shape exactly.
+
+    Args:
+        apart: head of the names of weights that are no part of this and stay as they are. Defaults to None: none.
 
     Returns:
         The checkpoint's ``meta`` (empty for bare weights).
@@ -78,7 +81,7 @@ def load_weights(model: torch.nn.Module, path: 'str | Path') -> dict:
     checkpoint = open_checkpoint(path)
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {k.removeprefix('module.'): v for k, v in weights.items()}
-    own = model.state_dict()
+    own = {k: v for k, v in model.state_dict().items() if apart is None or not k.startswith(apart)}
     wrong = [
         k for k in own.keys() | weights.keys() if k not in own or k not in weights or own[k].shape != weights[k].shape
     ]
@@ -87,5 +90,5 @@ def load_weights(model: torch.nn.Module, path: 'str | Path') -> dict:
             f'{path} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name '
             f'or shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=apart is None)
     return checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}

@@ -2,7 +2,13 @@
 
 from .backbones import FastMixVisionTransformer
 from .decode_heads import FastSegformerHead
-from .segmentors import TissueSegmentor
+from .segmentors import TissueEnsemble, TissueSegmentor
 from .weights import set_encoder_weights
 
-__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueSegmentor', 'set_encoder_weights']
+__all__ = [
+    'FastMixVisionTransformer',
+    'FastSegformerHead',
+    'TissueEnsemble',
+    'TissueSegmentor',
+    'set_encoder_weights',
+]

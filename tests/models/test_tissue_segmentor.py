@@ -23,10 +23,9 @@ CLASSES = 5
 SLIDE = dict(mode='slide', crop_size=(64, 48), stride=(40, 32))
 
 
-def build(kind, test_cfg, out_channels=None, **preprocessor):
-    """A small random SegFormer of stock parts in evaluation mode."""
-    init_default_scope('mmseg')
-    model = MODELS.build(ConfigDict(
+def describe(kind, test_cfg, out_channels=None, **preprocessor):
+    """The config of a small SegFormer of stock parts."""
+    return ConfigDict(
         type=kind,
         data_preprocessor=dict(
             type='SegDataPreProcessor', mean=[190.0, 160.0, 180.0], std=[40.0, 50.0, 45.0],
@@ -38,7 +37,13 @@ def build(kind, test_cfg, out_channels=None, **preprocessor):
             type='SegformerHead', in_channels=[8, 16, 16, 16], in_index=[0, 1, 2, 3], channels=16,
             num_classes=2 if out_channels else CLASSES, out_channels=out_channels, norm_cfg=dict(type='BN'),
             **(dict(threshold=0.5) if out_channels else {})),
-        train_cfg=dict(), test_cfg=test_cfg))  # fmt: skip
+        train_cfg=dict(), test_cfg=test_cfg)  # fmt: skip
+
+
+def build(kind, test_cfg, out_channels=None, **preprocessor):
+    """That of :func:`describe`, random, in evaluation mode."""
+    init_default_scope('mmseg')
+    model = MODELS.build(describe(kind, test_cfg, out_channels, **preprocessor))
     model.init_weights()
     # As initialised, one class would win everywhere: spread the logits, and centre those of each class.
     torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=1)

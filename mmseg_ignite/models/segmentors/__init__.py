@@ -1,3 +1,4 @@
+from .tissue_ensemble import TissueEnsemble
 from .tissue_segmentor import TissueSegmentor
 
-__all__ = ['TissueSegmentor']
+__all__ = ['TissueEnsemble', 'TissueSegmentor']

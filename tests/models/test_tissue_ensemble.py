@@ -1,0 +1,183 @@
+"""TissueEnsemble against its members, and the JSON files that name them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmseg.registry import MODELS
+from test_tissue_segmentor import CLASSES, SLIDE, build, describe, samples
+
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.inference import average_symmetries
+from mmseg_ignite.models.ensembles import load_members, read_ensemble, set_members, write_ensemble
+from mmseg_ignite.models.segmentors import TissueEnsemble
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+SIZE = (96, 112)
+
+
+@pytest.fixture(scope='module')
+def members():
+    return [build('TissueSegmentor', dict(mode='whole')) for _ in range(3)]
+
+
+@pytest.fixture(scope='module')
+def folder(members, tmp_path_factory):
+    """Checkpoints in folders of folds, and ensembles of all and of one."""
+    folder = tmp_path_factory.mktemp('ensemble')
+    for number, member in enumerate(members):
+        (folder / f'fold{number}').mkdir()
+        torch.save(
+            dict(state_dict=member.state_dict(), meta=dict(iter=number)), folder / f'fold{number}' / 'iter_2.pth'
+        )
+    paths = [folder / f'fold{number}' / 'iter_2.pth' for number in range(3)]
+    write_ensemble(folder / 'ensemble.json', paths)
+    write_ensemble(folder / 'one.json', paths[1:2])
+    return folder
+
+
+def load(path, **test_cfg):
+    model, checkpoints = set_members(describe('TissueSegmentor', {**dict(mode='whole'), **test_cfg}), path)
+    model = MODELS.build(model)
+    load_members(model, checkpoints)
+    return model.eval()
+
+
+def image(height=SIZE[0], width=SIZE[1], count=1):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def mean(members, x):
+    """The mean probabilities of the members' own logits, in float64."""
+    return torch.stack([m.whole_inference(x, [{}] * len(x)).double().softmax(1) for m in members]).mean(0)
+
+
+@torch.no_grad()
+def test_encode_decode_is_the_logarithm_of_the_mean_probabilities(members, folder):
+    ensemble, x = load(folder / 'ensemble.json'), image(count=2)
+    assert isinstance(ensemble, TissueEnsemble) and len(ensemble.members) == 3
+    found = ensemble.encode_decode(x, [dict(img_shape=SIZE)] * 2)
+    assert found.dtype == torch.float32 and found.shape == (2, CLASSES, *SIZE)
+    torch.testing.assert_close(found.double(), mean(members, x).log(), rtol=1e-4, atol=1e-4)
+    assert (mean(members, x).argmax(1) != mean(members[:1], x).argmax(1)).any()  # the others count
+
+
+@torch.no_grad()
+def test_raw_outputs_are_averaged_as_well(members, folder):
+    x = image()
+    expected = torch.stack([m._forward(x).double().softmax(1) for m in members]).mean(0).log()
+    found = load(folder / 'ensemble.json')(x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_sliding_windows_with_logits_and_labels(members, folder):
+    """Windows lie as of one network; their logarithms are added as its logits are."""
+    x, total = image(), torch.zeros(CLASSES, *SIZE, dtype=torch.float64)
+    number = torch.zeros(SIZE)
+    for top in (0, 32):
+        for left in (0, 32, 64):
+            window = np.s_[..., top : top + 64, left : left + 48]
+            total[window] += mean(members, x[window])[0].log()
+            number[window] += 1
+    settings = {**SLIDE, 'stride': (32, 32)}
+    kept = load(folder / 'ensemble.json', **settings, keep_logits=True).predict(x, samples(1, SIZE))[0]
+    torch.testing.assert_close(kept.seg_logits.data.double(), total / number, rtol=1e-4, atol=1e-4)
+    labels = load(folder / 'ensemble.json', **settings).predict(x, samples(1, SIZE))[0].pred_sem_seg.data
+    torch.testing.assert_close(labels, kept.pred_sem_seg.data)
+
+
+@torch.no_grad()
+def test_symmetries(members, folder):
+    x = image()
+    expected = average_symmetries(lambda windows: mean(members, windows).log(), x, 8)
+    sample = load(folder / 'ensemble.json', symmetries=8, keep_logits=True).predict(x, samples(1, SIZE))[0]
+    torch.testing.assert_close(sample.seg_logits.data.softmax(0).double(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_raw_images_are_labelled_as_preprocessed_ones(folder):
+    ensemble = load(folder / 'ensemble.json', **SLIDE)
+    raw = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    x = (torch.from_numpy(raw).permute(2, 0, 1)[None].float() - ensemble.data_preprocessor.mean) / (
+        ensemble.data_preprocessor.std
+    )
+    np.testing.assert_array_equal(ensemble.label_image(raw), ensemble.predict(x)[0].pred_sem_seg.data[0].numpy())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('settings', [{}, SLIDE, dict(symmetries=4)])
+def test_an_ensemble_of_one_is_its_member(members, folder, settings):
+    ensemble, member = load(folder / 'one.json', **settings), load(folder / 'fold1' / 'iter_2.pth', **settings)
+    a, b = (model.predict(image(), samples(1, SIZE))[0].pred_sem_seg.data for model in (ensemble, member))
+    assert type(member) is not TissueEnsemble is type(ensemble) and (a == b).all()
+
+
+@torch.no_grad()
+def test_half_precision_averages_in_float32(members, folder):
+    with torch.autocast('cpu', torch.bfloat16):
+        found = load(folder / 'ensemble.json').encode_decode(image(), [dict(img_shape=SIZE)])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(1, *SIZE))
+
+
+def test_what_cannot_be_an_ensemble(folder):
+    with pytest.raises(IgniteError, match='one by one'):
+        load(folder / 'ensemble.json').loss(image(), samples(1, SIZE))
+    with pytest.raises(IgniteError, match='EncoderDecoder'):
+        set_members(describe('EncoderDecoder', SLIDE), folder / 'ensemble.json')
+    with pytest.raises(IgniteError, match='size'):
+        MODELS.build(dict(describe('TissueEnsemble', SLIDE), size=0))
+    with pytest.raises(IgniteError, match='out_channels=1'):
+        MODELS.build(dict(describe('TissueEnsemble', SLIDE, out_channels=1), size=2))
+
+
+@pytest.mark.parametrize(
+    'content, word',
+    [
+        (None, 'is no file'),
+        ('{"format": 1, "checkpoints": ["fold0/it', 'cannot be read as JSON'),
+        ('\udcff', 'cannot be read as JSON'),
+        ('["fold0/iter_2.pth"]', 'is no ensemble of format 1'),
+        (dict(format=2, checkpoints=['fold0/iter_2.pth']), 'is no ensemble of format 1'),
+        (dict(format=1), 'is no ensemble of format 1'),
+        (dict(format=1, checkpoints=[]), 'is no ensemble of format 1'),
+        (dict(format=1, checkpoints='fold0/iter_2.pth'), 'is no ensemble of format 1'),
+        (dict(format=1, checkpoints=[3]), 'is no ensemble of format 1'),
+        (dict(format=1, checkpoints=['/fold0/iter_2.pth']), 'inside its folder'),
+        (dict(format=1, checkpoints=['../iter_2.pth']), 'inside its folder'),
+        (dict(format=1, checkpoints=['fold0/../../iter_2.pth']), 'inside its folder'),
+        (dict(format=1, checkpoints=['fold0/iter_2.pth', 'fold9/iter_2.pth']), 'fold9/iter_2.pth, which is no file'),
+        (dict(format=1, checkpoints=['fold0']), 'which is no file'),
+        (dict(format=1, checkpoints=['fold0/iter_2.pth', './fold0/iter_2.pth']), 'twice'),
+    ],
+)
+def test_a_wrong_file_is_a_sentence(folder, content, word):
+    path = folder / 'wrong.json'
+    path.unlink(missing_ok=True)
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+    with pytest.raises(IgniteError, match=word) as error:
+        read_ensemble(path)
+    assert 'wrong.json' in str(error.value)
+
+
+@pytest.mark.parametrize('number', range(2))
+@pytest.mark.parametrize('fault', ['lacks', 'more', 'shape'])
+def test_members_are_loaded_strictly(members, tmp_path, number, fault):
+    """The first member, which is the ensemble itself, no less than the others."""
+    for place in range(2):
+        weights = {k: v.clone() for k, v in members[place].state_dict().items()}
+        if place == number:
+            if fault == 'lacks':
+                del weights['decode_head.conv_seg.bias']
+            else:
+                weights['others.0.x' if fault == 'more' else 'decode_head.conv_seg.bias'] = torch.ones(99)
+        torch.save(dict(state_dict=weights), tmp_path / f'{place}.pth')
+    write_ensemble(tmp_path / 'ensemble.json', [tmp_path / '0.pth', tmp_path / '1.pth'])
+    with pytest.raises(IgniteError, match=f'{number}.pth is a checkpoint of another model'):
+        load(tmp_path / 'ensemble.json')
