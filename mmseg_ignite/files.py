@@ -34,6 +34,16 @@ def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def link_file(source: 'str | os.PathLike', path: 'str | os.PathLike') -> None:
+    """Put a file in a second place, atomically: a hard link, or a copy where the disk knows none."""
+    with atomic_file(path) as partial:
+        partial.unlink()
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+
+
 def _check_replaceable(path: Path, own: 'tuple[str, ...]') -> None:
     """Raise IgniteError unless ``path`` is absent, empty, or a folder that holds nothing but what we wrote."""
     if path.exists() and not path.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.files import atomic_directory, atomic_file
+from mmseg_ignite.files import atomic_directory, atomic_file, link_file
 
 
 def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -115,3 +115,21 @@ def test_a_terminated_tool_leaves_nothing_behind(tmp_path):
     )
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'd')], capture_output=True, text=True)
     assert done.returncode == 130 and 'Traceback' not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_file_is_put_in_a_second_place_by_link_or_copy(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_text('new')
+    (tmp_path / 'b').write_text('old')
+    for _ in range(2):  # the second time it is that file already
+        link_file(tmp_path / 'a', tmp_path / 'b')
+        assert (tmp_path / 'b').samefile(tmp_path / 'a') and sorted(tmp_path.iterdir()) == [
+            tmp_path / 'a',
+            tmp_path / 'b',
+        ]
+
+    def refuse(*paths):
+        raise OSError('no links here')
+
+    monkeypatch.setattr(os, 'link', refuse)
+    link_file(tmp_path / 'a', tmp_path / 'c')
+    assert (tmp_path / 'c').read_text() == 'new' and not (tmp_path / 'c').samefile(tmp_path / 'a')

@@ -1,7 +1,8 @@
-"""What the tools call: looking at the data, training, testing, predicting, scoring."""
+"""What the tools call: looking at the data, training, cross-validating, testing, predicting, scoring."""
 
 from .browsing import browse
 from .configuration import load_config
+from .cross_validation import cross_validate
 from .evaluating import compare_runs, read_groupings, rescore, score_folder
 from .predictor import Predictor, predict_files
 from .reporting import regions
@@ -12,6 +13,7 @@ __all__ = [
     'Predictor',
     'browse',
     'compare_runs',
+    'cross_validate',
     'load_config',
     'predict_files',
     'read_groupings',

@@ -49,7 +49,7 @@ def test(
         cfg.test_cfg.fp16 = True  # mmengine's name for autocast, whichever half precision the device has
     prepare_launch(cfg)
     runner = Runner.from_cfg(cfg)
-    metric = _tissue_metric(runner.test_evaluator.metrics)
+    metric = tissue_metric(runner.test_evaluator.metrics)
     load_members(runner.model.module if runner.distributed else runner.model, members)
     dataset = cfg.test_dataloader.dataset
     predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
@@ -75,8 +75,12 @@ def test(
     return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
 
 
-def _tissue_metric(metrics: list) -> TissueMetric:
-    """The metric that the run is made of."""
+def tissue_metric(metrics: list) -> TissueMetric:
+    """The metric that the run is made of.
+
+    Raises:
+        IgniteError: there is none, or another logs the same names.
+    """
     metric = next((m for m in metrics if isinstance(m, TissueMetric)), None)
     if metric is None:
         raise IgniteError(

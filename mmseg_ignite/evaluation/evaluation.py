@@ -120,6 +120,43 @@ class Evaluation:
         )
 
     @classmethod
+    def merge(cls, evaluations: "Sequence['Evaluation']") -> 'Evaluation':
+        """One of several of different ROIs, by name; boundaries and calibration are kept where all have them.
+
+        Raises:
+            IgniteError: they are of other classes or boundary tolerances, or an ROI stands in two of them.
+        """
+        names = [name for e in evaluations for name in e.names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise IgniteError(f'the ROI {twice[0]} stands in two of the runs to pool: pool runs of different ROIs.')
+        tolerances = {e.boundary_tolerance_um for e in evaluations}
+        for what, found in (
+            ('classes', {e.classes for e in evaluations}),
+            ('boundary_tolerance_um', tolerances - {None}),
+        ):
+            if len(found) > 1:
+                raise IgniteError(f'the runs to pool differ in {what}: score them alike.')
+        order = np.argsort(names, kind='stable')
+
+        def joined(key: str) -> 'np.ndarray | None':
+            values = [getattr(e, key) for e in evaluations]
+            if key == 'unpredicted' and any(v is not None for v in values):  # None: there are no such pixels
+                values = [
+                    np.zeros(e.matrices.shape[:2], np.int64) if v is None else v for e, v in zip(evaluations, values)
+                ]
+            return None if any(v is None for v in values) else np.concatenate(values)[order]
+
+        metadata = [m for e in evaluations for m in e.metadata]
+        return cls(
+            names=[names[i] for i in order],
+            matrices=joined('matrices'),
+            classes=evaluations[0].classes,
+            metadata=[metadata[i] for i in order],
+            boundary_tolerance_um=None if None in tolerances else tolerances.pop(),
+            **{key: joined(key) for key in _OPTIONAL},
+        )
+
+    @classmethod
     def load(cls, path: 'str | Path') -> 'Evaluation':
         """Of ``confusion.npz`` or the run folder that holds it; files without metadata, as written earlier, load too.
 

@@ -158,3 +158,27 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(IgniteError, match='cannot be written'):
         write_run(tmp_path / 'file', Evaluation(['a'], np.ones((1, 2, 2), np.int64), ('x', 'y')), {}, samples=0)
+
+
+def part(names, **counts):
+    """Two classes; the counts of an ROI follow from its name."""
+    return Evaluation(names, np.array([np.full((2, 2), ord(n)) for n in names]), ('x', 'y'), **counts)
+
+
+def test_runs_of_different_rois_are_merged_by_name():
+    a = part(['d', 'b'], unpredicted=np.array([[1, 2], [3, 4]]), boundary=np.ones((2, 2, 4)), boundary_tolerance_um=5.0)
+    b = part(['c', 'a'], boundary=np.zeros((2, 2, 4)), boundary_tolerance_um=5.0)
+    merged = Evaluation.merge([a, b])
+    assert merged.names == [m['roi'] for m in merged.metadata] == ['a', 'b', 'c', 'd']
+    assert merged.matrices[:, 0, 0].tolist() == [97, 98, 99, 100]
+    assert merged.unpredicted.tolist() == [[0, 0], [3, 4], [0, 0], [1, 2]]  # a run without such pixels has none
+    assert merged.boundary[:, 0, 0].tolist() == [0, 1, 0, 1] and merged.boundary_tolerance_um == 5.0
+    merged = Evaluation.merge([a, part(['c'])])
+    assert merged.boundary is None is merged.boundary_tolerance_um and merged.confidence is None
+    for other, word in (
+        (part(['b']), 'ROI b'),
+        (part(['c'], boundary=np.zeros((1, 2, 4)), boundary_tolerance_um=2.0), 'boundary_tolerance_um'),
+        (Evaluation(['c'], np.ones((1, 2, 2), int), ('y', 'x')), 'classes'),
+    ):
+        with pytest.raises(IgniteError, match=word):
+            Evaluation.merge([a, other])

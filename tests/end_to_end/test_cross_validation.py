@@ -1,0 +1,248 @@
+"""tools/cross_validate.py as a user runs it: all folds, some of them, begun ones, and the ensemble they make."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from conftest import DEMO_CONFIG, tool
+from PIL import Image
+
+from mmseg_ignite.apis import cross_validate, load_config
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.evaluation import Evaluation
+from mmseg_ignite.models.ensembles import read_ensemble
+from mmseg_ignite.preparation.splits import FOLDS
+from mmseg_ignite.preparation.store import image_path, label_path, read_index
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """mmengine's loggers keep the stream that pytest captured for an earlier test; the tests may run in an array job."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    monkeypatch.delenv('SLURM_ARRAY_TASK_ID', raising=False)
+
+
+def options(prepared, *more):
+    return [
+        '--cfg-options', f'data_root={prepared}', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        'model.data_preprocessor.size=(64,64)', 'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.crops.crop_size=(64,64)', 'default_hooks.checkpoint.interval=1',
+        'default_hooks.checkpoint.max_keep_ckpts=2', 'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.save_best=None', 'custom_hooks=[]',
+        *(f'{p}_dataloader.{k}' for p in ('train', 'val', 'test') for k in ('num_workers=0', 'persistent_workers=False')),
+        'test_evaluator.calibration=True', 'model.test_cfg.keep_logits=True', *more,
+    ]  # fmt: skip
+
+
+def stamps(folder):
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
+
+
+def steps(fold):
+    """The iterations whose loss the logs of a fold hold."""
+    lines = [x for p in sorted(fold.glob('*/vis_data/scalars.json')) for x in p.read_text().splitlines()]
+    return [json.loads(x)['step'] for x in lines if '"loss"' in x]
+
+
+@pytest.fixture(scope='module')
+def done(prepared, tmp_path_factory):
+    """All folds, in one call but for fold 1, which another call does last."""
+    folder = tmp_path_factory.mktemp('folds')
+    first = tool(
+        'cross_validate', DEMO_CONFIG, '--work-dir', folder, '--no-report', '--fold', 4, 0, 3, 2, 0, *options(prepared)
+    )
+    assert first == 0
+    assert not (folder / 'ensemble.json').exists() and not (folder / 'fold1').exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SLURM_ARRAY_TASK_ID', '1')
+        patch.setattr(logging, 'raiseExceptions', False)
+        assert tool('cross_validate', DEMO_CONFIG, '--work-dir', folder, *options(prepared)) == 0
+    return folder
+
+
+def test_each_roi_outside_the_test_part_is_scored_once_by_its_fold(prepared, done):
+    splits, pooled = read_index(prepared)['splits'], Evaluation.load(done)
+    parts = [Evaluation.load(done / fold) for fold in FOLDS]
+    for fold, part in zip(FOLDS, parts):
+        assert sorted(part.names) == sorted(splits[fold]['val'])
+    everything = {roi['name'] for roi in read_index(prepared)['rois']}
+    assert sorted(pooled.names) == sorted(everything - set(splits['fold0']['test']))
+    np.testing.assert_array_equal(pooled.matrices.sum(0), sum(part.matrices.sum(0) for part in parts))
+    np.testing.assert_allclose(pooled.confidence.sum(0), sum(part.confidence.sum(0) for part in parts))
+    for part in parts:
+        for name, matrix, known in zip(part.names, part.matrices, part.metadata):
+            place = pooled.names.index(name)
+            np.testing.assert_array_equal(pooled.matrices[place], matrix)
+            assert pooled.metadata[place] == known
+
+
+def test_the_folds_train_on_their_own_part_and_the_last_checkpoint_scores(done):
+    for fold in FOLDS:
+        metrics = json.loads((done / fold / 'metrics.json').read_text())
+        assert (metrics['split'], metrics['protocol']) == ('val', fold)
+        assert metrics['checkpoint'] == str(done / fold / 'iter_2.pth')
+        assert json.loads((done / fold / 'fold.json').read_text())['checkpoint'] == 'iter_2.pth'
+        (config,) = done.glob(f'{fold}/*.py')
+        cfg = load_config(config)
+        assert cfg.train_dataloader.dataset.protocol == cfg.val_dataloader.dataset.protocol == fold
+        assert cfg.train_dataloader.dataset.split == 'train'
+        assert steps(done / fold) == [1, 2]  # no other fold's
+    assert len({p.read_bytes() for p in done.glob('fold*/iter_2.pth')}) == len(FOLDS)
+
+
+def test_the_run_of_all_folds_shows_all_predictions(prepared, done):
+    metrics, report = (
+        json.loads((done / 'metrics.json').read_text()),
+        (done / 'report.html').read_text(encoding='utf-8'),
+    )
+    assert report.count('<article class="region"') == metrics['rois'] == len(list((done / 'predictions').iterdir()))
+    assert 'checkpoint' not in metrics and metrics['protocol'] == 'fold0, fold1, fold2, fold3, fold4'
+    assert metrics['intervals']['patients'] == 5 and metrics['data'] == str(prepared)
+    matrix = np.zeros((16, 16), np.int64)
+    for path in (done / 'predictions').iterdir():
+        truth, raw = np.load(label_path(prepared, path.stem)).astype(int), np.array(Image.open(path)).astype(int)
+        np.add.at(matrix, (truth[truth < 255], raw[truth < 255] - 1), 1)
+    np.testing.assert_array_equal(matrix, Evaluation.load(done).matrices.sum(0))
+    assert not (done / 'fold0' / 'report.html').exists() and (done / 'fold1' / 'report.html').is_file()
+    assert not list(done.rglob('.*'))
+
+
+def test_another_call_does_nothing_and_says_so(prepared, done, capsys):
+    before = stamps(done)
+    assert tool('cross_validate', DEMO_CONFIG, '--work-dir', done, *options(prepared)) == 0
+    said = capsys.readouterr().out
+    assert stamps(done) == before
+    assert said.count('finished already, skipped') == 5 and 'training in' not in said
+    assert f'tools/test.py {DEMO_CONFIG} {done}/ensemble.json' in said and 'protocol=fold0' in said and 'mIoU' in said
+
+
+def test_two_that_finish_at_once_write_the_same(prepared, done, tmp_path):
+    """What the second writes over the first's: the same, by names that are never half written."""
+    shutil.copytree(done, tmp_path / 'd')
+    before = {name: (tmp_path / 'd' / name).read_bytes() for name in ('ensemble.json', 'per_roi.csv', 'metrics.txt')}
+    (tmp_path / 'd' / 'ensemble.json').unlink()
+    assert tool('cross_validate', DEMO_CONFIG, '--work-dir', tmp_path / 'd', '--fold', 0, *options(prepared)) == 0
+    assert {name: (tmp_path / 'd' / name).read_bytes() for name in before} == before
+    assert {p.name for p in (tmp_path / 'd').iterdir()} == {p.name for p in done.iterdir()}
+
+
+def test_the_ensemble_is_tested_and_predicts(prepared, done, tmp_path):
+    members = read_ensemble(done / 'ensemble.json')
+    assert members == [done / fold / 'iter_2.pth' for fold in FOLDS]
+    arguments = [DEMO_CONFIG, done / 'ensemble.json', '--work-dir', tmp_path / 'w']
+    assert tool('test', *arguments, *options(prepared, 'protocol=fold0')) == 0
+    metrics = json.loads((tmp_path / 'w' / 'metrics.json').read_text())
+    assert metrics['checkpoint'] == str(done / 'ensemble.json') and metrics['split'] == 'test'
+    assert (tmp_path / 'w' / 'report.html').is_file()
+    name = read_index(prepared)['splits']['fold0']['test'][0]
+    Image.fromarray(np.load(image_path(prepared, name))).save(tmp_path / f'{name}.png')
+    arguments = [DEMO_CONFIG, done / 'ensemble.json', tmp_path / f'{name}.png', '--out', tmp_path / 'o']
+    assert tool('predict', *arguments) == 0
+    a, b = (np.array(Image.open(tmp_path / f / f'{name}.png')) for f in ('o', 'w/predictions'))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def begun(done, tmp_path):
+    """Fold 0 as it is when its training is stopped after the first iteration; the others are not begun."""
+    fold = tmp_path / 'begun' / 'fold0'
+    shutil.copytree(done / 'fold0', fold)
+    for path in (*fold.glob('2*'), fold / 'predictions'):
+        shutil.rmtree(path)
+    for name in ('metrics.json', 'confusion.npz', 'iter_2.pth'):
+        (fold / name).unlink()
+    known = json.loads((fold / 'fold.json').read_text())
+    del known['checkpoint']
+    (fold / 'fold.json').write_text(json.dumps(known))
+    (fold / 'last_checkpoint').write_text(str(fold / 'iter_1.pth'))
+    return tmp_path / 'begun'
+
+
+def test_a_begun_fold_goes_on_when_asked_to(prepared, begun, capsys):
+    arguments = [DEMO_CONFIG, '--work-dir', begun, '--no-report', '--fold', 0]
+    before = stamps(begun)
+    assert tool('cross_validate', *arguments, *options(prepared)) == 2
+    assert '--resume' in capsys.readouterr().err and stamps(begun) == before
+    assert tool('cross_validate', *arguments, '--resume', *options(prepared)) == 0
+    said = capsys.readouterr().out
+    assert 'fold 0 of 0 to 4: training' in said and 'folds 1, 2, 3, 4 are not finished' in said
+    assert (begun / 'fold0' / 'metrics.json').is_file() and not (begun / 'ensemble.json').exists()
+    assert steps(begun / 'fold0') == [2] and (begun / 'fold0' / 'iter_2.pth').is_file()
+
+
+def test_a_trained_fold_is_only_scored(prepared, done, tmp_path, capsys):
+    """Stopped while it was scored: no --resume is needed, nothing is trained."""
+    shutil.copytree(done / 'fold3', tmp_path / 'fold3')
+    (tmp_path / 'fold3' / 'metrics.json').unlink()
+    checkpoint = (tmp_path / 'fold3' / 'iter_2.pth').stat().st_mtime_ns
+    assert (
+        tool('cross_validate', DEMO_CONFIG, '--work-dir', tmp_path, '--no-report', '--fold', 3, *options(prepared)) == 0
+    )
+    assert 'training in' not in capsys.readouterr().out
+    assert (tmp_path / 'fold3' / 'iter_2.pth').stat().st_mtime_ns == checkpoint
+    assert Evaluation.load(tmp_path / 'fold3').names == Evaluation.load(done / 'fold3').names
+
+
+def test_where_and_on_what_it_runs_may_change(prepared, done, tmp_path, capsys):
+    shutil.copytree(prepared, tmp_path / 'ignite')
+    more = ('train_dataloader.num_workers=1', 'train_dataloader.persistent_workers=True')
+    arguments = [DEMO_CONFIG, '--work-dir', done, '--no-report', '--fold', 2, *options(tmp_path / 'ignite', *more)]
+    assert tool('cross_validate', *arguments) == 0
+    assert 'fold 2 of 0 to 4: finished already, skipped' in capsys.readouterr().out
+
+
+def wrong(prepared, done, tmp_path):
+    """Arguments that cannot work, and words of the sentence."""
+    three = tmp_path / 'three'
+    shutil.copytree(prepared, three)
+    index = json.loads((three / 'index.json').read_text())
+    for fold in FOLDS:
+        del index['splits'][fold]
+    (three / 'index.json').write_text(json.dumps(index))
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'foreign' / 'fold2').mkdir(parents=True)
+    (tmp_path / 'foreign' / 'fold2' / 'last_checkpoint').write_text('iter_2.pth')
+    (tmp_path / 'broken' / 'fold2').mkdir(parents=True)
+    (tmp_path / 'broken' / 'fold2' / 'fold.json').write_text('{')
+    good, new = options(prepared), ['--work-dir', tmp_path / 'new']
+    return [
+        ([*new, '--folds', 3, *good], ['--folds is 3', 'fold0 to fold4', '--fold']),
+        ([*new, '--fold', 5, *good], ['--fold is 5', '0 to 4']),
+        ([*new, '--fold', 0, -1, *good], ['--fold is -1']),
+        ([*new, *options(prepared, 'protocol=official')], ['protocol', 'official']),
+        ([*new, *options(three)], ['no folds', 'five patients']),
+        ([*new, *options('no/such/data')], ['no/such/data']),
+        ([*new, *options(prepared, 'test_evaluator.type=IoUMetric')], ['TissueMetric']),
+        ([*new, *options(prepared, 'train_dataloader.dataset.split=val')], ['train_dataloader.dataset.split', "'val'"]),
+        ([*new, *options(prepared, 'val_dataloader.dataset.type=BaseSegDataset')], ['val_dataloader', 'IGNITEDataset']),
+        (['--work-dir', tmp_path / 'file', *good], ['is a file']),
+        (['--work-dir', tmp_path / 'foreign', '--fold', 0, *good], ['fold2', 'no fold of a cross-validation']),
+        (['--work-dir', tmp_path / 'broken', *good], ['fold.json', 'cannot be read']),
+        (['--work-dir', done, *options(prepared, 'optim_wrapper.optimizer.lr=0.5')],
+         ['fold0', 'optim_wrapper.optimizer.lr = 0.001', '0.5']),
+        (['--work-dir', done, '--amp', *good], ['--amp = False', 'True']),
+        (['--work-dir', done, '--minutes', '3', *good], ['--minutes = None', '3.0']),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('number', range(15))
+def test_a_wrong_call_is_one_sentence_and_status_2(prepared, done, tmp_path, capsys, number):
+    calls = wrong(prepared, done, tmp_path)
+    assert len(calls) == 15
+    arguments, words = calls[number]
+    before = stamps(done)
+    assert tool('cross_validate', DEMO_CONFIG, *arguments) == 2
+    said = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
+    assert len(said) == 1 and all(word in said[0] for word in words), said
+    assert stamps(done) == before and not list((tmp_path / 'new').glob('**/*.pth'))
+
+
+@pytest.mark.parametrize('task', ['5', '-1', 'x', ''])
+def test_a_wrong_task_of_an_array_is_named(prepared, tmp_path, monkeypatch, task):
+    monkeypatch.setenv('SLURM_ARRAY_TASK_ID', task)
+    with pytest.raises(IgniteError, match='SLURM_ARRAY_TASK_ID is .*--array=0-4'):
+        cross_validate(DEMO_CONFIG, str(tmp_path), dict(data_root=str(prepared)))
