@@ -49,6 +49,17 @@ def test_children_are_short_deltas():
         assert len((CONFIGS / NAME.format(size)).read_text().splitlines()) <= 12
 
 
+def test_configs_of_other_hardware_are_short_deltas():
+    names = [f'segformer_mit-b{size}_4xb8-20k_ignite-512x512.py' for size in range(6)]
+    names += [f'segformer_mit-b{size}_1xb4-accum2-40k_ignite-512x512.py' for size in (4, 5)]
+    for name in names:
+        cfg, plain = load_config(CONFIGS / name), load_config(CONFIGS / NAME.format(name[15]))
+        assert cfg.model == plain.model and len((CONFIGS / name).read_text().splitlines()) <= 13
+        steps, plain_steps = (c.train_cfg.max_iters / c.optim_wrapper.get('accumulative_counts', 1) for c in (cfg, plain))
+        assert steps == plain_steps and cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+        assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1) == 8
+
+
 def test_options_reach_all_data_sets():
     cfg = load_config(CONFIGS / NAME.format(0), dict(data_root='d', protocol='official'))
     for part in ('train', 'val', 'test'):
