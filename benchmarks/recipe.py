@@ -57,11 +57,12 @@ STOCK_OPTIMISER = dict(
 )
 STOCK_LOSS = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
 LADDER = ('stock', '+model', '+loss', '+crops', '+stain', 'ours')
-"""Each adds to the one before; ours adds the schedule."""
+"""Each adds to the one before; ours adds the mean of the last weights."""
 RARE_CLASS = 16
 """Class id that is made rare."""
-OPTIONS = ('ours-ce', 'ours-uniform', 'ours-ema', 'ours-weights')
-"""Each changes one thing in ours."""
+OPTIONS = ('ours-ce', 'ours-uniform', 'ours-nostain', 'ours-raw', 'ours-weights', 'ours-anyscale')
+"""Each changes one thing in ours: without Dice, without class-aware crops, without colour augmentation, without the mean of
+the last weights, with class weights, at any angle and 0.4 to 0.625 um/px."""
 
 
 def configured(variant: str, data: str, protocol: str, seed: int, work_dir: str) -> Config:
@@ -69,13 +70,14 @@ def configured(variant: str, data: str, protocol: str, seed: int, work_dir: str)
     cfg = load_config(CONFIG, dict(data_root=data, protocol=protocol, **{'randomness.seed': seed}), work_dir)
     cfg.model.backbone.init_cfg, cfg.model.test_cfg = None, dict(mode='whole')
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type == 'ClassWeightHook' or h.type == 'EMAHook']
+    averaged = variant not in (*LADDER[:-1], 'ours-raw')
+    hooks = ('ClassWeightHook', *(['EMAHook'] if averaged else []))
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type in hooks]
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=10**9, save_last=True)
     cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
     missing = LADDER[LADDER.index(variant) + 1 :] if variant in LADDER else ()
     if 'ours' in missing:
         cfg.optim_wrapper = STOCK_OPTIMISER
-        cfg.model.backbone.drop_path_rate, cfg.model.decode_head.dropout_ratio = 0.1, 0.1
     if '+stain' in missing:
         kept = [t for t in cfg.train_pipeline if t.type in ('RandomDihedral', 'PackSegInputs')]
         cfg.train_dataloader.dataset.pipeline = [kept[0], dict(type='PhotoMetricDistortion'), kept[1]]
@@ -92,8 +94,12 @@ def configured(variant: str, data: str, protocol: str, seed: int, work_dir: str)
         cfg.model.decode_head.loss_decode.dice = 0.0
     elif variant == 'ours-uniform':
         cfg.train_dataloader.dataset.crops.class_probability = 0.0
-    elif variant == 'ours-ema':
-        cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.01, update_buffers=True))
+    elif variant == 'ours-nostain':
+        cfg.train_dataloader.dataset.pipeline = [
+            t for t in cfg.train_pipeline if t.type in ('RandomDihedral', 'PackSegInputs')
+        ]
+    elif variant == 'ours-anyscale':
+        cfg.train_dataloader.dataset.crops.update(um_per_px=(0.4, 0.625), rotation='any')
     elif variant == 'ours-weights':
         cfg.model.decode_head.loss_decode.temperature = 0.5
     return cfg

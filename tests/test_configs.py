@@ -55,7 +55,9 @@ def test_configs_of_other_hardware_are_short_deltas():
     for name in names:
         cfg, plain = load_config(CONFIGS / name), load_config(CONFIGS / NAME.format(name[15]))
         assert cfg.model == plain.model and len((CONFIGS / name).read_text().splitlines()) <= 13
-        steps, plain_steps = (c.train_cfg.max_iters / c.optim_wrapper.get('accumulative_counts', 1) for c in (cfg, plain))
+        steps, plain_steps = (
+            c.train_cfg.max_iters / c.optim_wrapper.get('accumulative_counts', 1) for c in (cfg, plain)
+        )
         assert steps == plain_steps and cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
         assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1) == 8
 

@@ -6,7 +6,8 @@ crop_size = (256, 256)
 iterations = 4000
 model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(init_cfg=None))
 crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
-train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(crops=crops))
+# Crops this small are read in passing: a worker would take more from two cores than it gives. With a GPU, num_workers=4.
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(crops=crops))
 val_dataloader = dict(num_workers=1)
 test_dataloader = dict(num_workers=1)
 optim_wrapper = dict(optimizer=dict(lr=6e-4))
@@ -16,3 +17,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=iterations, val_interval=500)
 default_hooks = dict(checkpoint=dict(interval=500))
+# Validated, saved and tested is the mean of the last hundred steps' weights or so.
+custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook', momentum=0.01, update_buffers=True)]

@@ -86,14 +86,19 @@ def is_ours(dataset: 'dict | None') -> bool:
     return dataset is not None and str(dataset.get('type')).split('.')[-1] in kinds
 
 
+def selected(dataset: dict) -> 'list[dict]':
+    """The index entries of the ROIs of a data set of this package."""
+    root = dataset['data_root']
+    return select(read_index(root), dataset.get('protocol', 'patient-8-1-1'), dataset['split'], root)
+
+
 def check_data(cfg: Config, *loaders: str) -> None:
     """Raise IgniteError if a data set that a run needs is not there, holds no ROI, or lacks the context that it is to use."""
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset')
         if not is_ours(dataset):
             continue
-        root, protocol = dataset.data_root, dataset.get('protocol', 'patient-8-1-1')
-        rois = select(read_index(root), protocol, dataset.split, root)
+        root, protocol, rois = dataset.data_root, dataset.get('protocol', 'patient-8-1-1'), selected(dataset)
         if not rois:
             raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
         if dataset.get('use_context'):

@@ -336,5 +336,6 @@ def _pool(every: 'list[_Fold]', folder: Path, report: 'str | None') -> dict:
         ) from error
     context = dict(first.context, split='val', protocol=', '.join(FOLDS), predictions=str(predictions), encoding='raw')
     result = publish(folder, evaluation, context, report, **first.metric.options)
-    write_ensemble(folder / ENSEMBLE, [fold.checkpoint for fold in every])
+    seen = (roi['patient'] for roi in evaluation.metadata)  # each is in the training part of four folds
+    write_ensemble(folder / ENSEMBLE, [fold.checkpoint for fold in every], seen)
     return result

@@ -11,9 +11,9 @@ from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
-from ..models.ensembles import load_members, set_members
+from ..models.ensembles import check_unseen, is_ensemble, load_members, read_ensemble, set_members
 from ..preparation.store import roi_name
-from .configuration import check_data, is_ours
+from .configuration import check_data, is_ours, selected
 from .reporting import PREDICTIONS, publish
 
 
@@ -39,9 +39,13 @@ def test(
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, or an evaluator without TissueMetric.
+        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, or an evaluator without TissueMetric.
     """
     check_data(cfg, 'test_dataloader')
+    dataset = cfg.test_dataloader.dataset
+    if is_ensemble(checkpoint) and is_ours(dataset):
+        read_ensemble(checkpoint)  # whether it is one, before what it says is asked
+        check_unseen(checkpoint, (roi['patient'] for roi in selected(dataset)))
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
@@ -51,7 +55,6 @@ def test(
     runner = Runner.from_cfg(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
     load_members(runner.model.module if runner.distributed else runner.model, members)
-    dataset = cfg.test_dataloader.dataset
     predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
     written = is_ours(dataset) or out is not None
     if written:

@@ -1,13 +1,14 @@
 """What is given as a checkpoint: one file of weights, or an ensemble, a JSON file that lists several.
 
-    {"format": 1, "checkpoints": ["fold0/iter_20000.pth", "fold1/iter_20000.pth"]}
+    {"format": 1, "checkpoints": ["fold0/iter_20000.pth", "fold1/iter_20000.pth"], "patients": [1, 2]}
 
-The paths are relative to the JSON file's folder and stay in it, so that the folder can be moved as a whole.
+The paths are relative to the JSON file's folder and stay in it, so that the folder can be moved as a whole. ``patients``,
+which may be missing, are those that a member was trained on.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -99,8 +100,19 @@ def read_ensemble(path: 'str | Path') -> 'list[Path]':
     return [path.parent / place for place in places]
 
 
-def write_ensemble(path: 'str | Path', checkpoints: 'Sequence[str | Path]') -> None:
-    """Write an ensemble of checkpoints that lie in its folder."""
+def check_unseen(path: 'str | Path', patients: 'Iterable[object]') -> None:
+    """Raise IgniteError if an ensemble says that a member was trained on one of the patients who are to be tested."""
+    known = json.loads(Path(path).read_text(encoding='utf-8')).get('patients')
+    if seen := sorted({str(patient) for patient in patients} & set(map(str, known or ()))):
+        raise IgniteError(
+            f'{path} has members that were trained on {len(seen)} of the patients to be tested, e.g. {seen[0]}; patients '
+            'unseen by all were expected: add protocol=fold0 to --cfg-options, whose test part no fold has seen.'
+        )
+
+
+def write_ensemble(path: 'str | Path', checkpoints: 'Sequence[str | Path]', patients: 'Iterable[object]' = ()) -> None:
+    """Write an ensemble of checkpoints that lie in its folder, and the patients that a member was trained on."""
     path = Path(path)
     names = [Path(checkpoint).relative_to(path.parent).as_posix() for checkpoint in checkpoints]
-    write_json(path, dict(format=FORMAT, checkpoints=names))
+    known = dict(patients=sorted(set(patients), key=str)) if patients else {}
+    write_json(path, dict(format=FORMAT, checkpoints=names, **known))

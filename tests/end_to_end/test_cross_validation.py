@@ -130,6 +130,12 @@ def test_two_that_finish_at_once_write_the_same(prepared, done, tmp_path):
     assert {p.name for p in (tmp_path / 'd').iterdir()} == {p.name for p in done.iterdir()}
 
 
+def test_an_ensemble_is_not_tested_on_patients_it_was_trained_on(prepared, done, tmp_path, capfd):
+    arguments = [DEMO_CONFIG, done / 'ensemble.json', '--work-dir', tmp_path / 'w']
+    assert tool('test', *arguments, *options(prepared, 'protocol=fold0', 'test_dataloader.dataset.split=val')) == 2
+    assert 'trained on' in capfd.readouterr().err and not (tmp_path / 'w' / 'metrics.json').exists()
+
+
 def test_the_ensemble_is_tested_and_predicts(prepared, done, tmp_path):
     members = read_ensemble(done / 'ensemble.json')
     assert members == [done / fold / 'iter_2.pth' for fold in FOLDS]
