@@ -48,6 +48,7 @@ def build(size: int, stock: bool, device: str) -> nn.Module:
     """The segmentor of a config, ours or with mmseg's own parts; the same random weights."""
     cfg = load_config(CONFIG.format(size)).model
     cfg.backbone.init_cfg, cfg.decode_head.norm_cfg = None, dict(type='BN')
+    cfg.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=True)  # mmseg's own, for all alike
     if stock:
         cfg.type, cfg.backbone.type, cfg.decode_head.type = 'EncoderDecoder', 'MixVisionTransformer', 'SegformerHead'
     init_default_scope('mmseg')

@@ -39,7 +39,8 @@ def test(
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, or an evaluator without TissueMetric.
+        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, or
+            an evaluator without TissueMetric.
     """
     check_data(cfg, 'test_dataloader')
     dataset = cfg.test_dataloader.dataset
