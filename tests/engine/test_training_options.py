@@ -140,6 +140,26 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     other.load_state_dict(plain.state_dict())
 
 
+def test_compiled_parts_are_used_in_training_alone(prepared, tmp_path, monkeypatch):
+    calls = []
+
+    def compiled(forward, **options):
+        def call(*arguments):
+            calls.append((options, torch.is_grad_enabled()))
+            return forward(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, 'compile', compiled)
+    cfg = config(prepared, tmp_path, **{'train_cfg.val_interval': 2})
+    cfg.custom_hooks.append(dict(type='CompileHook', mode='default'))
+    runner = train(cfg)
+    assert calls == 2 * runner.iter * [(dict(mode='default'), True)]  # encoder and decoder of each step
+    assert 'forward' not in vars(runner.model.backbone)
+    keys = torch.load(tmp_path / 'iter_3.pth', weights_only=False)['state_dict'].keys()
+    assert keys == runner.model.state_dict().keys()
+
+
 def test_class_weights_come_from_the_training_rois(prepared, tmp_path):
     runner = train(config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0}))
     index = read_index(prepared)

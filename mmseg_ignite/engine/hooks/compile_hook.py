@@ -1,0 +1,50 @@
+"""torch.compile where it pays: in the network's forward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Train with compiled forward passes of a segmentor's parts.
+
+    mmengine's own ``compile=True`` compiles the whole training step, the optimizer's included, which fails. Validations,
+    of images of many sizes, are not compiled. Checkpoints are those of any training.
+
+    Args:
+        parts (Sequence[str]): of the segmentor. Defaults to ('backbone', 'decode_head').
+        options: those of :func:`torch.compile`, e.g. ``mode='max-autotune'``.
+    """
+
+    def __init__(self, parts: 'Sequence[str]' = ('backbone', 'decode_head'), **options: object) -> None:
+        self.parts, self.options = parts, options
+        self._compiled: dict = {}
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        modules = [getattr(model, name) for name in self.parts]
+        self._compiled = {module: torch.compile(module.forward, **self.options) for module in modules}
+        self._set()
+
+    def _set(self) -> None:
+        for module, forward in self._compiled.items():
+            module.forward = forward
+
+    def _unset(self) -> None:
+        for module in self._compiled:
+            vars(module).pop('forward', None)  # the class's own again
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._unset()
+
+    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+        self._set()
+
+    def after_train(self, runner: Runner) -> None:
+        self._unset()
+        self._compiled = {}
