@@ -165,7 +165,7 @@ def ablation(args: argparse.Namespace) -> None:
 def rare(args: argparse.Namespace) -> None:
     """The recall of a class of 0.1 % of the pixels, with the default crops and with uniform ones."""
     work_dir = Path(args.work_dir)
-    write_synthetic_release(work_dir / 'rare', rois=80, patients=20, size=(512, 512), seed=3, rare=(RARE_CLASS, 0.001))
+    write_synthetic_release(work_dir / 'rare', rois=80, patients=20, size=(512, 512), seed=3, rare=(RARE_CLASS, 0.0006))
     data = prepared(work_dir / 'rare', work_dir / 'rare-ignite')
     pixels = np.sum([roi['pixels'] for roi in read_index(data)['rois']], 0)
     args.console.print(f'{CLASSES[RARE_CLASS - 1]}: {100 * pixels[RARE_CLASS - 1] / pixels.sum():.2f} % of the pixels')

@@ -8,6 +8,8 @@ from mmengine.optim import OptimWrapper
 from mmseg.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
+from ..errors import IgniteError
+
 
 def half_dtype(device: 'str | torch.device') -> torch.dtype:
     """bfloat16, which needs no loss scaling, where the device computes in it (CPUs, NVIDIA since Ampere); else float16."""
@@ -27,9 +29,16 @@ class HalfOptimWrapper(OptimWrapper):
     Args:
         dtype (str, optional): 'bfloat16' or 'float16' instead. Defaults to None.
         kwargs: those of :class:`mmengine.optim.OptimWrapper`, e.g. ``clip_grad``, ``accumulative_counts``.
+
+    Raises:
+        IgniteError: another dtype.
     """
 
     def __init__(self, dtype: 'str | None' = None, **kwargs) -> None:
+        if dtype not in (None, 'bfloat16', 'float16'):
+            raise IgniteError(
+                f'the dtype of HalfOptimWrapper is {dtype!r}; bfloat16 or float16 was expected: correct it.'
+            )
         super().__init__(**kwargs)
         self.device = self.optimizer.param_groups[0]['params'][0].device
         self.dtype = half_dtype(self.device) if dtype is None else getattr(torch, dtype)

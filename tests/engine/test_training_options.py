@@ -89,10 +89,8 @@ def test_wrong_minutes_are_refused(prepared, tmp_path, minutes):
 def test_the_seed_decides_every_bit(prepared, tmp_path):
     states = []
     for number, seed in enumerate((1, 1, 2)):
-        options = {'randomness': dict(seed=seed, deterministic=True)}
-        runner = train(config(prepared, tmp_path / str(number), **options))
+        runner = train(config(prepared, tmp_path / str(number), **{'randomness.seed': seed}))
         states.append({k: v.clone() for k, v in runner.model.state_dict().items()})
-        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
     assert not all(torch.equal(a, b) for a, b in zip(states[0].values(), states[2].values()))
 
@@ -109,6 +107,19 @@ def test_half_precision_trains_on_this_device(prepared, tmp_path):
 
 def test_half_precision_is_that_of_the_device():
     assert half_dtype('cpu') == torch.bfloat16
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(IgniteError, match='float8'):
+        HalfOptimWrapper('float8', optimizer=torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))
+
+
+def test_the_deterministic_option_trains(prepared, tmp_path):
+    try:
+        assert train(config(prepared, tmp_path, **{'randomness.deterministic': True})).iter == 3
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_the_forward_pass_is_half_and_the_update_that_of_plain_training():
