@@ -56,8 +56,8 @@ STOCK_OPTIMISER = dict(
     ),
 )
 STOCK_LOSS = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
-LADDER = ('stock', '+model', '+loss', '+crops', '+stain', 'ours')
-"""Each adds to the one before; ours adds the mean of the last weights."""
+LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+stain', 'ours')
+"""Each adds to the one before; +half is half precision where the device computes in it, ours the mean of the last weights."""
 RARE_CLASS = 16
 """Class id that is made rare."""
 OPTIONS = ('ours-ce', 'ours-uniform', 'ours-nostain', 'ours-raw', 'ours-weights', 'ours-anyscale')
@@ -76,7 +76,7 @@ def configured(variant: str, data: str, protocol: str, seed: int, work_dir: str)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=10**9, save_last=True)
     cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
     missing = LADDER[LADDER.index(variant) + 1 :] if variant in LADDER else ()
-    if 'ours' in missing:
+    if '+half' in missing:
         cfg.optim_wrapper = STOCK_OPTIMISER
     if '+stain' in missing:
         kept = [t for t in cfg.train_pipeline if t.type in ('RandomDihedral', 'PackSegInputs')]

@@ -10,7 +10,8 @@ crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(crops=crops))
 val_dataloader = dict(num_workers=1)
 test_dataloader = dict(num_workers=1)
-optim_wrapper = dict(optimizer=dict(lr=6e-4))
+# Half precision where the device computes in it, so on some CPUs too; type='OptimWrapper', dtype=None for float32.
+optim_wrapper = dict(type='HalfOptimWrapper', dtype='fastest', optimizer=dict(lr=6e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=iterations // 20),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=iterations // 20, end=iterations, by_epoch=False),

@@ -19,6 +19,13 @@ def half_dtype(device: 'str | torch.device') -> torch.dtype:
     return torch.bfloat16
 
 
+def half_is_faster(device: 'str | torch.device') -> bool:
+    """Whether the device computes in :func:`half_dtype`: not a CPU without AVX512-BF16 or AMX, which emulates it."""
+    if torch.device(device).type != 'cpu':
+        return True
+    return any(getattr(torch.cpu, f'_is_{what}_supported', bool)() for what in ('avx512_bf16', 'amx_tile'))
+
+
 @OPTIM_WRAPPERS.register_module()
 class HalfOptimWrapper(OptimWrapper):
     """mmengine's AmpOptimWrapper for any device: automatic mixed precision in :func:`half_dtype` of the parameters' device.
@@ -27,7 +34,8 @@ class HalfOptimWrapper(OptimWrapper):
     wait for the check of the gradients.
 
     Args:
-        dtype (str, optional): 'bfloat16' or 'float16' instead. Defaults to None.
+        dtype (str, optional): 'bfloat16' or 'float16' instead; 'fastest' is :func:`half_dtype` where :func:`half_is_faster`
+            and float32 elsewhere. Defaults to None.
         kwargs: those of :class:`mmengine.optim.OptimWrapper`, e.g. ``clip_grad``, ``accumulative_counts``.
 
     Raises:
@@ -35,13 +43,16 @@ class HalfOptimWrapper(OptimWrapper):
     """
 
     def __init__(self, dtype: 'str | None' = None, **kwargs) -> None:
-        if dtype not in (None, 'bfloat16', 'float16'):
+        if dtype not in (None, 'fastest', 'bfloat16', 'float16'):
             raise IgniteError(
-                f'the dtype of HalfOptimWrapper is {dtype!r}; bfloat16 or float16 was expected: correct it.'
+                f'the dtype of HalfOptimWrapper is {dtype!r}; bfloat16, float16 or fastest was expected: correct it.'
             )
         super().__init__(**kwargs)
         self.device = self.optimizer.param_groups[0]['params'][0].device
-        self.dtype = half_dtype(self.device) if dtype is None else getattr(torch, dtype)
+        if dtype == 'fastest':
+            self.dtype = half_dtype(self.device) if half_is_faster(self.device) else torch.float32
+        else:
+            self.dtype = getattr(torch, dtype) if dtype else half_dtype(self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def backward(self, loss: Tensor, **kwargs) -> None:
@@ -71,5 +82,7 @@ class HalfOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast the forward pass."""
-        with super().optim_context(model), torch.autocast(self.device.type, dtype=self.dtype):
+        half = self.dtype != torch.float32
+        precision = torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
+        with super().optim_context(model), precision:
             yield

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import platform
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import nn
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.datasets import IGNITEDataset
 from mmseg_ignite.engine.hooks import ClassWeightHook, TimeBudgetHook
-from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype
+from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.models.losses import TissueLoss
 from mmseg_ignite.preparation.store import read_index
@@ -86,10 +88,11 @@ def test_wrong_minutes_are_refused(prepared, tmp_path, minutes):
         train(config(prepared, tmp_path), minutes=minutes)
 
 
-def test_the_seed_decides_every_bit(prepared, tmp_path):
+@pytest.mark.parametrize('half', [False, True])
+def test_the_seed_decides_every_bit(prepared, tmp_path, half):
     states = []
     for number, seed in enumerate((1, 1, 2)):
-        runner = train(config(prepared, tmp_path / str(number), **{'randomness.seed': seed}))
+        runner = train(config(prepared, tmp_path / str(number), **{'randomness.seed': seed}), amp=half)
         states.append({k: v.clone() for k, v in runner.model.state_dict().items()})
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
     assert not all(torch.equal(a, b) for a, b in zip(states[0].values(), states[2].values()))
@@ -107,6 +110,25 @@ def test_half_precision_trains_on_this_device(prepared, tmp_path):
 
 def test_half_precision_is_that_of_the_device():
     assert half_dtype('cpu') == torch.bfloat16
+
+
+@pytest.mark.parametrize('faster', [True, False])
+def test_the_fastest_precision_is_not_an_emulated_one(monkeypatch, faster):
+    monkeypatch.setattr('mmseg_ignite.engine.optim_wrappers.half_is_faster', lambda device: faster)
+    model = nn.Linear(4, 2)
+    wrapper = HalfOptimWrapper('fastest', optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    with wrapper.optim_context(model):
+        out = model(torch.ones(1, 4))
+    assert out.dtype == wrapper.dtype == (torch.bfloat16 if faster else torch.float32)
+
+
+def test_a_cpu_computes_in_half_precision_if_it_says_so():
+    flags = Path('/proc/cpuinfo')
+    if not flags.is_file() or platform.machine() != 'x86_64':
+        pytest.skip('the flags of an x86 CPU are read from /proc/cpuinfo')
+    words = flags.read_text().split()
+    assert half_is_faster('cpu') == ('avx512_bf16' in words or 'amx_tile' in words)
+    assert half_is_faster('cuda')
 
 
 def test_another_precision_is_refused():
