@@ -110,3 +110,19 @@ def write_json(path: 'str | os.PathLike', content: object) -> None:
     """
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+
+
+def check_writable(folder: 'str | os.PathLike') -> None:
+    """Make a folder and find out, before any work, whether files can be written into it.
+
+    Raises:
+        IgniteError: it cannot be made or written, or is a file.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise IgniteError(
+            f'{folder} cannot be written ({error.strerror or error}): choose another folder, or change its permissions.'
+        ) from error

@@ -2,9 +2,8 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 from mmseg_ignite.apis import browse, load_config
+from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
 
 
@@ -17,14 +16,7 @@ def main() -> None:
         '--draws', type=int, default=10_000, help='crops whose labels are counted (default: %(default)s)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the crops (default: %(default)s)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings; data_root and protocol reach all data sets',
-    )
+    add_options_argument(parser)
     args = parser.parse_args()
     page = browse(load_config(args.config, args.cfg_options), args.out, args.crops, args.draws, args.seed)
     print(f'open in a browser: {page}')

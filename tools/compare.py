@@ -15,8 +15,14 @@ def main() -> None:
     parser.add_argument('--out', metavar='FILE.json', help='write the figures')
     parser.add_argument('--samples', type=int, default=SAMPLES, help='of the bootstrap (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    parser.add_argument(
+        '--allow-seen-patients',
+        action='store_true',
+        help='compare runs on patients that a checkpoint was trained on too',
+    )
     args = parser.parse_args()
-    print(comparison_table(compare_runs(args.a, args.b, args.out, args.samples, args.seed), args.a, args.b))
+    result = compare_runs(args.a, args.b, args.out, args.samples, args.seed, args.allow_seen_patients)
+    print(comparison_table(result, args.a, args.b))
 
 
 if __name__ == '__main__':

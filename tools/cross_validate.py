@@ -3,9 +3,8 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
 from mmseg_ignite.apis import cross_validate
+from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
 from mmseg_ignite.evaluation.report import LANGUAGES
 
@@ -31,14 +30,7 @@ def main() -> None:
     parser.add_argument('--weights', metavar='FILE|none', help="encoder weights instead of the config's; none: random")
     parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the reports (default: en)')
     parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings; data_root reaches all data sets',
-    )
+    add_options_argument(parser, 'data_root reaches all data sets')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()

@@ -29,6 +29,10 @@ def main() -> None:
         help='of the PNGs: raw ids 1..16, 0 nothing predicted; train ids 0..15, 255 nothing predicted (default: %(default)s)',
     )
     parser.add_argument(
+        '--checkpoint', metavar='FILE', help='what predicted the PNGs, so that patients it was trained on are noticed'
+    )
+    parser.add_argument('--allow-seen-patients', action='store_true', help='score these patients all the same')
+    parser.add_argument(
         '--boundary-tolerance-um', type=float, metavar='UM', help='score boundaries too, at this tolerance'
     )
     parser.add_argument('--groupings', metavar='FILE.json', help='{grouping: {group: [class names] or "rest"}}')
@@ -60,6 +64,8 @@ def main() -> None:
             args.split,
             args.encoding,
             boundary_tolerance_um=args.boundary_tolerance_um,
+            checkpoint=args.checkpoint,
+            allow_seen_patients=args.allow_seen_patients,
             **options,
         )
     print(

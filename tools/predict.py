@@ -2,9 +2,8 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 from mmseg_ignite.apis import Predictor, load_config, predict_files
+from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
 from mmseg_ignite.errors import IgniteError
 
@@ -17,7 +16,7 @@ def main() -> None:
     parser.add_argument('--out', required=True, help='folder for the results')
     parser.add_argument('--device', help='e.g. cuda:0 or cpu (default: the best there is)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    add_options_argument(parser)
     args = parser.parse_args()
     predictor = Predictor(load_config(args.config, args.cfg_options), args.checkpoint, args.device, args.amp)
     faults = predict_files(predictor, args.images, args.out)

@@ -3,9 +3,8 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
 from mmseg_ignite.apis import load_config, test
+from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
 from mmseg_ignite.engine.distributed import is_main_process
 from mmseg_ignite.evaluation.confusion import table
@@ -15,28 +14,27 @@ from mmseg_ignite.evaluation.report import LANGUAGES
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file, or ensemble.json of several')
+    parser.add_argument('checkpoint', help='checkpoint file, work dir of a training, or ensemble.json')
     parser.add_argument(
         '--work-dir', help='folder for metrics.json, report.html, predictions (default: work_dirs/CONFIG_NAME)'
     )
     parser.add_argument('--out', help='folder for the label PNGs instead, with an overlay of each ROI')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--allow-seen-patients',
+        action='store_true',
+        help='test patients that the checkpoint was trained on all the same',
+    )
     parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the report (default: en)')
     parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings; data_root and protocol reach all data sets',
-    )
+    add_options_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    result = test(cfg, args.checkpoint, args.out, None if args.no_report else args.language, args.amp)
+    language = None if args.no_report else args.language
+    result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients)
     if is_main_process():
         print(f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json')
         if not args.no_report:

@@ -12,6 +12,7 @@ load_from = None
 resume = False
 randomness = dict(seed=0)
 custom_hooks = [
+    dict(type='FiniteLossHook'),
     dict(type='ClassWeightHook'),
     dict(type='ScoreSmoothingHook'),
     dict(type='TrainingCurvesHook'),

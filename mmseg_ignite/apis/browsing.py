@@ -23,7 +23,7 @@ from ..preparation.store import image_path, open_array, read_index, select
 from ..visualization import dataset_plots as plots
 from ..visualization.contact_sheet import Crop, draw_contact_sheet
 from ..visualization.dataset_page import Picture, dataset_page
-from .configuration import check_data
+from .checks import check_data
 
 PAGE = 'dataset.html'
 _PER_SHEET = 12

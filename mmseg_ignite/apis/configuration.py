@@ -1,18 +1,18 @@
 """Reading a config and checking what a user can get wrong in it before anything is built."""
 
 import copy
+from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 import mmseg_ignite
 
+from ..datasets.ignite import DATA_ROOT, PROTOCOL
 from ..errors import IgniteError
-from ..preparation.store import check_context, read_index, select
-
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-_SHARED = ('data_root', 'protocol', 'crops')
-"""Settings that a config states once and its data sets take over."""
+from .checks import LOADERS, check_config, is_ours
+from .options import apply_options
 
 
 def _find(config: 'str | Path') -> Path:
@@ -35,22 +35,28 @@ def load_config(
 ) -> Config:
     """Read a config, merge options, choose the work dir: argument, then config, then ``work_dirs/CONFIG_NAME``.
 
-    ``data_root``, ``protocol`` and ``crops`` at the top of a config, or among the options, reach its data sets, e.g.
-    ``protocol = 'official'`` in a child config or ``--cfg-options data_root=data/mine crops.class_probability=0.7``.
+    ``data_root``, ``protocol`` and ``crops`` at the top of a config, or among the options, reach its data sets, see
+    :func:`resolved`; e.g. ``protocol = 'official'`` in a child config or
+    ``--cfg-options data_root=data/mine crops.class_probability=0.7``.
 
     Raises:
-        IgniteError: no such config, or it cannot be read.
+        IgniteError: no such config, it cannot be read, or a setting in it is wrong, see :func:`.options.apply_options` and
+            :func:`.checks.check_config`.
     """
     path = _find(config)
     try:
         cfg = Config.fromfile(str(path))
-        if options:
-            cfg.merge_from_dict(options)
     except Exception as error:  # a config is code: it may raise anything
-        raise IgniteError(f'{path} cannot be read as a config ({type(error).__name__}: {error}): mend it.') from error
-    _share(cfg, {option.split('.')[0] for option in options or {}})
+        raise IgniteError(
+            f'{path} cannot be read as a config ({type(error).__name__}: {error}): correct it.'
+        ) from error
     if 'model' not in cfg:
         raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits it.')
+    try:
+        apply_options(cfg, options or {})
+    except (TypeError, KeyError, ValueError, IndexError, AssertionError) as error:
+        raise IgniteError(f'the options do not fit {path} ({type(error).__name__}: {error}): correct them.') from error
+    cfg = resolved(cfg, options)
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
         raise IgniteError(f'the work dir {cfg.work_dir} is a file: choose another with --work-dir.')
@@ -58,48 +64,68 @@ def load_config(
     return cfg
 
 
-def _share(cfg: Config, asked: 'set[str]') -> None:
-    """Let top-level settings reach the data sets: those asked for by option, and those of a config that changed the base's.
+def resolved(cfg: Config, options: 'dict | None' = None) -> Config:
+    """A checked copy of a config whose data sets have all that they need; the config itself stays as it is.
 
-    When a child config sets ``protocol``, the base has put its own into the data sets already. A data set that states
-    something else than the base keeps it.
+    - Top-level ``data_root`` and ``protocol`` reach every data set of this package that does not set its own. As options of
+      a command they reach all of them, but for one with an option of its own (``val_dataloader.dataset.protocol=...``).
+    - Top-level ``crops`` reach a data set that still has those of ``configs/_base_/datasets/ignite.py``.
+    - Loaders without workers get no settings that torch allows with workers only.
+
+    Raises:
+        IgniteError: see :func:`.checks.check_config`.
     """
+    cfg, options = copy.deepcopy(cfg), {key.removeprefix('+') for key in options or {}}
+    for name in LOADERS:
+        loader = cfg.get(name)
+        if loader and loader.get('num_workers', 0) == 0:
+            loader.pop('prefetch_factor', None)
+            loader['persistent_workers'] = False
+        if loader and is_ours(dataset := loader.get('dataset')):
+            for key, default in (('data_root', DATA_ROOT), ('protocol', PROTOCOL)):
+                if key not in dataset or (key in options and f'{name}.dataset.{key}' not in options):
+                    dataset[key] = cfg.get(key, default)
+            _share_crops(cfg, dataset, f'{name}.dataset.crops.', options)
+    check_config(cfg)
+    return cfg
+
+
+def _share_crops(cfg: Config, dataset: dict, head: str, options: 'set[str]') -> None:
+    if 'crops' not in cfg or 'crops' not in dataset:
+        return
+    if any(option.split('.')[0] == 'crops' for option in options) or dataset.crops == _default_crops():
+        own = {option.removeprefix(head) for option in options if option.startswith(head)}
+        dataset.crops = {**copy.deepcopy(cfg.crops), **{key: dataset.crops[key] for key in own if key in dataset.crops}}
+
+
+@lru_cache
+def _default_crops() -> dict:
     roots = (Path(mmseg_ignite.__file__).parents[1], Path(mmseg_ignite.__file__).parent / '.mim')
     bases = [root / 'configs' / '_base_' / 'datasets' / 'ignite.py' for root in roots]
-    defaults = Config.fromfile(str(next(base for base in bases if base.is_file())))
-    for loader in _LOADERS:
-        dataset = (cfg.get(loader) or {}).get('dataset')
-        if not is_ours(dataset):
-            continue
-        for key in _SHARED:
-            if (
-                key in cfg
-                and (key in asked or dataset.get(key) == defaults[key])
-                and (key != 'crops' or key in dataset)
-            ):
-                dataset[key] = copy.deepcopy(cfg[key])
+    return Config.fromfile(str(next(base for base in bases if base.is_file()))).crops
 
 
-def is_ours(dataset: 'dict | None') -> bool:
-    """Whether the settings of a data set are of one of this package."""
-    kinds = ('IGNITEDataset', 'IGNITECropDataset')
-    return dataset is not None and str(dataset.get('type')).split('.')[-1] in kinds
+def build_runner(cfg: Config, training: bool = False) -> Runner:
+    """mmengine's runner of a config; for a training with its loops, optimizer and schedules built.
 
-
-def selected(dataset: dict) -> 'list[dict]':
-    """The index entries of the ROIs of a data set of this package."""
-    root = dataset['data_root']
-    return select(read_index(root), dataset.get('protocol', 'patient-8-1-1'), dataset['split'], root)
-
-
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Raise IgniteError if a data set that a run needs is not there, holds no ROI, or lacks the context that it is to use."""
-    for loader in loaders:
-        dataset = (cfg.get(loader) or {}).get('dataset')
-        if not is_ours(dataset):
-            continue
-        root, protocol, rois = dataset.data_root, dataset.get('protocol', 'patient-8-1-1'), selected(dataset)
-        if not rois:
-            raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
-        if dataset.get('use_context'):
-            check_context(rois, root)
+    Raises:
+        IgniteError: a part cannot be built.
+    """
+    try:
+        runner = Runner.from_cfg(cfg)
+        if training:
+            runner.train_loop  # noqa: B018  builds it, and the data set
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            runner.val_loop  # noqa: B018
+        return runner
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+    ) as error:  # as registries complain of settings
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IgniteError(
+            f'{cfg.filename} cannot be built ({type(error).__name__}: {reason}): correct the config.'
+        ) from error

@@ -13,6 +13,7 @@ from mmengine.dist import barrier
 from mmseg.registry import METRICS as METRIC_TYPES
 
 from ..engine.distributed import is_main_process
+from ..engine.work_dirs import POINTER, latest_checkpoint
 from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.confusion import table
@@ -21,7 +22,8 @@ from ..files import link_file, write_json
 from ..models.ensembles import write_ensemble
 from ..preparation.splits import FOLDS
 from ..preparation.store import read_index, roi_name
-from .configuration import check_data, is_ours, load_config
+from .checks import check_data, is_ours
+from .configuration import load_config
 from .reporting import PREDICTIONS, REPORT, publish
 from .testing import test, tissue_metric
 from .training import train
@@ -175,6 +177,7 @@ class _Fold:
                     f'{loader} of {self._config} has no data set of this package, which alone knows the folds: take '
                     'IGNITECropDataset to train and IGNITEDataset to validate and to test.'
                 )
+        _check_meta_keys(cfg, self._config)
         cfg.test_dataloader.dataset.split = 'val'
         return cfg
 
@@ -226,7 +229,7 @@ class _Fold:
     @property
     def begun(self) -> bool:
         """Whether it has a checkpoint to go on from."""
-        return (self.folder / 'last_checkpoint').is_file()
+        return (self.folder / POINTER).is_file() or latest_checkpoint(self.folder) is not None
 
     @property
     def checkpoint(self) -> 'Path | None':
@@ -288,10 +291,11 @@ def _run(fold: _Fold, resume: bool, report: 'str | None', say: 'Callable[[str], 
         train(_named(fold, 'train'), resume, **fold.training)
         gc.collect()  # the runner's cycles hold the model, its optimizer and the workers
         barrier()  # the last checkpoint is written
-        checkpoint = fold.folder / Path((fold.folder / 'last_checkpoint').read_text().strip()).name
+        checkpoint = latest_checkpoint(fold.folder)
         fold.write(checkpoint=checkpoint.name)
     say(f'{head}: scoring its val part by {checkpoint.name}')
-    test(_named(fold, 'test'), checkpoint, report=report)
+    # The last checkpoint was not chosen by its validation patients, so their scores are those of unseen patients.
+    test(_named(fold, 'test'), checkpoint, report=report, count_validation=False)
     gc.collect()
 
 
@@ -312,6 +316,26 @@ def _pooled(folder: Path, report: 'str | None') -> 'dict | None':
         return json.loads((folder / METRICS).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
+
+
+def _patients(fold: _Fold) -> 'set[object]':
+    """The patients outside the test part, each of whom is in the training part of four folds."""
+    entries = read_index(fold.dataset.data_root)['rois']
+    names = {*fold.parts['train'], *fold.parts['val']}
+    return {entry['patient'] for entry in entries if entry['name'] in names}
+
+
+def _check_meta_keys(cfg: Config, config: 'str | Path') -> None:
+    """Raise IgniteError if the test pipeline drops what scores of unseen patients need."""
+    pipeline = cfg.test_dataloader.dataset.get('pipeline') or ()
+    packing = [t for t in pipeline if str(t.get('type')).split('.')[-1] == 'PackSegInputs']
+    for transform in packing:
+        lacking = [key for key in ('roi', 'patient') if key not in transform.get('meta_keys', ())]
+        if lacking:
+            raise IgniteError(
+                f'PackSegInputs of the test pipeline of {config} drops {" and ".join(lacking)}, by which cross-validation '
+                'scores patients: add them to its meta_keys, as configs/_base_/datasets/ignite.py does.'
+            )
 
 
 def _pool(every: 'list[_Fold]', folder: Path, report: 'str | None') -> dict:
@@ -336,6 +360,5 @@ def _pool(every: 'list[_Fold]', folder: Path, report: 'str | None') -> dict:
         ) from error
     context = dict(first.context, split='val', protocol=', '.join(FOLDS), predictions=str(predictions), encoding='raw')
     result = publish(folder, evaluation, context, report, **first.metric.options)
-    seen = (roi['patient'] for roi in evaluation.metadata)  # each is in the training part of four folds
-    write_ensemble(folder / ENSEMBLE, [fold.checkpoint for fold in every], seen)
+    write_ensemble(folder / ENSEMBLE, [fold.checkpoint for fold in every], _patients(first))
     return result

@@ -17,10 +17,13 @@ from ..evaluation.protocols import check_groupings
 from ..files import write_json
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
-from ..preparation.store import label_path, metadata, open_array, read_index, select
+from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
+from ..provenance import file_sha256, provenance
+from .leakage import seen_by
 from .reporting import PREDICTIONS, publish
 
-CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding')
+CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'provenance',
+           'seen_patients')  # fmt: skip
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
 
 
@@ -65,8 +68,8 @@ def _context(folder: Path) -> dict:
     if not isinstance(found, dict):
         return {}
     context = {key: found[key] for key in CONTEXT if key in found}
-    if 'predictions' in context and not Path(context['predictions']).is_dir() and (folder / PREDICTIONS).is_dir():
-        context['predictions'] = str(folder / PREDICTIONS)  # the run was moved
+    if Path(context.get('predictions') or '').name == PREDICTIONS and (folder / PREDICTIONS).is_dir():
+        context['predictions'] = str(folder / PREDICTIONS)  # the run's own, also where it was moved or copied
     return context
 
 
@@ -82,6 +85,8 @@ def score_folder(
     samples: int = SAMPLES,
     seed: int = 0,
     report: 'str | None' = 'en',
+    checkpoint: 'str | Path | None' = None,
+    allow_seen_patients: bool = False,
 ) -> dict:
     """Score label PNGs of any tool, ``NAME.png`` for each ROI of a part of a prepared data set.
 
@@ -93,12 +98,15 @@ def score_folder(
             takes that which alone fits: raw if a pixel is 16, train if one is 255. A pixel without prediction is an error of
             its class.
         report: language of the report, 'en' or 'ko'; None for no report.
+        checkpoint: the checkpoint or ensemble that predicted them, so that patients it was trained on are noticed.
+        allow_seen_patients: score these all the same; the report warns of it.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        IgniteError: files missing, too many, damaged, of another size, with other values; an encoding that cannot be told.
+        IgniteError: a checkpoint that has seen a patient to be scored; files missing, too many, damaged, of another size,
+            with other values; an encoding that cannot be determined.
     """
     if encoding not in (*ENCODINGS, 'auto'):
         raise IgniteError(f'{encoding!r} is no encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
@@ -110,6 +118,7 @@ def score_folder(
     entries = select(read_index(data), protocol, split, str(data))
     if not entries:
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
+    seen = [] if checkpoint is None else seen_by(checkpoint, data, entries, allow_seen_patients)
     folder = Path(predictions)
     _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
     if encoding == 'auto':
@@ -123,6 +132,15 @@ def score_folder(
 
     evaluation = Evaluation.collect(list(_parallel(one, entries)), CLASSES, boundary_tolerance_um)
     context = dict(data=str(data), predictions=str(predictions), encoding=encoding, split=split, protocol=protocol)
+    context['provenance'] = provenance(
+        data_sha256=file_sha256(Path(data) / INDEX),
+        checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint),
+        seed=seed,
+    )
+    if checkpoint is not None:
+        context['checkpoint'] = str(checkpoint)
+    if seen:
+        context['seen_patients'] = seen
     return publish(out, evaluation, context, report, groupings=groupings, samples=samples, seed=seed)
 
 
@@ -168,13 +186,26 @@ def _tell_encoding(folder: Path, names: 'list[str]') -> str:
 
 
 def compare_runs(
-    a: 'str | Path', b: 'str | Path', out: 'str | Path | None' = None, samples: int = SAMPLES, seed: int = 0
+    a: 'str | Path',
+    b: 'str | Path',
+    out: 'str | Path | None' = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    allow_seen_patients: bool = False,
 ) -> dict:
     """Whether run B is better than run A, see :func:`mmseg_ignite.evaluation.compare`; written as JSON if asked.
 
     Raises:
-        IgniteError: no such runs, or they do not compare.
+        IgniteError: no such runs, they do not compare, or one scored patients that its checkpoint was trained on and
+            ``allow_seen_patients`` is False.
     """
+    for run in (a, b):
+        folder = Path(run) if Path(run).is_dir() else Path(run).parent
+        if (seen := _context(folder).get('seen_patients')) and not allow_seen_patients:
+            raise IgniteError(
+                f'{run} scored {len(seen)} patients that its checkpoint was trained or validated on, e.g. {seen[0]}, so a '
+                'comparison would favour it: test it on unseen patients, or insist with --allow-seen-patients.'
+            )
     result = dict(a=str(a), b=str(b), **compare(Evaluation.load(a), Evaluation.load(b), samples, seed))
     if out is not None:
         try:

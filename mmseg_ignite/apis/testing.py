@@ -4,16 +4,21 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import barrier
-from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
+from ..datasets.ignite import PROTOCOL
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
+from ..engine.optim_wrappers import use_half_precision
+from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
-from ..models.ensembles import check_unseen, is_ensemble, load_members, read_ensemble, set_members
-from ..preparation.store import roi_name
-from .configuration import check_data, is_ours, selected
+from ..models.ensembles import is_ensemble, load_members, set_members
+from ..preparation.store import INDEX, roi_name
+from ..provenance import file_sha256, provenance, text_sha256
+from .checks import check_data, check_work_dir, is_ours, selected
+from .configuration import build_runner, resolved
+from .leakage import seen_by
 from .reporting import PREDICTIONS, publish
 
 
@@ -23,6 +28,8 @@ def test(
     out: 'str | Path | None' = None,
     report: 'str | None' = 'en',
     amp: bool = False,
+    allow_seen_patients: bool = False,
+    count_validation: bool = True,
 ) -> dict:
     """Score a checkpoint, or an ensemble of several, on the test split.
 
@@ -30,32 +37,42 @@ def test(
     a label PNG of raw ids of each ROI into its folder ``predictions``.
 
     Args:
-        checkpoint: a checkpoint, or an ensemble (see :mod:`mmseg_ignite.models.ensembles`).
+        cfg: a config, which stays as it is.
+        checkpoint: a checkpoint, the work dir of a training (its latest checkpoint), or an ensemble (see
+            :mod:`mmseg_ignite.models.ensembles`).
         out: folder of the label PNGs instead, with an overlay beside each.
         report: language of the report, 'en' or 'ko'; None for no report.
-        amp: automatic mixed precision; windows' logits are added in float32 all the same.
+        amp: automatic mixed precision, in the half precision of :func:`half_dtype
+            <mmseg_ignite.engine.optim_wrappers.half_dtype>`; windows' logits are added in float32 all the same.
+        allow_seen_patients: score patients that the checkpoint was trained on too; the report warns of it.
+        count_validation: a patient by whom a checkpoint was chosen counts as seen. False for checkpoints that were not
+            chosen, as the last one of a training.
 
     Returns:
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, or
-            an evaluator without TissueMetric.
+        IgniteError: data or checkpoint missing or wrong, a checkpoint that has seen a patient to be tested, or an evaluator
+            without TissueMetric.
     """
-    check_data(cfg, 'test_dataloader')
-    dataset = cfg.test_dataloader.dataset
-    if is_ensemble(checkpoint) and is_ours(dataset):
-        read_ensemble(checkpoint)  # whether it is one, before what it says is asked
-        check_unseen(checkpoint, (roi['patient'] for roi in selected(dataset)))
+    checkpoint = Path(checkpoint) if is_ensemble(checkpoint) else find_checkpoint(checkpoint)
+    cfg = resolved(cfg)
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
-    if amp:
-        cfg.test_cfg.fp16 = True  # mmengine's name for autocast, whichever half precision the device has
+    check_work_dir(cfg)
+    check_data(cfg, 'test_dataloader')
+    dataset = cfg.test_dataloader.dataset
     prepare_launch(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
-    load_members(runner.model.module if runner.distributed else runner.model, members)
+    model = runner.model.module if runner.distributed else runner.model
+    metas, seen = load_members(model, members), []
+    if is_ours(dataset):
+        entries = selected(dataset)
+        seen = seen_by(checkpoint, dataset.data_root, entries, allow_seen_patients, count_validation, metas)
+    if amp:
+        use_half_precision(model)
     predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
     written = is_ours(dataset) or out is not None
     if written:
@@ -69,14 +86,28 @@ def test(
         'config': cfg.filename,
         'data': dataset.get('data_root'),
         'split': dataset.get('split'),
-        'protocol': dataset.get('protocol', 'patient-8-1-1'),
+        'protocol': dataset.get('protocol', PROTOCOL),
         'use_context': bool(dataset.get('use_context')),
+        'provenance': _provenance(cfg, checkpoint, members),
     }
+    if seen:
+        context['seen_patients'] = seen
     if written:
         context.update(predictions=str(predictions), encoding='raw')
     if written and out is None:
         _remove_others(predictions, metric.evaluation.names)
     return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
+
+
+def _provenance(cfg: Config, checkpoint: Path, members: 'list[Path]') -> dict:
+    index = Path(cfg.test_dataloader.dataset.get('data_root') or '') / INDEX
+    return provenance(
+        config_sha256=text_sha256(cfg.pretty_text),
+        checkpoint_sha256=file_sha256(checkpoint),
+        members_sha256=[file_sha256(member) for member in members] if is_ensemble(checkpoint) else None,
+        data_sha256=file_sha256(index) if index.is_file() else None,
+        seed=(cfg.get('randomness') or {}).get('seed'),
+    )
 
 
 def tissue_metric(metrics: list) -> TissueMetric:

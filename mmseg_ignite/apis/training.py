@@ -8,11 +8,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..engine.checkpoints import open_checkpoint
-from ..engine.distributed import prepare_launch
+from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
+from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, start_afresh
 from ..errors import IgniteError
 from ..models.weights import set_encoder_weights
-from .configuration import check_data
+from .checks import check_data, check_score_names
+from .configuration import build_runner, resolved
 
 
 def train(
@@ -22,20 +24,30 @@ def train(
     weights: 'str | None' = None,
     tensorboard: bool = False,
     minutes: 'float | None' = None,
+    overwrite: bool = False,
 ) -> Runner:
-    """Train a config; checkpoints, logs and ``curves.png`` go to ``cfg.work_dir``.
+    """Train a config; checkpoints and logs go to ``cfg.work_dir``.
 
     Args:
-        resume: go on from the newest checkpoint of the work dir; starts afresh, and says so, if there is none.
+        cfg: a config, which stays as it is.
+        resume: continue from the newest checkpoint of the work dir; start afresh if there is none.
         amp: automatic mixed precision, see :class:`HalfOptimWrapper <mmseg_ignite.engine.HalfOptimWrapper>`.
         weights: see :func:`mmseg_ignite.models.set_encoder_weights`.
         tensorboard: log scalars and pictures to TensorBoard beside mmengine's own files.
-        minutes: train so long, whatever the machine does in it, see :class:`TimeBudgetHook
-            <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's schedule and number of iterations do not count then.
+        minutes: train for this time, see :class:`TimeBudgetHook <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's
+            schedule and number of iterations do not count then.
+        overwrite: delete the earlier training in the work dir, if there is one.
 
     Raises:
-        IgniteError: data, weights or the checkpoint to resume are missing or wrong, or TensorBoard is not installed.
+        IgniteError: data, weights or the checkpoint to resume are missing or wrong, the work dir holds another training or
+            cannot be written, a score to save by is unknown, the loss is not finite, or TensorBoard is not installed.
     """
+    if resume and overwrite:
+        raise IgniteError(
+            '--resume continues the training in the work dir and --overwrite deletes it: give one of them.'
+        )
+    cfg = resolved(cfg)
+    check_score_names(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if amp:
         _set_half(cfg)
@@ -43,19 +55,63 @@ def train(
         _set_time(cfg, minutes)
     if tensorboard:
         _add_tensorboard(cfg)
+    _set_hooks(cfg)
     cfg.resume = resume or bool(cfg.get('resume'))
-    latest = Path(cfg.work_dir) / 'last_checkpoint'
-    if cfg.resume and not cfg.get('load_from') and latest.is_file():
-        open_checkpoint(latest.read_text().strip())  # fails with a sentence before the data are opened
-        cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
-    else:
-        set_encoder_weights(cfg, weights)
+    resumed = _set_start(cfg, weights)
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else CUDA's matrix products are refused
     prepare_launch(cfg)
-    runner = Runner.from_cfg(cfg)
+    if not resumed and is_main_process():
+        start_afresh(cfg.work_dir, overwrite)
+    runner = build_runner(cfg, training=True)
     runner.train()
     return runner
+
+
+def _set_start(cfg: Config, weights: 'str | None') -> bool:
+    """Choose the weights to start from, and read them, so that a fault is found before the data are opened.
+
+    Returns:
+        Whether an earlier training of the work dir is continued.
+    """
+    latest = latest_checkpoint(cfg.work_dir) if cfg.resume and not cfg.get('load_from') else None
+    if latest is not None:
+        _check_resumable(latest)
+        cfg.load_from = str(latest)
+        cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
+    elif cfg.get('load_from'):
+        cfg.load_from = str(find_checkpoint(cfg.load_from))
+        open_checkpoint(cfg.load_from)
+        cfg.model.backbone.init_cfg = None
+    else:
+        set_encoder_weights(cfg, weights)
+    return latest is not None
+
+
+def _check_resumable(latest: Path) -> None:
+    try:
+        open_checkpoint(latest)
+    except IgniteError as error:
+        others = [path.name for path in checkpoints(latest.parent) if path.name != latest.name]
+        way = (
+            f'delete {latest.name} and run again, which then continues from {others[0]}'
+            if others
+            else 'start again with --overwrite'
+        )
+        raise IgniteError(f'{str(error).rstrip(".")}. To continue: {way}.') from error
+
+
+def _set_hooks(cfg: Config) -> None:
+    """Give any config the hooks that keep a run safe, in place of stock's checkpoint hook."""
+    hooks = cfg.setdefault('default_hooks', {})
+    if hooks.get('checkpoint', dict(type='CheckpointHook')) is not None:
+        hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+        if hooks.checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+            hooks.checkpoint.type = 'TissueCheckpointHook'
+    custom = list(cfg.get('custom_hooks') or ())
+    if not any(str(hook.get('type')).split('.')[-1] == 'FiniteLossHook' for hook in custom):
+        custom.insert(0, dict(type='FiniteLossHook'))
+    cfg.custom_hooks = custom
 
 
 def _set_half(cfg: Config) -> None:
@@ -70,7 +126,9 @@ def _set_half(cfg: Config) -> None:
 
 def _set_time(cfg: Config, minutes: float) -> None:
     if not 0 < minutes < float('inf'):
-        raise IgniteError(f'the training is to take {minutes} minutes; a number above 0 was expected: mend --minutes.')
+        raise IgniteError(
+            f'the training is to take {minutes} minutes; a number above 0 was expected: correct --minutes.'
+        )
     if cfg.train_cfg.get('type') != 'IterBasedTrainLoop':
         raise IgniteError(
             f'--minutes goes with the IterBasedTrainLoop, the config has {cfg.train_cfg.get("type")}: leave it out.'

@@ -12,6 +12,10 @@ from ..labels import CLASSES, IGNORE, PALETTE
 from ..preparation.store import CONTEXT, check_context, image_path, label_path, metadata, read_index, select
 from .crop_stream import CropStream, seeded
 
+DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'
+"""Defaults of the data sets, and of the configs."""
+_FIXED = dict(reduce_zero_label=False, ignore_index=IGNORE, img_suffix='.npy', seg_map_suffix='.npy')
+
 
 @DATASETS.register_module()
 class IGNITEDataset(BaseSegDataset):
@@ -22,8 +26,8 @@ class IGNITEDataset(BaseSegDataset):
     ``metadata`` (organ, scanner, ... of the release).
 
     Args:
-        data_root (str): The prepared folder, the one with ``index.json``.
-        split (str): 'train', 'val' or 'test'.
+        data_root (str): The prepared folder, the one with ``index.json``. Defaults to 'data/ignite'.
+        split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         protocol (str): Which division of the ROIs: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the
             release's own test ROIs) or 'fold0' ... 'fold4'; see docs/data.md. Defaults to 'patient-8-1-1'.
         use_context (bool): Images reach into the tissue around the ROI; the labels are those of the ROI, 255 around it, and
@@ -32,24 +36,23 @@ class IGNITEDataset(BaseSegDataset):
             ``indices``, ``test_mode``.
 
     Raises:
-        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, or an ROI without
-            context that is to be used.
+        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, an ROI without
+            context that is to be used, or ``reduce_zero_label=True``.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[list(colour) for colour in PALETTE])
 
     def __init__(
-        self, data_root: str, split: str, protocol: str = 'patient-8-1-1', use_context: bool = False, **kwargs
+        self,
+        data_root: str = DATA_ROOT,
+        split: str = 'train',
+        protocol: str = PROTOCOL,
+        use_context: bool = False,
+        **kwargs,
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
-        super().__init__(
-            data_root=data_root,
-            ignore_index=IGNORE,
-            reduce_zero_label=False,
-            img_suffix='.npy',
-            seg_map_suffix='.npy',
-            **kwargs,
-        )
+        _check_fixed(kwargs)
+        super().__init__(data_root=data_root, **{**kwargs, **_FIXED})
 
     @property
     def class_pixels(self) -> np.ndarray:
@@ -99,6 +102,16 @@ class IGNITEDataset(BaseSegDataset):
         ]
 
 
+def _check_fixed(settings: dict) -> None:
+    """Raise IgniteError if a setting of BaseSegDataset differs from the only value that fits the prepared data."""
+    for key, value in _FIXED.items():
+        if settings.get(key, value) != value:
+            raise IgniteError(
+                f'{key} of the data set is {settings[key]!r}; {value!r} was expected, since prepared labels are 0..15, '
+                'and 255 where unannotated: leave it out.'
+            )
+
+
 def _box(entry: dict) -> 'tuple[int, int, int, int]':
     """Where an ROI lies in its image with context: (top, left, bottom, right), the last two exclusive."""
     top, left = entry['context']['origin']
@@ -127,7 +140,7 @@ class IGNITECropDataset(IGNITEDataset):
     :class:`Place <mmseg_ignite.datasets.crop_stream.Place>`), ``sample_idx`` (n).
     """
 
-    def __init__(self, data_root: str, split: str, crops: 'dict | None' = None, **kwargs) -> None:
+    def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: 'dict | None' = None, **kwargs) -> None:
         self._crops = dict(crops or {})
         loaders = [
             t['type']

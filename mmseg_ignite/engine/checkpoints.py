@@ -1,4 +1,4 @@
-"""The one place where checkpoint files are opened and put into models. A file's code is never run."""
+"""The one place where checkpoint files are opened and loaded into models. Code in a file is never run."""
 
 import pickle
 from pathlib import Path
@@ -37,11 +37,11 @@ def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
     stores for resuming.
 
     Raises:
-        IgniteError: missing, truncated, no checkpoint, or holding other objects.
+        IgniteError: missing, truncated, not a checkpoint, holding other objects, or weights that are NaN or infinite.
     """
     path = Path(path)
     if not path.is_file():
-        raise IgniteError(f'{path} is no file; a checkpoint (.pth) was expected: check the path.')
+        raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
@@ -59,18 +59,29 @@ def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
         ) from error
     if not isinstance(checkpoint, dict):
         raise IgniteError(f'{path} holds a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.')
+    _check_finite(checkpoint.get('state_dict', checkpoint), path)
     return checkpoint
+
+
+def _check_finite(weights: object, path: Path) -> None:
+    tensors = weights.items() if isinstance(weights, dict) else ()
+    wrong = [k for k, v in tensors if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.isfinite().all()]
+    if wrong:
+        raise IgniteError(
+            f'{path} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}), so its training diverged: take an '
+            'earlier checkpoint.'
+        )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
-def load_weights(model: torch.nn.Module, path: 'str | Path', apart: 'str | None' = None) -> dict:
+def load_weights(model: torch.nn.Module, path: 'str | Path', skip_prefix: 'str | None' = None) -> dict:
     """Load a checkpoint's weights into a model, every key and shape exactly.
 
     Args:
-        apart: head of the names of weights that are no part of this and stay as they are. Defaults to None: none.
+        skip_prefix: skip the model's keys that start with it. Defaults to None: none.
 
     Returns:
         The checkpoint's ``meta`` (empty for bare weights).
@@ -81,7 +92,7 @@ def load_weights(model: torch.nn.Module, path: 'str | Path', apart: 'str | None'
     checkpoint = open_checkpoint(path)
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {k.removeprefix('module.'): v for k, v in weights.items()}
-    own = {k: v for k, v in model.state_dict().items() if apart is None or not k.startswith(apart)}
+    own = {k: v for k, v in model.state_dict().items() if skip_prefix is None or not k.startswith(skip_prefix)}
     wrong = [
         k for k in own.keys() | weights.keys() if k not in own or k not in weights or own[k].shape != weights[k].shape
     ]
@@ -90,5 +101,5 @@ def load_weights(model: torch.nn.Module, path: 'str | Path', apart: 'str | None'
             f'{path} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name '
             f'or shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
         )
-    model.load_state_dict(weights, strict=apart is None)
+    model.load_state_dict(weights, strict=skip_prefix is None)
     return checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}

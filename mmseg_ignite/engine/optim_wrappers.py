@@ -26,6 +26,17 @@ def half_is_faster(device: 'str | torch.device') -> bool:
     return any(getattr(torch.cpu, f'_is_{what}_supported', bool)() for what in ('avx512_bf16', 'amx_tile'))
 
 
+def use_half_precision(model: nn.Module) -> None:
+    """Let a model predict under autocast in :func:`half_dtype` of its device, in mmengine's validation and test loops too."""
+    device, predict = next(model.parameters()).device, model.test_step
+
+    def test_step(data: object) -> object:
+        with torch.autocast(device.type, half_dtype(device)):
+            return predict(data)
+
+    model.test_step = test_step
+
+
 @OPTIM_WRAPPERS.register_module()
 class HalfOptimWrapper(OptimWrapper):
     """mmengine's AmpOptimWrapper for any device: automatic mixed precision in :func:`half_dtype` of the parameters' device.

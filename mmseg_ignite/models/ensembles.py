@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..engine.checkpoints import load_weights
+from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..files import write_json
 
@@ -35,10 +36,11 @@ def set_members(model: dict, checkpoint: 'str | Path') -> 'tuple[dict, list[Path
         The model as it is and the checkpoint; or a TissueEnsemble of such and the checkpoints of its members.
 
     Raises:
-        IgniteError: as :func:`read_ensemble`, or an ensemble for another model than TissueSegmentor.
+        IgniteError: the checkpoint is missing; as :func:`read_ensemble`; or an ensemble for another model than
+            TissueSegmentor.
     """
     if not is_ensemble(checkpoint):
-        return model, [Path(checkpoint)]
+        return model, [find_checkpoint(checkpoint)]
     members = read_ensemble(checkpoint)
     kind = str(model.get('type')).split('.')[-1]
     if kind not in ('TissueSegmentor', 'TissueEnsemble'):
@@ -49,18 +51,23 @@ def set_members(model: dict, checkpoint: 'str | Path') -> 'tuple[dict, list[Path
     return type(model)(model, type='TissueEnsemble', size=len(members)), members
 
 
-def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> None:
+def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> 'list[dict]':
     """Load each member's checkpoint, every key and shape exactly.
 
     Args:
         model: built of what :func:`set_members` returns.
 
+    Returns:
+        The ``meta`` of each checkpoint, empty for bare weights.
+
     Raises:
         IgniteError: a checkpoint is missing, damaged or of another model.
     """
     members = model.members if len(checkpoints) > 1 else [model]
-    for member, checkpoint in zip(members, checkpoints, strict=True):
-        load_weights(member, checkpoint, apart='others.' if member is model and len(members) > 1 else None)
+    return [
+        load_weights(member, checkpoint, 'others.' if member is model and len(members) > 1 else None)
+        for member, checkpoint in zip(members, checkpoints, strict=True)
+    ]
 
 
 def read_ensemble(path: 'str | Path') -> 'list[Path]':
@@ -71,11 +78,13 @@ def read_ensemble(path: 'str | Path') -> 'list[Path]':
     """
     path = Path(path)
     if not path.is_file():
-        raise IgniteError(f'{path} is no file; an ensemble, a JSON list of checkpoints, was expected: check the path.')
+        raise IgniteError(
+            f'{path} is not a file; an ensemble, a JSON list of checkpoints, was expected: check the path.'
+        )
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise IgniteError(f'{path} cannot be read as JSON ({error}): write it anew.') from error
+        raise IgniteError(f'{path} cannot be read as JSON ({error}): write it again.') from error
     names = content.get('checkpoints') if isinstance(content, dict) else None
     if (
         names is None
@@ -83,31 +92,27 @@ def read_ensemble(path: 'str | Path') -> 'list[Path]':
         or not (isinstance(names, list) and names and all(isinstance(name, str) for name in names))
     ):
         raise IgniteError(
-            f'{path} is no ensemble of format {FORMAT}; {{"format": {FORMAT}, "checkpoints": ["fold0/iter_20000.pth", '
-            '...]} was expected: mend it.'
+            f'{path} is not a valid ensemble file (format {FORMAT}); {{"format": {FORMAT}, "checkpoints": '
+            '["fold0/iter_20000.pth", ...]} was expected: correct it.'
         )
     places = [os.path.normpath(name) for name in names]
     for name, place in zip(names, places):
         if os.path.isabs(place) or place.split(os.sep)[0] == os.pardir:
             raise IgniteError(
-                f'{path} names {name}; a path inside its folder and relative to that was expected: put the checkpoints '
+                f'{path} names {name}; a path relative to its folder and inside it was expected: put the checkpoints '
                 'beside it.'
             )
         if not (path.parent / place).is_file():
-            raise IgniteError(f'{path} names {name}, which is no file in {path.parent}: put the checkpoint there.')
+            raise IgniteError(f'{path} names {name}, which is not a file in {path.parent}: put the checkpoint there.')
         if places.count(place) > 1:
             raise IgniteError(f'{path} names {name} twice; each member counts once: leave one out.')
     return [path.parent / place for place in places]
 
 
-def check_unseen(path: 'str | Path', patients: 'Iterable[object]') -> None:
-    """Raise IgniteError if an ensemble says that a member was trained on one of the patients who are to be tested."""
+def ensemble_patients(path: 'str | Path') -> 'set[str]':
+    """The patients that an ensemble states its members were trained on; empty if it states none."""
     known = json.loads(Path(path).read_text(encoding='utf-8')).get('patients')
-    if seen := sorted({str(patient) for patient in patients} & set(map(str, known or ()))):
-        raise IgniteError(
-            f'{path} has members that were trained on {len(seen)} of the patients to be tested, e.g. {seen[0]}; patients '
-            'unseen by all were expected: add protocol=fold0 to --cfg-options, whose test part no fold has seen.'
-        )
+    return set(map(str, known)) if isinstance(known, list) else set()
 
 
 def write_ensemble(path: 'str | Path', checkpoints: 'Sequence[str | Path]', patients: 'Iterable[object]' = ()) -> None:

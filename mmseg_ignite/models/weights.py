@@ -7,9 +7,13 @@ from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
 from ..engine.checkpoints import open_checkpoint
+from ..engine.training_record import TrainingRecord
 from ..errors import IgniteError
+from ..files import atomic_file
+from .mit_names import from_original, is_hugging_face, is_original
 
 
 def _check_hash(path: Path) -> None:
@@ -26,14 +30,20 @@ def fetch(url: str) -> Path:
     """Download weights to torch's cache (once), check them, and return the file.
 
     Raises:
-        IgniteError: no network, or a wrong checksum.
+        IgniteError: a name without a checksum, no network, or a wrong checksum.
     """
+    checksum = re.search(r'-([0-9a-f]{8,})\.pth$', url)
+    if checksum is None:
+        raise IgniteError(
+            f'{url} has no checksum in its name (NAME-0123abcd.pth), so the download could not be checked: fetch the file '
+            'yourself and give it with --weights FILE.'
+        )
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), re.search(r'-([0-9a-f]{8})\.pth$', url)[1])
-        except (URLError, OSError, RuntimeError) as error:
+            torch.hub.download_url_to_file(url, str(path), checksum[1])
+        except (URLError, OSError, RuntimeError, ValueError) as error:
             raise IgniteError(
                 f'{url} cannot be fetched ({error}): give the file with --weights FILE, or train from '
                 'random weights with --weights none.'
@@ -45,36 +55,53 @@ def fetch(url: str) -> Path:
 def set_encoder_weights(cfg: Config, choice: 'str | None') -> None:
     """Decide where the encoder of a config starts, and check it before anything is built.
 
+    A file may hold an encoder or a whole segmentor, in mmseg's names or in those of SegFormer's authors (``mit_b0.pth``).
+
     Args:
-        cfg: changed in place (``model.backbone.init_cfg``).
-        choice: None keeps the config's own; 'none' is random weights; else a file in mmseg's format.
+        cfg: changed in place: ``model.backbone.init_cfg``, and ``inherited_record`` with what the file states about its
+            own training.
+        choice: None keeps the config's own; 'none' is random weights; else a file.
 
     Raises:
-        IgniteError: the file is missing, damaged or not of this encoder's form.
+        IgniteError: the file is missing, damaged or does not hold this encoder.
     """
     backbone = cfg.model.backbone
     if choice == 'none':
         backbone.init_cfg = None
     elif choice is not None:
-        backbone.init_cfg = dict(type='Pretrained', checkpoint=choice)
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=str(choice))
     source = (backbone.get('init_cfg') or {}).get('checkpoint')
     if source is None:
         return
     path = fetch(source) if str(source).startswith(('http://', 'https://')) else Path(source)
     content = open_checkpoint(path)
     _check_hash(path)
-    _check_encoder(content.get('state_dict', content), cfg, path)
-    backbone.init_cfg.checkpoint = str(path)
+    weights = content.get('state_dict', content)
+    if is_original(weights):
+        weights, path = from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
+        _check_encoder(weights, cfg, Path(source))
+        with atomic_file(path) as partial:
+            torch.save(weights, partial)
+    else:
+        _check_encoder(weights, cfg, path)
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in weights) else None
+    backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **({'prefix': prefix} if prefix else {}))
+    if (record := TrainingRecord.of_meta(content.get('meta'))) is not None:
+        cfg.inherited_record = record.as_meta()
 
 
-def _check_encoder(weights: dict, cfg: Config, path: Path) -> None:
-    from mmseg.registry import MODELS
-
+def _check_encoder(weights: 'dict[str, torch.Tensor]', cfg: Config, path: Path) -> None:
     own = MODELS.build({**cfg.model.backbone, 'init_cfg': None}).state_dict()
-    weights = {k.removeprefix('backbone.'): v for k, v in weights.items()}
-    wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
-    if wrong:
+    weights = {key.removeprefix('backbone.'): value for key, value in weights.items()}
+    wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    if not wrong:
+        return
+    if is_hugging_face(weights):
         raise IgniteError(
-            f'{path} holds no weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
-            f'missing or of another shape, e.g. {wrong[0]}): take the file of the same MiT size.'
+            f"{path} has the names of Hugging Face's SegformerModel, which are not read yet: take OpenMMLab's or the "
+            "authors' file of the same MiT size."
         )
+    raise IgniteError(
+        f'{path} does not hold weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
+        f'missing or of another shape, e.g. {wrong[0]}): take the file of the same MiT size.'
+    )

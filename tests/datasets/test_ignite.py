@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from mmseg_ignite.apis import load_config
-from mmseg_ignite.apis.configuration import check_data
+from mmseg_ignite.apis.checks import check_data
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, PALETTE
 from mmseg_ignite.preparation import read_index

@@ -212,7 +212,8 @@ def test_class_weights_of_fewer_classes(prepared):
 
 def test_a_data_set_that_does_not_know_its_pixels():
     model = nn.ModuleList([TissueLoss(temperature=0.5)])
-    runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=[]))
+    wrapper = OptimWrapper(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))
+    runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=[]), optim_wrapper=wrapper)
     with pytest.raises(IgniteError, match='list does not know how many pixels'):
-        ClassWeightHook().before_train(runner)
-    ClassWeightHook().before_train(SimpleNamespace(model=nn.ModuleList([TissueLoss()])))
+        ClassWeightHook().before_run(runner)
+    ClassWeightHook().before_run(SimpleNamespace(model=nn.ModuleList([TissueLoss()])))

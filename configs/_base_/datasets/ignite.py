@@ -1,4 +1,6 @@
 # IGNITE, 16 classes, as prepared by tools/prepare_ignite.py. 255 marks unannotated pixels.
+# data_root and protocol reach every data set that does not set its own, when mmseg_ignite reads the config.
+# For plain mmengine write train_dataloader = dict(dataset=dict(data_root=..., protocol=...)), and likewise val and test.
 custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
 data_root = 'data/ignite'
 protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks patients)
@@ -26,21 +28,18 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='CropStreamSampler'),
     dataset=dict(
-        type='IGNITECropDataset', data_root=data_root, protocol=protocol, split='train', crops=crops,
-        pipeline=train_pipeline))
+        type='IGNITECropDataset', split='train', crops=crops, pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='IGNITEDataset', data_root=data_root, protocol=protocol, split='val', pipeline=test_pipeline))
+    dataset=dict(type='IGNITEDataset', split='val', pipeline=test_pipeline))
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='IGNITEDataset', data_root=data_root, protocol=protocol, split='test', pipeline=test_pipeline))
+    dataset=dict(type='IGNITEDataset', split='test', pipeline=test_pipeline))
 val_evaluator = dict(type='TissueMetric')
 test_evaluator = dict(type='TissueMetric')

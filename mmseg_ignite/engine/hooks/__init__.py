@@ -1,17 +1,21 @@
 from .class_weight_hook import ClassWeightHook
 from .compile_hook import CompileHook
+from .finite_loss_hook import FiniteLossHook
 from .prediction_writer_hook import PredictionWriterHook
 from .score_smoothing_hook import ScoreSmoothingHook
 from .time_budget_hook import TimeBudgetHook
+from .tissue_checkpoint_hook import TissueCheckpointHook
 from .training_curves_hook import TrainingCurvesHook
 from .validation_overlay_hook import ValidationOverlayHook
 
 __all__ = [
     'ClassWeightHook',
     'CompileHook',
+    'FiniteLossHook',
     'PredictionWriterHook',
     'ScoreSmoothingHook',
     'TimeBudgetHook',
+    'TissueCheckpointHook',
     'TrainingCurvesHook',
     'ValidationOverlayHook',
 ]

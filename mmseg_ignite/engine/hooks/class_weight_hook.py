@@ -1,6 +1,7 @@
 """Class weights from the training data instead of numbers in a config."""
 
 from mmengine.hooks import Hook
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
@@ -10,16 +11,18 @@ from ...models.losses import TissueLoss
 
 @HOOKS.register_module()
 class ClassWeightHook(Hook):
-    """Tell every :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` that has a ``temperature`` how many pixels of
-    each class the training ROIs have. Without such a loss it does nothing.
+    """Give every :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` that has a ``temperature`` the number of pixels
+    of each class in the training ROIs. Without such a loss it does nothing.
 
     Raises:
         IgniteError: the training data set does not know its pixels (``class_pixels``, as IGNITEDataset has it).
     """
 
-    def before_train(self, runner: Runner) -> None:
+    priority = 'VERY_HIGH'  # before hooks that copy the model, such as EMAHook
+
+    def before_run(self, runner: Runner) -> None:
         losses = [module for module in runner.model.modules() if isinstance(module, TissueLoss) and module.temperature]
-        if not losses:
+        if not losses or not isinstance(runner.optim_wrapper, BaseOptimWrapper):  # which only a training builds
             return
         dataset = runner.train_dataloader.dataset
         if not hasattr(dataset, 'class_pixels'):

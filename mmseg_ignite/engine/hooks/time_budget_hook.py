@@ -20,7 +20,7 @@ class TimeBudgetHook(Hook):
     """End a training after a given time, with a schedule that ends with it: what a machine or a queue has to give is used.
 
     The learning rates rise linearly over the first ``warmup`` of the time and fall to 0 at its end, in proportion to
-    (1 - share of the rest) ** ``power``. Validations and checkpoints are not counted. Goes with mmengine's
+    (1 - share of the rest) ** ``power``. Validations are not counted; writing checkpoints is. Goes with mmengine's
     IterBasedTrainLoop and no ``param_scheduler``; the last iteration validates and saves as that of any training.
     The number of iterations, and so the weights, depend on the machine: such a run is not repeatable bit by bit.
 
@@ -42,11 +42,11 @@ class TimeBudgetHook(Hook):
                 'above 0 and a warmup of 0 to below 1 were expected.'
             )
         self.seconds, self.warmup, self.power = seconds, warmup, power
-        self.spent = 0.0
+        self.spent = self._spent_before = 0.0
         self._since = self._iterations = 0
 
     def factor(self, share: float) -> float:
-        """That of the learning rates after a share (0..1) of the time."""
+        """Learning-rate multiplier at this fraction (0..1) of the budget."""
         if share < self.warmup:
             return share / self.warmup
         return ((1 - min(share, 1)) / (1 - self.warmup)) ** self.power
@@ -59,7 +59,8 @@ class TimeBudgetHook(Hook):
             )
         for group in runner.optim_wrapper.param_groups:
             group.setdefault('initial_lr', group['lr'])
-        self.spent = runner.message_hub.runtime_info.get('training_seconds', 0.0)  # of a resumed run
+        # Of a resumed run, the time of the runs before.
+        self.spent = self._spent_before = runner.message_hub.runtime_info.get('training_seconds', 0.0)
         self._since, self._iterations = time.perf_counter(), 0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None) -> None:
@@ -68,7 +69,7 @@ class TimeBudgetHook(Hook):
         # The other processes of a distributed run follow the first one's clock.
         spent = own if not runner.distributed else _agree(own)
         left = max(self.seconds - spent, 0)
-        pace = spent / self._iterations if self._iterations else 0
+        pace = (spent - self._spent_before) / self._iterations if self._iterations else 0
         for group in runner.optim_wrapper.param_groups:
             # At least a thousandth: the first and the last iteration are to do something.
             group['lr'] = group['initial_lr'] * max(self.factor(spent / self.seconds), 1e-3)

@@ -1,0 +1,195 @@
+"""What a user can get wrong in a config, found before anything is built."""
+
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ..datasets.ignite import PROTOCOL
+from ..errors import IgniteError
+from ..evaluation.metrics.tissue_metric import LOGGED
+from ..files import check_writable
+from ..labels import NUM_CLASSES
+from ..preparation.store import check_context, read_index, select
+from .options import find_type, suggest
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+_READ = (
+    'model', *LOADERS, 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'param_scheduler', 'val_evaluator',
+    'test_evaluator', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor',
+)  # fmt: skip
+"""Parts of a config in which a ``type`` names a registered class."""
+_FREE = ('metainfo', 'groupings', 'dist_cfg', 'meta')
+_INTEGERS = {
+    **{f'{loader}.batch_size': 1 for loader in LOADERS},
+    **{f'{loader}.num_workers': 0 for loader in LOADERS},
+    'train_cfg.max_iters': 1,
+    'train_cfg.max_epochs': 1,
+    'train_cfg.val_interval': 1,
+    'optim_wrapper.accumulative_counts': 1,
+    'default_hooks.logger.interval': 1,
+    'model.decode_head.num_classes': 1,
+}
+_NUMBERS = ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay')
+
+
+def check_config(cfg: Config) -> None:
+    """Check values, types and the number of classes of a config.
+
+    Raises:
+        IgniteError: one of them cannot be.
+    """
+    _check_values(cfg)
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    for part in _READ:
+        _check_types(cfg.get(part), part)
+    _check_classes(cfg)
+
+
+def _get(cfg: Mapping, name: str) -> object:
+    node: object = cfg
+    for part in name.split('.'):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _check_values(cfg: Config) -> None:
+    for name, least in _INTEGERS.items():
+        value = _get(cfg, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+            raise IgniteError(f'{name} is {value!r}; an integer of {least} or more was expected: correct it.')
+    for name in _NUMBERS:
+        value = _get(cfg, name)
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            raise IgniteError(f'{name} is {value!r}; a number of 0 or more was expected: correct it.')
+    seed = _get(cfg, 'randomness.seed')
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32):
+        raise IgniteError(f'randomness.seed is {seed!r}; an integer from 0 to 4294967295 was expected: correct it.')
+
+
+def _check_types(node: object, place: str) -> None:
+    """Raise IgniteError if a ``type`` of a config is registered nowhere."""
+    if isinstance(node, (list, tuple)):
+        for number, item in enumerate(node):
+            _check_types(item, f'{place}.{number}')
+    if not isinstance(node, Mapping):
+        return
+    name = node.get('type')
+    if isinstance(name, str) and find_type(name) is None:
+        raise IgniteError(
+            f'{place}.type is {name!r}, which is not registered in mmseg{suggest(name, _registered())}. Correct it, or add '
+            'the module that defines it to custom_imports.'
+        )
+    for key, value in node.items():
+        if key not in _FREE:
+            _check_types(value, f'{place}.{key}')
+
+
+def _registered() -> 'set[str]':
+    from .options import REGISTRIES
+
+    names: set[str] = set()
+    for registry in REGISTRIES:
+        while registry is not None:
+            names.update(registry.module_dict)
+            registry = registry.parent
+    return names
+
+
+def _check_classes(cfg: Config) -> None:
+    """Raise IgniteError if the network has another number of classes than the data."""
+    heads = [('decode_head', cfg.model.get('decode_head')), ('auxiliary_head', cfg.model.get('auxiliary_head'))]
+    for loader in LOADERS:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        if not is_ours(dataset):
+            continue
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        expected = NUM_CLASSES if classes is None else len(classes)
+        for name, head in _heads(heads):
+            found = head.get('num_classes', expected)
+            if found != expected:
+                hint = (
+                    ' (Unannotated is not a class here: those pixels are ignored)'
+                    if classes is None and found == NUM_CLASSES + 1
+                    else ''
+                )
+                raise IgniteError(
+                    f'model.{name}.num_classes is {found}, but the data set of {loader} has {expected} classes{hint}: set it '
+                    f'to {expected}, or name fewer classes in metainfo of all data sets.'
+                )
+
+
+def _heads(heads: 'list[tuple[str, object]]') -> 'Iterator[tuple[str, Mapping]]':
+    for name, head in heads:
+        for number, one in enumerate(head if isinstance(head, (list, tuple)) else [head]):
+            if isinstance(one, Mapping):
+                yield (f'{name}.{number}' if isinstance(head, (list, tuple)) else name), one
+
+
+def check_score_names(cfg: Config) -> None:
+    """Raise IgniteError if ``save_best`` or an early stopping names a score that the validation does not give."""
+    scores = _validation_scores(cfg)
+    if scores is None:
+        return
+    wanted = [
+        ('default_hooks.checkpoint.save_best', name) for name in _names(_get(cfg, 'default_hooks.checkpoint.save_best'))
+    ]
+    for number, hook in enumerate(cfg.get('custom_hooks') or ()):
+        if str(hook.get('type')).split('.')[-1] == 'EarlyStoppingHook':
+            wanted.append((f'custom_hooks.{number}.monitor', hook.get('monitor')))
+    for place, name in wanted:
+        if name not in (*scores, 'auto', None):
+            raise IgniteError(
+                f'{place} is {name!r}, but the validation gives {", ".join(scores)}{suggest(str(name), scores)}. Correct it.'
+            )
+
+
+def _names(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _validation_scores(cfg: Config) -> 'list[str] | None':
+    """Names of the scores of a validation; None if not all evaluators are ours."""
+    evaluators = cfg.get('val_evaluator') or []
+    scores: list[str] = []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        if str(evaluator.get('type')).split('.')[-1] != 'TissueMetric':
+            return None
+        prefix = evaluator.get('prefix')
+        scores += [f'{prefix}/{name}' if prefix else name for name in LOGGED]
+    for hook in cfg.get('custom_hooks') or ():
+        if str(hook.get('type')).split('.')[-1] == 'ScoreSmoothingHook':
+            scores.append(f'{hook.get("score", "mIoU")}_smoothed')
+    return scores
+
+
+def is_ours(dataset: 'Mapping | None') -> bool:
+    """Whether the settings of a data set are of one of this package."""
+    kind = dataset.get('type') if isinstance(dataset, Mapping) else None
+    return getattr(kind, '__name__', str(kind)).split('.')[-1] in ('IGNITEDataset', 'IGNITECropDataset')
+
+
+def selected(dataset: Mapping) -> 'list[dict]':
+    """The index entries of the ROIs of a data set of this package."""
+    root = dataset['data_root']
+    return select(read_index(root), dataset.get('protocol', PROTOCOL), dataset['split'], root)
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Raise IgniteError if a data set that a run needs is missing, holds no ROI, or lacks the context that it is to use."""
+    for loader in loaders:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        if not is_ours(dataset):
+            continue
+        root, protocol, rois = dataset.data_root, dataset.get('protocol', PROTOCOL), selected(dataset)
+        if not rois:
+            raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
+        if dataset.get('use_context'):
+            check_context(rois, root)
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Raise IgniteError if the work dir cannot be made or written."""
+    check_writable(cfg.work_dir)

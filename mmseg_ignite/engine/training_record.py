@@ -1,0 +1,131 @@
+"""What a checkpoint states about its training: the patients it has seen, the data, the resolution."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import IgniteError
+from ..preparation.store import INDEX
+from ..provenance import file_sha256
+from ..version import __version__
+
+KEY = 'mmseg_ignite'
+"""The record's key in a checkpoint's ``meta``."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Stored in every checkpoint that our tools write.
+
+    Attributes:
+        train_patients: names of the patients whose pixels the weights were fitted to, this run's and those of the
+            checkpoints that it started from.
+        val_patients: names of the patients by which checkpoints were chosen.
+        data_sha256: SHA-256 of the prepared data set's index; None if unknown.
+        um_per_px: median resolution of the training ROIs, um/px; None if unknown.
+        version: of this package.
+    """
+
+    train_patients: 'list[str]'
+    val_patients: 'list[str]'
+    data_sha256: 'str | None' = None
+    um_per_px: 'float | None' = None
+    version: str = __version__
+
+    @classmethod
+    def of_meta(cls, meta: object) -> 'TrainingRecord | None':
+        """Read the record of a checkpoint's ``meta``; None if it has none that can be read."""
+        found = meta.get(KEY) if isinstance(meta, Mapping) else None
+        if not isinstance(found, Mapping):
+            return None
+        patients = {key: found.get(key) for key in ('train_patients', 'val_patients')}
+        if not all(isinstance(value, (list, tuple)) for value in patients.values()):
+            return None
+        um_per_px = found.get('um_per_px')
+        return cls(
+            **{key: sorted(map(str, value)) for key, value in patients.items()},
+            data_sha256=str(found['data_sha256']) if found.get('data_sha256') else None,
+            um_per_px=float(um_per_px) if isinstance(um_per_px, (int, float)) and um_per_px > 0 else None,
+            version=str(found.get('version', '')),
+        )
+
+    @classmethod
+    def of_datasets(cls, train: object, val: object = None) -> 'TrainingRecord':
+        """Describe a training on data sets whose samples may know their ``patient`` and ``um_per_px``."""
+        samples, validated = _infos(train), _infos(val)
+        resolutions = [info['um_per_px'] for info in samples if info.get('um_per_px')]
+        root = getattr(train, 'data_root', None)
+        index = Path(root) / INDEX if root else None
+        return cls(
+            train_patients=_patients(samples),
+            val_patients=_patients(validated),
+            data_sha256=file_sha256(index) if index is not None and index.is_file() else None,
+            um_per_px=float(np.median(resolutions)) if resolutions else None,
+        )
+
+    def following(self, earlier: 'TrainingRecord | None') -> 'TrainingRecord':
+        """This record of a run that started from the weights of an earlier one."""
+        if earlier is None:
+            return self
+        return replace(
+            self,
+            train_patients=sorted({*self.train_patients, *earlier.train_patients}),
+            val_patients=sorted({*self.val_patients, *earlier.val_patients}),
+        )
+
+    def as_meta(self) -> dict:
+        """The record as plain containers, for ``meta``."""
+        return {KEY: asdict(self)}
+
+
+def _infos(dataset: object) -> 'list[dict]':
+    if not hasattr(dataset, 'get_data_info'):
+        return []
+    return [dataset.get_data_info(number) for number in range(len(dataset))]
+
+
+def _patients(infos: 'list[dict]') -> 'list[str]':
+    return sorted({str(info['patient']) for info in infos if info.get('patient') not in (None, '')})
+
+
+def seen_patients(
+    records: 'Iterable[TrainingRecord | None]', patients: 'Iterable[object]', validation: bool = True
+) -> 'list[str]':
+    """Which of ``patients`` the weights of some checkpoints have seen.
+
+    Args:
+        records: of the checkpoints; None for one without.
+        patients: who is scored.
+        validation: count the patients by which a checkpoint was chosen too.
+    """
+    seen: set[str] = set()
+    for record in records:
+        if record is not None:
+            seen.update(record.train_patients, record.val_patients if validation else ())
+    return sorted({str(patient) for patient in patients} & seen)
+
+
+def check_unseen(
+    checkpoint: 'str | Path', seen: 'list[str]', scored: int, same_data: bool = True, advice: str = ''
+) -> None:
+    """Raise IgniteError if a checkpoint has seen patients that are to be scored.
+
+    Args:
+        checkpoint: for the message.
+        seen: what :func:`seen_patients` found.
+        scored: number of patients to be scored.
+        same_data: whether the data set is the one that the checkpoint was trained on.
+        advice: more to do about it, for the message.
+    """
+    if not seen:
+        return
+    doubt = (
+        '' if same_data else ' The prepared data set is not the one of the training; names may mean other people in it.'
+    )
+    raise IgniteError(
+        f'{checkpoint} was trained or validated on {len(seen)} of the {scored} patients to be scored, e.g. {seen[0]}; its '
+        f'scores would be too high.{doubt} Test with the protocol of its training{advice}, or insist with '
+        '--allow-seen-patients.'
+    )

@@ -1,0 +1,45 @@
+"""Where a result comes from: versions, files and their checksums."""
+
+import datetime
+import hashlib
+import shlex
+import sys
+from pathlib import Path
+
+from .errors import IgniteError
+from .version import __version__
+
+
+def file_sha256(path: 'str | Path') -> str:
+    """SHA-256 of a file, 64 hex digits.
+
+    Raises:
+        IgniteError: the file cannot be read.
+    """
+    try:
+        digest = hashlib.sha256()
+        with open(path, 'rb') as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text in UTF-8, 64 hex digits."""
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
+
+
+def provenance(**known: object) -> dict:
+    """What every result states about its origin.
+
+    Args:
+        known: what the caller adds, e.g. ``checkpoint_sha256``; None is left out.
+
+    Returns:
+        dict: ``version`` of the package, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
+    """
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+    known = {key: value for key, value in known.items() if value is not None}
+    return dict(version=__version__, date=date, command=shlex.join(sys.argv), **known)
