@@ -48,10 +48,10 @@ def check_config(cfg: Config) -> None:
     _check_classes(cfg)
 
 
-def _get(cfg: Mapping, name: str) -> object:
+def _get(cfg: Config, name: str) -> object:
     node: object = cfg
     for part in name.split('.'):
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = node.get(part) if isinstance(node, (Config, Mapping)) else None
     return node
 
 

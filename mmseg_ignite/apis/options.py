@@ -120,6 +120,7 @@ def apply_options(cfg: Config, options: 'Mapping[str, object]') -> None:
     for key, value in options.items():
         name = key.removeprefix('+')
         present = _find(before, name)
+        _check_places(before, name)
         if isinstance(value, OptionText):
             value = _parsed(value, present)
         if name == key:
@@ -145,6 +146,18 @@ def _find(node: object, name: str) -> object:
         except (KeyError, IndexError, ValueError, TypeError):
             return _MISSING
     return node
+
+
+def _check_places(cfg: Mapping, name: str) -> None:
+    """Raise IgniteError if an option names an item that a list of the config lacks."""
+    parts = name.split('.')
+    for depth, part in enumerate(parts):
+        node = _find(cfg, '.'.join(parts[:depth])) if depth else cfg
+        if isinstance(node, (list, tuple)) and not (part.isdecimal() and int(part) < len(node)):
+            raise IgniteError(
+                f'the option {name} names no setting: {".".join(parts[:depth])} is a list, whose items are numbered 0 to '
+                f'{len(node) - 1}.'
+            )
 
 
 def _check_kind(name: str, present: object, value: object) -> None:
@@ -173,7 +186,7 @@ def _check_key(name: str, before: Mapping, merged: Mapping) -> None:
     for part in name.split('.'):
         inside = _find(old, part)
         if inside is _MISSING:
-            known = _known(path, new, merged)
+            known = _known(path, new, merged) if path else {*before, *_TOP, *_signature(Runner.__init__)}
             if known is None:
                 return
             if part not in known:
@@ -192,11 +205,9 @@ def _place(path: 'list[str]') -> str:
 
 
 def _known(path: 'list[str]', node: object, cfg: Mapping) -> 'set[str] | None':
-    """Names of the settings that a place in a config may have; None if any may be there."""
+    """Names of the settings that a place inside a config may have; None if any may be there."""
     if isinstance(node, (list, tuple)):
         return {str(i) for i in range(len(node))}
-    if not path:
-        return {*cfg, *_TOP, *_signature(Runner.__init__)}
     if isinstance(node, Mapping) and 'type' in node:
         return _parameters(find_type(node['type']))
     if path == ['model', 'test_cfg']:
@@ -266,17 +277,18 @@ def _dotted(node: object, head: str = '') -> 'Iterator[str]':
 
 def _suggestion(name: str, path: 'list[str]', cfg: Mapping, known: 'Iterable[str]') -> str:
     """'; did you mean X?' or nothing."""
-    head = ''.join(f'{part}.' for part in path)
-    near = [f'{head}{key}' for key in difflib.get_close_matches(name.split('.')[len(path)], sorted(known), 2, 0.7)]
-    if not near:
-        last = name.split('.')[-1]
-        every = {key for key in _dotted(cfg) if key != name}
-        every |= {f'model.test_cfg.{key}' for key in InferenceSettings.__dataclass_fields__}
-        every |= {f'crops.{key}' for key in _BY_NAME['crops']()}
-        by_last: dict[str, list[str]] = {}
-        for key in sorted(every, key=lambda key: (key.count('.'), key)):
-            by_last.setdefault(key.split('.')[-1], []).append(key)
-        near = [by_last[match][0] for match in difflib.get_close_matches(last, sorted(by_last), 2, 0.7)]
+    every = {key for key in _dotted(cfg) if key != name}
+    every |= {f'model.test_cfg.{key}' for key in InferenceSettings.__dataclass_fields__}
+    every |= {f'crops.{key}' for key in _BY_NAME['crops']()}
+    by_last: dict[str, list[str]] = {}
+    for key in sorted(every, key=lambda key: (key.count('.'), key)):
+        by_last.setdefault(key.split('.')[-1], []).append(key)
+    last, head = name.split('.')[-1], ''.join(f'{part}.' for part in path)
+    near = by_last.get(last, [])[:2]
+    near = near or [
+        f'{head}{key}' for key in difflib.get_close_matches(name.split('.')[len(path)], sorted(known), 2, 0.7)
+    ]
+    near = near or [by_last[match][0] for match in difflib.get_close_matches(last, sorted(by_last), 2, 0.7)]
     return f'; did you mean {" or ".join(near)}?' if near else ''
 
 

@@ -1,0 +1,132 @@
+"""What is wrong in a config is found before anything is built."""
+
+import copy
+
+import pytest
+from conftest import CONFIGS, DEMO_CONFIG
+from mmengine.config import Config
+
+from mmseg_ignite import apis
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis.checks import check_score_names
+from mmseg_ignite.apis.configuration import resolved
+from mmseg_ignite.apis.options import apply_options
+from mmseg_ignite.datasets import IGNITECropDataset, IGNITEDataset
+from mmseg_ignite.errors import IgniteError
+
+
+@pytest.fixture(scope='module')
+def plain():
+    return Config.fromfile(str(CONFIG))
+
+
+def changed(plain, options):
+    """As load_config does; reading mmseg's base anew each time would take most of the time."""
+    cfg = copy.deepcopy(plain)
+    apply_options(cfg, options)
+    return resolved(cfg, options)
+
+
+CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
+
+
+@pytest.mark.parametrize('number', [5, 15, 17])
+def test_another_number_of_classes_is_refused_when_the_config_is_loaded(plain, number):
+    with pytest.raises(IgniteError, match=f'num_classes is {number}.*16 classes') as error:
+        changed(plain, {'model.decode_head.num_classes': number})
+    assert ('Unannotated is not a class' in str(error.value)) == (number == 17)
+
+
+def test_an_auxiliary_head_counts_too(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        f"_base_ = {str(CONFIG)!r}\nmodel = dict(auxiliary_head=[dict(type='FCNHead', num_classes=19)])\n"
+    )
+    with pytest.raises(IgniteError, match=r'auxiliary_head\.0\.num_classes is 19'):
+        load_config(tmp_path / 'c.py')
+
+
+def test_fewer_classes_need_all_data_sets_to_agree(tmp_path):
+    meta = "dict(dataset=dict(metainfo=dict(classes=('Stroma', 'Liver'))))"
+    (tmp_path / 'c.py').write_text(
+        f'_base_ = {str(CONFIG)!r}\nmodel = dict(decode_head=dict(num_classes=2))\n'
+        f'train_dataloader = {meta}\nval_dataloader = {meta}\n'
+    )
+    with pytest.raises(IgniteError, match='test_dataloader has 16 classes'):
+        load_config(tmp_path / 'c.py')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('optim_wrapper.optimizer.type', 'AdmW', 'did you mean AdamW'),
+        ('model.backbone.type', 'FastMixVisionTransfromer', 'did you mean FastMixVisionTransformer'),
+        ('val_evaluator.type', 'TissueMetrics', 'did you mean TissueMetric'),
+        ('custom_hooks.0.type', 'NoSuchHook', 'not registered'),
+        ('train_dataloader.dataset.pipeline.0.type', 'RandomDihedrals', 'did you mean RandomDihedral'),
+        ('param_scheduler.1.type', 'PolyLRR', 'did you mean PolyLR'),
+    ],
+)
+def test_a_type_that_is_not_registered_is_named(plain, key, value, words):
+    with pytest.raises(IgniteError, match=words) as error:
+        changed(plain, {key: value})
+    assert key in str(error.value) or value in str(error.value)
+
+
+def test_a_score_that_no_validation_gives_is_named(plain):
+    for options in (
+        {'default_hooks.checkpoint.save_best': 'mIou'},
+        {'default_hooks.checkpoint.save_best': ['mIoU', 'mDise']},
+    ):
+        with pytest.raises(IgniteError, match='save_best is .*did you mean (mIoU|mDice)'):
+            check_score_names(changed(plain, options))
+    for name in ('mIoU', 'mIoU_smoothed', 'kappa', 'auto', None, ['mIoU', 'aAcc']):
+        check_score_names(changed(plain, {'default_hooks.checkpoint.save_best': name}))
+    cfg = copy.deepcopy(plain)
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU_smoothed')]
+    with pytest.raises(IgniteError, match='custom_hooks.0.monitor'):
+        check_score_names(cfg)
+
+
+def test_a_wrong_score_is_refused_before_the_training(prepared, tmp_path):
+    cfg = load_config(
+        DEMO_CONFIG, {'data_root': str(prepared), 'default_hooks.checkpoint.save_best': 'mIou'}, str(tmp_path / 'w')
+    )
+    with pytest.raises(IgniteError, match='mIou'):
+        train(cfg)
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('kind', [IGNITEDataset, IGNITECropDataset])
+@pytest.mark.parametrize('setting', [dict(reduce_zero_label=True), dict(ignore_index=0), dict(img_suffix='.png')])
+def test_settings_that_contradict_the_prepared_labels_are_refused(prepared, kind, setting):
+    with pytest.raises(IgniteError, match=next(iter(setting))):
+        kind(str(prepared), 'train', **setting)
+    kind(str(prepared), 'train', reduce_zero_label=False)
+
+
+def test_loaders_without_workers_need_nothing_else(plain):
+    cfg = changed(plain, {'train_dataloader.num_workers': 0, 'train_dataloader.prefetch_factor': 4})
+    assert cfg.train_dataloader.persistent_workers is False and 'prefetch_factor' not in cfg.train_dataloader
+    assert cfg.val_dataloader.persistent_workers is True
+
+
+def test_a_config_of_the_caller_stays_as_it_is(plain, prepared, tmp_path):
+    cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared)}, str(tmp_path / 'w'))
+    before = copy.deepcopy(cfg)
+    for call in (lambda: train(cfg, weights='no.pth', amp=True, minutes=1), lambda: apis.test(cfg, 'no.pth', amp=True)):
+        with pytest.raises(IgniteError, match='no.pth'):
+            call()
+        assert cfg.pretty_text == before.pretty_text
+    assert 'data_root' not in plain.val_dataloader.dataset
+    assert (
+        resolved(plain).val_dataloader.dataset.data_root == 'data/ignite'
+        and 'data_root' not in plain.val_dataloader.dataset
+    )
+
+
+def test_a_work_dir_that_cannot_be_written_is_a_sentence(prepared, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for work_dir in (tmp_path / 'file' / 'w', '/proc/w'):
+        cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared)}, str(work_dir))
+        with pytest.raises(IgniteError, match='cannot be written'):
+            train(cfg)

@@ -1,0 +1,206 @@
+"""--cfg-options: what is parsed, what is refused, what is suggested."""
+
+import argparse
+import copy
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, DEMO_CONFIG
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config, DictAction
+
+from mmseg_ignite.apis import load_config
+from mmseg_ignite.apis.configuration import resolved
+from mmseg_ignite.apis.options import OptionText, add_options_argument, apply_options, parse_value
+from mmseg_ignite.errors import IgniteError
+
+CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
+WORD = st.text('abcxyz_-./', min_size=1, max_size=6).filter(lambda word: word.lower() not in ('none', 'true', 'false'))
+LEAF = st.one_of(
+    WORD, st.integers(-999, 999).map(str), st.floats(-9, 9).map(repr), st.sampled_from(['True', 'False', 'None'])
+)
+NESTED = st.recursive(
+    LEAF,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f'[{",".join(parts)}]'),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f'({",".join(parts)})'),
+    ),
+    max_leaves=6,
+)
+
+
+@lru_cache
+def plain():
+    return Config.fromfile(str(CONFIG))
+
+
+def load(options):
+    """As load_config does; reading mmseg's base anew each time would take most of the time."""
+    cfg = copy.deepcopy(plain())
+    apply_options(cfg, options)
+    return resolved(cfg, options)
+
+
+@settings(max_examples=300, deadline=None)
+@given(NESTED)
+def test_values_are_those_of_mmengine(text):
+    assert parse_value(text) == DictAction._parse_iterable(text)
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('1,2', [1, 2]),
+        ('(1, 2),(3,4)', [(1, 2), (3, 4)]),
+        ("'a b'", 'a b'),
+        ('[a b, c]', ['a b', 'c']),
+        ("{'a': 1}", {'a': 1}),
+        ('', ''),
+        ('()', ()),
+        ('1e-3', 0.001),
+    ],
+)
+def test_values(text, value):
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize('text', ['[1,2', '1,2)', ')(', '{a'])
+def test_brackets_that_do_not_match(text):
+    with pytest.raises(IgniteError, match='bracket|cannot be read'):
+        parse_value(text)
+
+
+def test_spaces_and_digits_of_a_text_survive():
+    cfg = load(dict(data_root=OptionText('my data/00 7'), protocol=OptionText('007')))
+    assert cfg.data_root == cfg.val_dataloader.dataset.data_root == 'my data/00 7' and cfg.protocol == '007'
+
+
+def test_arguments_without_a_value_are_a_sentence():
+    parser = argparse.ArgumentParser()
+    add_options_argument(parser)
+    assert parser.parse_args(['--cfg-options', 'a=b=c', 'd=']).cfg_options == {'a': 'b=c', 'd': ''}
+    for word in ('data/ignite', '=x'):
+        with pytest.raises(IgniteError, match='KEY=VALUE'):
+            parser.parse_args(['--cfg-options', word])
+
+
+@pytest.mark.parametrize(
+    ('key', 'hint'),
+    [
+        ('protocoll', 'protocol'),
+        ('dataroot', 'data_root'),
+        ('symmetries', 'model.test_cfg.symmetries'),
+        ('model.test_cfg.symetries', 'model.test_cfg.symmetries'),
+        ('model.backbone.drop_path', 'model.backbone.drop_path_rate'),
+        ('train_dataloader.batchsize', 'train_dataloader.batch_size'),
+        ('train_dataloader.dataset.protocl', 'train_dataloader.dataset.protocol'),
+        ('crops.temprature', 'crops.temperature'),
+        ('train_dataloader.dataset.crops.crop_sise', 'train_dataloader.dataset.crops.crop_size'),
+        ('optim_wrapper.optimizer.weight_deca', 'optim_wrapper.optimizer.weight_decay'),
+        ('optim_wrapper.clip_grad.maxnorm', 'optim_wrapper.clip_grad.max_norm'),
+        ('default_hooks.checkpoint.intervall', 'default_hooks.checkpoint.interval'),
+        ('test_evaluator.boundary_tolerance', 'test_evaluator.boundary_tolerance_um'),
+        ('randomness.sead', 'randomness.seed'),
+        ('batch_size', 'test_dataloader.batch_size'),
+        ('quite_another_thing', None),
+    ],
+)
+def test_a_key_that_names_nothing_is_refused_with_a_suggestion(key, hint):
+    with pytest.raises(IgniteError, match=r'names no setting') as error:
+        load({key: 1})
+    assert f'+{key}=' in str(error.value)
+    assert (f'did you mean {hint}' in str(error.value)) if hint else ('did you mean' not in str(error.value))
+    assert load({f'+{key}': 1})
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'optim_wrapper.clip_grad.max_norm',
+        'optim_wrapper.dtype',
+        'optim_wrapper.accumulative_counts',
+        'optim_wrapper.optimizer.amsgrad',
+        'model.backbone.with_cp',
+        'model.decode_head.dropout_ratio',
+        'model.decode_head.loss_decode.temperature',
+        'model.test_cfg.window_batch',
+        'randomness.deterministic',
+        'test_dataloader.dataset.use_context',
+        'train_dataloader.prefetch_factor',
+        'test_evaluator.calibration',
+        'default_hooks.checkpoint.save_begin',
+        'experiment_name',
+        'load_from',
+    ],
+)
+def test_a_new_key_that_is_read_is_taken(key):
+    value = {'optim_wrapper.dtype': 'float16', 'experiment_name': 'x', 'load_from': 'x'}.get(key, 1)
+    cfg = load({key: value})
+    for part in key.split('.'):
+        cfg = cfg[part]
+    assert cfg == value
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('train_cfg.max_iters', 'abc'),
+        ('train_cfg.max_iters', 0),
+        ('train_cfg.max_iters', 2.5),
+        ('train_dataloader.batch_size', 0),
+        ('train_dataloader.batch_size', True),
+        ('val_dataloader.num_workers', -1),
+        ('optim_wrapper.optimizer.lr', 'fast'),
+        ('optim_wrapper.optimizer.lr', float('nan')),
+        ('randomness.seed', -1),
+        ('data_root', 3),
+        ('model', 3),
+        ('train_dataloader.persistent_workers', 'yes'),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_a_sentence(key, value):
+    with pytest.raises(IgniteError, match=key.replace('.', r'\.')):
+        load({key: value})
+
+
+@pytest.mark.parametrize('key', ['custom_hooks.99.rois', 'param_scheduler.begin', '+custom_hooks.5.rois'])
+def test_an_item_that_a_list_lacks_is_named(key):
+    with pytest.raises(IgniteError, match='is a list, whose items are numbered 0 to'):
+        load({key: 1})
+
+
+def test_options_of_one_data_set_stay_its_own():
+    cfg = load({'protocol': 'official', 'val_dataloader.dataset.protocol': 'patient-8-1-1'})
+    assert [cfg[f'{p}_dataloader'].dataset.protocol for p in ('train', 'val', 'test')] == [
+        'official', 'patient-8-1-1', 'official'
+    ]  # fmt: skip
+    cfg = load_config(DEMO_CONFIG, {'crops.temperature': 0.1, 'train_dataloader.dataset.crops.crop_size': (64, 64)})
+    crops = cfg.train_dataloader.dataset.crops
+    assert (crops.temperature, tuple(crops.crop_size)) == (0.1, (64, 64))
+
+
+def test_a_child_config_that_repeats_the_default_keeps_it(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        f"_base_ = {str(CONFIG)!r}\nprotocol = 'official'\n"
+        "val_dataloader = dict(dataset=dict(protocol='patient-8-1-1'))\n"
+    )
+    cfg = load_config(tmp_path / 'c.py')
+    assert cfg.val_dataloader.dataset.protocol == 'patient-8-1-1' and cfg.test_dataloader.dataset.protocol == 'official'
+
+
+def test_every_option_of_the_docs_is_taken():
+    """Each KEY=VALUE that the docs and the README show behind --cfg-options or in the table of one-line changes."""
+    root = Path(__file__).parents[2]
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in [root / 'README.md', *(root / 'docs').glob('*.md')])
+    shown = set(
+        re.findall(
+            r'\b((?:model|optim_wrapper|test_dataloader|test_evaluator|randomness|crops)\.[\w.]+)=([\w.]+)', text
+        )
+    )
+    shown = {pair for pair in shown if not pair[0].startswith('model.type')}
+    assert len(shown) > 8
+    for key, value in shown:
+        load({key: OptionText(value)})

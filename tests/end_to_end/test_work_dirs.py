@@ -1,0 +1,214 @@
+"""Work dirs that are moved, copied or used twice, and checkpoints that know whom they have seen."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from conftest import DEMO_CONFIG
+
+from mmseg_ignite.apis import compare_runs, load_config, score_folder, train
+from mmseg_ignite.apis import test as run_test
+from mmseg_ignite.engine import open_checkpoint
+from mmseg_ignite.engine.training_record import TrainingRecord
+from mmseg_ignite.engine.work_dirs import latest_checkpoint
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.preparation.store import read_index
+from mmseg_ignite.provenance import file_sha256
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+@pytest.fixture(autouse=True)
+def no_noise_of_closed_streams(monkeypatch):
+    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+
+
+def config(prepared, work_dir, **options):
+    small = {
+        'data_root': str(prepared),
+        'crops.crop_size': (64, 64),
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 2,
+        'default_hooks.checkpoint.interval': 2,
+        'default_hooks.checkpoint.max_keep_ckpts': 3,
+        **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
+    }
+    return load_config(DEMO_CONFIG, {**small, **options}, str(work_dir))
+
+
+@pytest.fixture(scope='module')
+def trained(prepared, tmp_path_factory):
+    """A run of two iterations under the official split; read-only."""
+    work_dir = tmp_path_factory.mktemp('run') / 'a'
+    train(config(prepared, work_dir, protocol='official'))
+    return work_dir
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_copy_goes_on_and_the_original_stays_as_it_is(prepared, trained, tmp_path):
+    """Also its best checkpoint, which a better score in the copy replaces there."""
+    shutil.copytree(trained, tmp_path / 'b')
+    copied = tmp_path / 'b' / 'iter_2.pth'
+    state = torch.load(copied, weights_only=False)
+    state['message_hub']['runtime_info']['best_score'] = -1.0
+    torch.save(state, copied)
+    before = content(trained)
+    train(config(prepared, tmp_path / 'b', protocol='official', **{'train_cfg.max_iters': 4}), resume=True)
+    assert content(trained) == before
+    assert (tmp_path / 'b' / 'iter_4.pth').is_file() and latest_checkpoint(tmp_path / 'b').name == 'iter_4.pth'
+    assert [path.name for path in (tmp_path / 'b').glob('best_*.pth')] == ['best_mIoU_iter_4.pth']
+
+
+def test_a_moved_run_goes_on(prepared, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / 'was')
+    pointer = tmp_path / 'was' / 'last_checkpoint'
+    pointer.write_text(str(tmp_path / 'was' / 'iter_2.pth'))
+    (tmp_path / 'was').rename(tmp_path / 'is')
+    assert latest_checkpoint(tmp_path / 'is') == tmp_path / 'is' / 'iter_2.pth'
+    runner = train(config(prepared, tmp_path / 'is', protocol='official', **{'train_cfg.max_iters': 3}), resume=True)
+    assert runner.iter == 3 and not (tmp_path / 'was').exists()
+
+
+def test_checkpoints_name_no_folders(trained):
+    for path in trained.glob('*.pth'):
+        state = open_checkpoint(path)
+        paths = {k: v for k, v in state['message_hub']['runtime_info'].items() if 'ckpt' in k and k != 'keep_ckpt_ids'}
+        assert paths and all('/' not in str(value) for value in paths.values())
+
+
+def test_without_a_pointer_the_newest_checkpoint_counts(tmp_path):
+    assert latest_checkpoint(tmp_path) is None and latest_checkpoint(tmp_path / 'none') is None
+    for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_99.pth', 'encoder_weights.pth'):
+        (tmp_path / name).write_bytes(b'')
+    assert latest_checkpoint(tmp_path).name == 'iter_10.pth'
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/iter_9.pth\n')
+    assert latest_checkpoint(tmp_path).name == 'iter_9.pth'
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/iter_7.pth')
+    assert latest_checkpoint(tmp_path).name == 'iter_10.pth'
+
+
+def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(trained, run)
+    (run / 'notes.txt').write_text('mine')
+    (run / 'metrics.json').write_text('{}')
+    before = content(run)
+    with pytest.raises(IgniteError, match='--resume.*--overwrite'):
+        train(config(prepared, run))
+    with pytest.raises(IgniteError, match='no.pth'):
+        train(config(prepared, run), weights='no.pth', overwrite=True)
+    assert content(run) == before
+    train(config(prepared, run, **{'train_cfg.max_iters': 1}), overwrite=True)
+    assert {path.name for path in run.glob('*.pth')} == {'iter_1.pth', 'best_mIoU_iter_1.pth'}
+    assert (run / 'notes.txt').read_text() == 'mine' and not (run / 'metrics.json').exists()
+    assert len(list(run.glob('*/vis_data/scalars.json'))) == 1
+    with pytest.raises(IgniteError, match='give one of them'):
+        train(config(prepared, run), resume=True, overwrite=True)
+
+
+def test_logs_of_a_run_that_ended_early_are_set_aside(prepared, tmp_path):
+    old = tmp_path / '20250101_000000' / 'vis_data'
+    old.mkdir(parents=True)
+    (old / 'scalars.json').write_text('{"loss": 9.0, "step": 77}\n')
+    train(config(prepared, tmp_path))
+    assert (tmp_path / 'aborted' / '20250101_000000' / 'vis_data' / 'scalars.json').is_file()
+    assert len(list(tmp_path.glob('*/vis_data/scalars.json'))) == 1
+
+
+def test_a_damaged_newest_checkpoint_names_the_way_out(prepared, trained, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(trained, run)
+    (run / 'iter_9.pth').write_bytes((run / 'iter_2.pth').read_bytes()[:5000])
+    (run / 'last_checkpoint').write_text('iter_9.pth')
+    with pytest.raises(IgniteError, match='delete iter_9.pth and run again, which then continues from iter_2.pth'):
+        train(config(prepared, run, protocol='official'), resume=True)
+    (run / 'iter_9.pth').unlink()
+    assert train(config(prepared, run, protocol='official', **{'train_cfg.max_iters': 3}), resume=True).iter == 3
+
+
+def patients(prepared, protocol, *parts):
+    index = read_index(prepared)
+    names = {name for part in parts for name in index['splits'][protocol][part]}
+    return sorted({str(roi['patient']) for roi in index['rois'] if roi['name'] in names})
+
+
+def test_a_checkpoint_states_what_it_has_seen(prepared, trained):
+    index = read_index(prepared)
+    for path in trained.glob('*.pth'):
+        record = TrainingRecord.of_meta(open_checkpoint(path)['meta'])
+        assert record.train_patients == patients(prepared, 'official', 'train')
+        assert record.val_patients == patients(prepared, 'official', 'val')
+        assert record.data_sha256 == file_sha256(prepared / 'index.json')
+        assert record.um_per_px == pytest.approx(index['rois'][0]['um_per_px'], rel=0.1)
+
+
+def test_a_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
+    """The case of a user: trained under the official split, tested under another."""
+    other = next(
+        f'fold{k}' for k in range(5) if patients(prepared, f'fold{k}', 'val') != patients(prepared, 'official', 'val')
+    )
+    options = {'protocol': other, 'test_dataloader.dataset.split': 'val'}
+    seen = sorted(set(patients(prepared, other, 'val')) & set(patients(prepared, 'official', 'train', 'val')))
+    with pytest.raises(IgniteError, match=f'{len(seen)} of the .* patients to be scored.*--allow-seen-patients'):
+        run_test(config(prepared, tmp_path / 'w', **options), trained / 'iter_2.pth')
+    assert not (tmp_path / 'w' / 'metrics.json').exists()
+    result = run_test(config(prepared, tmp_path / 'w', **options), trained, allow_seen_patients=True, report=None)
+    assert result['seen_patients'] == seen and result['provenance']['checkpoint_sha256'] == file_sha256(
+        trained / 'iter_2.pth'
+    )
+    with pytest.raises(IgniteError, match='would favour it.*--allow-seen-patients'):
+        compare_runs(tmp_path / 'w', tmp_path / 'w')
+    assert compare_runs(tmp_path / 'w', tmp_path / 'w', allow_seen_patients=True)['rois'] == result['rois']
+    arguments = (tmp_path / 'w' / 'predictions', prepared, tmp_path / 'e', other, 'val', 'raw')
+    with pytest.raises(IgniteError, match='patients to be scored'):
+        score_folder(*arguments, checkpoint=trained / 'iter_2.pth')
+    score_folder(*arguments, checkpoint=trained / 'iter_2.pth', allow_seen_patients=True, report=None)
+    assert json.loads((tmp_path / 'e' / 'metrics.json').read_text())['seen_patients'] == seen
+
+
+def test_a_test_on_unseen_patients_says_where_it_comes_from(prepared, trained, tmp_path):
+    result = run_test(config(prepared, tmp_path, protocol='official'), trained / 'iter_2.pth', report=None)
+    assert 'seen_patients' not in result
+    assert result['provenance']['data_sha256'] == file_sha256(prepared / 'index.json')
+    assert {'version', 'date', 'command', 'config_sha256', 'checkpoint_sha256', 'seed'} <= result['provenance'].keys()
+
+
+@pytest.mark.parametrize('how', ['resume', 'load_from', 'weights'])
+def test_patients_of_an_earlier_training_stay_seen(prepared, trained, tmp_path, how):
+    """Whether a run is continued under another split, fine-tuned, or takes over the encoder."""
+    shutil.copytree(trained, tmp_path / 'w')
+    options, arguments = {'protocol': 'fold0', 'train_cfg.max_iters': 3}, {}
+    if how == 'resume':
+        arguments['resume'] = True
+    elif how == 'load_from':
+        options['load_from'] = str(trained / 'iter_2.pth')
+    else:
+        arguments['weights'] = str(trained / 'iter_2.pth')
+    runner = train(config(prepared, tmp_path / 'w', **options), overwrite=how != 'resume', **arguments)
+    record = TrainingRecord.of_meta(open_checkpoint(tmp_path / 'w' / 'iter_3.pth')['meta'])
+    both = {*patients(prepared, 'official', 'train'), *patients(prepared, 'fold0', 'train')}
+    assert record.train_patients == sorted(both) and runner.iter == 3
+
+
+def test_an_encoder_of_a_segmentor_is_really_loaded(prepared, trained, tmp_path):
+    """Before the first step the encoder is that of the file, whose names begin with backbone."""
+    path = str(trained / 'iter_2.pth')
+    runner = train(config(prepared, tmp_path, **{'optim_wrapper.optimizer.lr': 0.0}), weights=path)
+    expected = open_checkpoint(path)['state_dict']
+    found = runner.model.state_dict()
+    assert all(torch.equal(found[k], expected[k]) for k in expected if k.startswith('backbone.'))
+
+
+def test_a_checkpoint_without_a_record_is_tested_with_a_warning(prepared, trained, tmp_path):
+    state = open_checkpoint(trained / 'iter_2.pth')
+    torch.save(dict(state_dict=state['state_dict']), tmp_path / 'bare.pth')
+    with pytest.warns(UserWarning, match='does not state its training patients'):
+        run_test(config(prepared, tmp_path / 'w'), tmp_path / 'bare.pth', report=None)
