@@ -70,6 +70,25 @@ def test_the_rates_follow_the_clock():
     assert hook.factor(0.55) == pytest.approx(0.25)
 
 
+def test_a_resumed_run_uses_the_time_that_is_left(monkeypatch):
+    """Of 300 s, 200 were spent before; at 1 s an iteration about 100 more fit."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
+    hub = SimpleNamespace(runtime_info=dict(training_seconds=200.0), update_info=lambda *a: None)
+    group = dict(lr=1.0)
+    runner = SimpleNamespace(param_schedulers=None, optim_wrapper=SimpleNamespace(param_groups=[group]), message_hub=hub,
+                             distributed=False, iter=500, train_loop=SimpleNamespace(_max_iters=None))  # fmt: skip
+    hook = TimeBudgetHook(300)
+    hook.before_train(runner)
+    count = 0
+    while runner.train_loop._max_iters is None or runner.iter < runner.train_loop._max_iters:
+        hook.before_train_iter(runner, count)
+        clock[0] += 1.0
+        hook.after_train_iter(runner, count)
+        runner.iter, count = runner.iter + 1, count + 1
+    assert 99 <= count <= 101 and hook.spent == pytest.approx(200 + count)
+
+
 def test_a_schedule_beside_the_clock_is_refused():
     runner = SimpleNamespace(param_schedulers=[object()])
     with pytest.raises(IgniteError, match='param_scheduler=None'):

@@ -46,6 +46,62 @@ def test_weights_of_another_size_are_refused(encoder):
         set_encoder_weights(cfg, str(encoder[1]))
 
 
+def in_original_names(state):
+    """mmseg's MiT in the names of the authors' files, by the tables of their code."""
+    import re
+
+    parts = {'attn.attn.out_proj': 'attn.proj', 'attn.sr': 'attn.sr', 'attn.norm': 'attn.norm', 'norm1': 'norm1',
+             'norm2': 'norm2', 'ffn.layers.0': 'mlp.fc1', 'ffn.layers.1': 'mlp.dwconv.dwconv',
+             'ffn.layers.4': 'mlp.fc2'}  # fmt: skip
+    result = {'head.weight': torch.ones(1000, 256), 'head.bias': torch.ones(1000)}
+    for name, value in state.items():
+        stage, kind, rest = re.fullmatch(r'layers\.(\d)\.(\d)\.(.+)', name).groups()
+        stage = int(stage) + 1
+        if kind == '0':
+            result[f'patch_embed{stage}.{rest.replace("projection", "proj")}'] = value
+        elif kind == '2':
+            result[f'norm{stage}.{rest}'] = value
+        elif 'in_proj' in rest:
+            block, suffix = rest.split('.')[0], rest.rsplit('_', 1)[1]
+            third = len(value) // 3
+            result[f'block{stage}.{block}.attn.q.{suffix}'] = value[:third]
+            result[f'block{stage}.{block}.attn.kv.{suffix}'] = value[third:]
+        else:
+            block, part = rest.split('.', 1)
+            part, suffix = part.rsplit('.', 1)
+            if parts[part] in ('mlp.fc1', 'mlp.fc2') and suffix == 'weight':
+                value = value[:, :, 0, 0]
+            result[f'block{stage}.{block}.{parts[part]}.{suffix}'] = value
+    return result
+
+
+def test_files_of_the_authors_are_read(encoder, tmp_path):
+    backbone, _ = encoder
+    for state in (in_original_names(backbone.state_dict()), dict(state_dict=in_original_names(backbone.state_dict()))):
+        torch.save(state, tmp_path / 'mit_b0_original.pth')
+        cfg = load_config(DEMO_CONFIG, work_dir=str(tmp_path / 'w'))
+        set_encoder_weights(cfg, str(tmp_path / 'mit_b0_original.pth'))
+        cfg.model.decode_head.norm_cfg.type = 'BN'
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        for key, value in backbone.state_dict().items():
+            assert torch.equal(model.backbone.state_dict()[key], value)
+    with pytest.raises(IgniteError, match='same MiT size'):
+        set_encoder_weights(load_config(CONFIGS / 'segformer_mit-b1_1xb8-20k_ignite-512x512.py'),
+                            str(tmp_path / 'mit_b0_original.pth'))  # fmt: skip
+
+
+def test_names_of_hugging_face_are_said(tmp_path):
+    torch.save({'segformer.encoder.patch_embeddings.0.proj.weight': torch.ones(1)}, tmp_path / 'hf.pth')
+    with pytest.raises(IgniteError, match='Hugging Face'):
+        set_encoder_weights(load_config(DEMO_CONFIG), str(tmp_path / 'hf.pth'))
+
+
+def test_an_address_without_a_checksum_is_refused():
+    with pytest.raises(IgniteError, match='no checksum in its name'):
+        fetch('http://127.0.0.1:9/mit_b0.pth')
+
+
 def test_missing_file_and_wrong_checksum(encoder, tmp_path):
     with pytest.raises(IgniteError, match='nowhere'):
         set_encoder_weights(load_config(DEMO_CONFIG), 'nowhere.pth')
