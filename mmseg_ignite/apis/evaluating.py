@@ -14,11 +14,11 @@ from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
 from ..evaluation.label_files import ENCODINGS, read_labels, read_prediction
 from ..evaluation.protocols import check_groupings
-from ..files import write_json
+from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
 from ..preparation.store import label_path, metadata, open_array, read_index, select
-from .reporting import PREDICTIONS, publish
+from .reporting import PREDICTIONS, publish, run_files
 
 CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding')
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
@@ -50,6 +50,7 @@ def rescore(
     """
     evaluation, run = Evaluation.load(run), Path(run)
     folder = run if run.is_dir() else run.parent
+    check_outputs(run_files(out or folder, report))
     context = _context(folder)
     if data is not None:
         context['data'] = str(data)
@@ -111,6 +112,7 @@ def score_folder(
     if not entries:
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
     folder = Path(predictions)
+    check_outputs(run_files(out, report), [folder / f'{entry["name"]}.png' for entry in entries])
     _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
     if encoding == 'auto':
         encoding = _tell_encoding(folder, [e['name'] for e in entries])
@@ -139,7 +141,7 @@ def _parallel(call: Callable, items: list) -> Iterator:
 def _check_files(folder: Path, names: 'list[str]', part: str) -> None:
     if not folder.is_dir():
         raise IgniteError(f'{folder} is no folder; one of label PNGs was expected: check the path.')
-    found = {path.stem for path in folder.glob('*.png')}
+    found = {path.stem for path in visible_files(folder, ('.png',)) if path.suffix == '.png' and path.is_file()}
     missing = sorted(set(names) - found)
     if missing:
         raise IgniteError(
@@ -175,10 +177,12 @@ def compare_runs(
     Raises:
         IgniteError: no such runs, or they do not compare.
     """
+    if out is not None:
+        check_outputs([out], [path for run in (a, b) for path in (run, *run_files(run))])
     result = dict(a=str(a), b=str(b), **compare(Evaluation.load(a), Evaluation.load(b), samples, seed))
     if out is not None:
         try:
-            write_json(out, result)
+            write_result(out, result)
         except OSError as error:
             raise IgniteError(f'{out} cannot be written ({error.strerror or error}): choose another file.') from error
     return result

@@ -11,10 +11,13 @@ from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
+from ..files import check_outputs, is_ours, visible_files
 from ..models.ensembles import check_unseen, is_ensemble, load_members, read_ensemble, set_members
 from ..preparation.store import roi_name
-from .configuration import check_data, is_ours, selected
-from .reporting import PREDICTIONS, publish
+from ..visualization.writers import prediction_files
+from .configuration import check_data, selected
+from .configuration import is_ours as is_our_data
+from .reporting import PREDICTIONS, publish, run_files
 
 
 def test(
@@ -39,14 +42,18 @@ def test(
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, or
-            an evaluator without TissueMetric.
+        IgniteError: data or checkpoint missing or wrong, an ensemble trained on a patient to be tested, outputs that may not
+            be written (see :func:`mmseg_ignite.files.check_outputs`), or an evaluator without TissueMetric.
     """
     check_data(cfg, 'test_dataloader')
     dataset = cfg.test_dataloader.dataset
-    if is_ensemble(checkpoint) and is_ours(dataset):
+    if is_ensemble(checkpoint) and is_our_data(dataset):
         read_ensemble(checkpoint)  # whether it is one, before what it says is asked
         check_unseen(checkpoint, (roi['patient'] for roi in selected(dataset)))
+    predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
+    names = [roi['name'] for roi in selected(dataset)] if is_our_data(dataset) else []
+    written = [path for name in names for path in prediction_files(predictions, name, overlay=out is not None)]
+    check_outputs([*run_files(cfg.work_dir, report), *written], [checkpoint, *([cfg.filename] if cfg.filename else [])])
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
@@ -56,9 +63,8 @@ def test(
     runner = Runner.from_cfg(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
     load_members(runner.model.module if runner.distributed else runner.model, members)
-    predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
-    written = is_ours(dataset) or out is not None
-    if written:
+    writes = is_our_data(dataset) or out is not None
+    if writes:
         runner.register_hook(PredictionWriterHook(predictions, overlays=out is not None))
     runner.test()
     barrier()  # all have written their predictions
@@ -72,9 +78,9 @@ def test(
         'protocol': dataset.get('protocol', 'patient-8-1-1'),
         'use_context': bool(dataset.get('use_context')),
     }
-    if written:
+    if writes:
         context.update(predictions=str(predictions), encoding='raw')
-    if written and out is None:
+    if writes and out is None:
         _remove_others(predictions, metric.evaluation.names)
     return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
 
@@ -101,8 +107,8 @@ def tissue_metric(metrics: list) -> TissueMetric:
 
 
 def _remove_others(folder: Path, names: 'list[str]') -> None:
-    """Remove the predictions of an earlier test of other ROIs from the work dir's own folder."""
+    """Remove the predictions that an earlier test of other ROIs left in the work dir's own folder; other files stay."""
     kept = {roi_name(name) for name in names}
-    for path in folder.glob('*.png'):
-        if path.stem not in kept:
+    for path in visible_files(folder, ('.png',)):
+        if path.stem not in kept and is_ours(path):
             path.unlink()

@@ -49,18 +49,23 @@ def set_members(model: dict, checkpoint: 'str | Path') -> 'tuple[dict, list[Path
     return type(model)(model, type='TissueEnsemble', size=len(members)), members
 
 
-def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> None:
+def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> 'list[dict]':
     """Load each member's checkpoint, every key and shape exactly.
 
     Args:
         model: built of what :func:`set_members` returns.
 
+    Returns:
+        The ``meta`` of each checkpoint.
+
     Raises:
         IgniteError: a checkpoint is missing, damaged or of another model.
     """
     members = model.members if len(checkpoints) > 1 else [model]
-    for member, checkpoint in zip(members, checkpoints, strict=True):
+    return [
         load_weights(member, checkpoint, apart='others.' if member is model and len(members) > 1 else None)
+        for member, checkpoint in zip(members, checkpoints, strict=True)
+    ]
 
 
 def read_ensemble(path: 'str | Path') -> 'list[Path]':
