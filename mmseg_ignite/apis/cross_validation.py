@@ -17,12 +17,12 @@ from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.confusion import table
 from ..evaluation.evaluation import METRICS, RAW
-from ..files import link_file, write_json
+from ..files import check_outputs, link_file, write_json
 from ..models.ensembles import write_ensemble
 from ..preparation.splits import FOLDS
 from ..preparation.store import read_index, roi_name
 from .configuration import check_data, is_ours, load_config
-from .reporting import PREDICTIONS, REPORT, publish
+from .reporting import PREDICTIONS, REPORT, publish, run_files
 from .testing import test, tissue_metric
 from .training import train
 
@@ -82,6 +82,7 @@ def cross_validate(
         )
     training = dict(amp=amp, weights=weights, minutes=minutes)
     every = [_Fold(number, config, folder, options or {}, launcher, training) for number in range(len(FOLDS))]
+    check_outputs(run_files(folder, report))
     for fold in every:
         fold.check()
     for number in chosen:

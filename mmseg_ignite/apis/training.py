@@ -11,6 +11,7 @@ from ..engine.checkpoints import open_checkpoint
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..errors import IgniteError
+from ..files import check_place
 from ..models.weights import set_encoder_weights
 from .configuration import check_data
 
@@ -37,6 +38,7 @@ def train(
         IgniteError: data, weights or the checkpoint to resume are missing or wrong, or TensorBoard is not installed.
     """
     check_data(cfg, 'train_dataloader', 'val_dataloader')
+    check_place(cfg.work_dir)
     if amp:
         _set_half(cfg)
     if minutes is not None:

@@ -139,7 +139,7 @@ def _legend(
     predicted = count_classes(prediction)
     if truth is not None:
         seen = np.flatnonzero(predicted + count_classes(truth))
-        bare = [(None, 'stained tissue, no colour:', ''), (None, 'not annotated', '')] if (truth > 15).any() else []
+        bare = [(None, 'not annotated, stain kept', '')] if (truth >= len(CLASSES)).any() else []
         return [(int(i), CLASSES[i], '') for i in seen] + bare
     seen = np.flatnonzero(predicted)
     rows = [(int(i), CLASSES[i], _percent(predicted[i] / prediction.size)) for i in seen]
