@@ -14,7 +14,8 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.images import read_image
 
 LOSSLESS = [('PNG', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}), ('BMP', {})]
-LOSSY = [('JPEG', {}), ('JPEG', {'progressive': True}), ('JPEG', {'restart_marker_rows': 2}), ('TIFF', {'compression': 'jpeg'})]
+LOSSY = [('JPEG', {}), ('JPEG', {'progressive': True}), ('JPEG', {'restart_marker_rows': 2})]
+LOSSY += [('TIFF', {'compression': 'jpeg'})]
 TIFF_ONLY = [('TIFF', {'compression': 'tiff_adobe_deflate'}), ('TIFF', {'compression': 'packbits'})]
 
 
@@ -82,9 +83,7 @@ def tiff_with_tags_first(image, tiled):
     if tiled:
         padded = np.zeros((-(-height // side) * side, -(-width // side) * side, 3), np.uint8)
         padded[:height, :width] = image
-        blocks = [
-            padded[y : y + side, x : x + side] for y in range(0, height, side) for x in range(0, width, side)
-        ]
+        blocks = [padded[y : y + side, x : x + side] for y in range(0, height, side) for x in range(0, width, side)]
     else:
         blocks = [image[y : y + side] for y in range(0, height, side)]
     data = [zlib.compress(block.tobytes()) for block in blocks]
@@ -199,7 +198,11 @@ def test_a_transparent_palette_entry_and_colour_are_white(read):
         ('TIFF', dict(resolution_unit=3, x_resolution=40_000, y_resolution=40_000), 0.25),
         ('TIFF', dict(resolution_unit=1, x_resolution=40_000, y_resolution=40_000), None),
         ('TIFF', dict(dpi=(72, 72)), None),
-        ('TIFF', dict(description='ImageJ=1.53t\nunit=micron\n', resolution_unit=1, x_resolution=2.0, y_resolution=2.0), 0.5),
+        (
+            'TIFF',
+            dict(description='ImageJ=1.53t\nunit=micron\n', resolution_unit=1, x_resolution=2.0, y_resolution=2.0),
+            0.5,
+        ),
         ('TIFF', dict(description='<Pixels PhysicalSizeX="0.23" PhysicalSizeXUnit="µm"/>'), 0.23),
         ('TIFF', dict(description='<Pixels PhysicalSizeX="230" PhysicalSizeXUnit="nm"/>'), 0.23),
         ('TIFF', dict(description='<Pixels PhysicalSizeX="230"/>'), None),

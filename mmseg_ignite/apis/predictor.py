@@ -211,17 +211,22 @@ def _without_loading(pipeline: 'list[dict]') -> 'list[dict]':
     """A pipeline without the transforms that read images or annotations: the image is in memory, annotations are none."""
     kept = []
     for transform in pipeline:
-        kind = transform['type']
-        if not inspect.isclass(kind):
-            name, kind = kind, TRANSFORMS.get(kind)
-            if kind is None:
-                raise IgniteError(
-                    f'the test pipeline has the transform {name!r}, which is not registered: correct its name, or import the '
-                    'module that registers it by custom_imports.'
-                )
-        if not (inspect.isclass(kind) and issubclass(kind, _LOADERS)):
-            kept.append(transform)
+        name = transform['type']
+        kind = name if inspect.isclass(name) else TRANSFORMS.get(name)
+        # mmseg.LoadImageFromFile: mmseg's registry does not pass a name with its scope on to mmcv's.
+        if _loads(kind) or (kind is None and _loads(TRANSFORMS.get(name.split('.')[-1]))):
+            continue
+        if kind is None:
+            raise IgniteError(
+                f'the test pipeline has the transform {name!r}, which is not registered: correct its name, or import the '
+                'module that registers it by custom_imports.'
+            )
+        kept.append(transform)
     return kept
+
+
+def _loads(kind: object) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, _LOADERS)
 
 
 def _training_resolution(meta: dict, cfg: Config) -> 'tuple[float, str]':
