@@ -348,32 +348,53 @@ def test_names_that_a_terminal_does_not_know_end_no_run(checkpoint, tmp_path, mo
 
 
 def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
-    """Each would fail later for want of a checkpoint or a run: what is checked first is what would be lost."""
+    """Each would fail later for want of a checkpoint or predictions: what is checked first is what would be lost."""
     names = read_index(prepared)['splits']['patient-8-1-1']['test']
     (tmp_path / 'c.pth').write_bytes(b'junk')
     options = ['--cfg-options', f'data_root={prepared}']
-    for number, (name, arguments, path) in enumerate((
-        ('test', [DEMO_CONFIG, tmp_path / 'c.pth', '--work-dir', tmp_path / 'w', '--out', '{}'], f'{names[0]}.png'),
-        ('test', [DEMO_CONFIG, tmp_path / 'c.pth', '--work-dir', tmp_path / 'w', '--out', '{}'], f'{names[0]}_overlay.png'),
-        ('test', [DEMO_CONFIG, tmp_path / 'c.pth', '--work-dir', '{}'], f'predictions/{names[0]}.png'),
-        ('test', [DEMO_CONFIG, tmp_path / 'c.pth', '--work-dir', '{}'], 'report.html'),
-        ('browse_dataset', [DEMO_CONFIG, '--crops', 1, '--out', '{}'], 'crops_01.png'),
-        ('browse_dataset', [DEMO_CONFIG, '--crops', 1, '--out', '{}'], 'stains.png'),
-    )):  # fmt: skip
+    test = ('test', DEMO_CONFIG, tmp_path / 'c.pth', *options)
+    browse = ('browse_dataset', DEMO_CONFIG, '--crops', 1, *options)
+    evaluate = ('evaluate', '--predictions', tmp_path, '--data', prepared)
+    for number, (arguments, path) in enumerate(
+        (
+            ((*test, '--work-dir', tmp_path / 'w', '--out'), f'{names[0]}.png'),
+            ((*test, '--work-dir', tmp_path / 'w', '--out'), f'{names[0]}_overlay.png'),
+            ((*test, '--work-dir'), f'predictions/{names[0]}.png'),
+            ((*test, '--work-dir'), 'report.html'),
+            ((*evaluate, '--out'), 'metrics.json'),
+            ((*evaluate, '--out'), 'per_roi.csv'),
+            ((*evaluate, '--out'), 'figures/confusion.png'),
+            ((*browse, '--out'), 'crops_01.png'),
+            ((*browse, '--out'), 'stains.png'),
+        )
+    ):
         out = tmp_path / str(number)
-        mine = save(out / path) if path.endswith('png') else out / path
+        mine = out / path
         mine.parent.mkdir(exist_ok=True, parents=True)
         mine.write_bytes(b'mine')
-        assert tool(name, *(str(a).format(out) for a in arguments), *options) == 2
+        assert tool(*arguments, out) == 2
         said = capsys.readouterr().err
         assert 'did not write' in said and str(mine) in said
         assert mine.read_bytes() == b'mine' and sum(p.is_file() for p in out.rglob('*')) == 1
-    for name, arguments in (
-        ('test', [DEMO_CONFIG, tmp_path / 'c.pth', '--work-dir', prepared / 'w', *options]),
-        ('train', [DEMO_CONFIG, '--work-dir', prepared / 'w', *options]),
-        ('browse_dataset', [DEMO_CONFIG, '--out', prepared / 'w', *options]),
-        ('make_synthetic_release', ['--out', prepared / 'w', '--rois', 4, '--patients', 4]),
+    for arguments in (
+        (*test, '--work-dir', prepared / 'w'),
+        (*evaluate, '--out', prepared / 'w'),
+        (*browse, '--out', prepared / 'w'),
+        ('train', DEMO_CONFIG, '--work-dir', prepared / 'w', *options),
+        ('make_synthetic_release', '--rois', 4, '--patients', 4, '--out', prepared / 'w'),
     ):
-        assert tool(name, *arguments) == 2
+        assert tool(*arguments) == 2
         assert 'stays as it is' in capsys.readouterr().err
     assert not (prepared / 'w').exists()
+
+
+def test_a_comparison_is_not_written_over_a_run(tmp_path, capsys):
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / 'confusion.npz', a=np.zeros(1))
+    before = (tmp_path / 'a' / 'confusion.npz').read_bytes()
+    for out, word in ((tmp_path / 'a' / 'confusion.npz', 'input'), (tmp_path / 'mine.json', 'did not write')):
+        (tmp_path / 'mine.json').write_text('{}')
+        assert tool('compare', tmp_path / 'a', tmp_path / 'b', '--out', out) == 2
+        assert word in capsys.readouterr().err
+    assert (tmp_path / 'a' / 'confusion.npz').read_bytes() == before and (tmp_path / 'mine.json').read_text() == '{}'
