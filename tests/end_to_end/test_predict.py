@@ -1,5 +1,6 @@
 """Predicting as a user does it: folders with all that folders hold, resolutions, and outputs that must not be lost."""
 
+import copy
 import io
 import json
 import os
@@ -46,6 +47,20 @@ def checkpoint(config, tmp_path_factory):
 @pytest.fixture(scope='module')
 def predictor(config, checkpoint):
     return Predictor(config, checkpoint, device='cpu')
+
+
+@pytest.fixture(autouse=True)
+def config_is_read_once(config, monkeypatch):
+    """Reading it so often would take most of the time."""
+
+    def load(path, options=None, work_dir=None, *_):
+        cfg = copy.deepcopy(config)
+        for dataset in (cfg[f'{part}_dataloader'].dataset for part in ('train', 'val', 'test')):
+            dataset.update(options or {})
+        cfg.work_dir = work_dir or cfg.work_dir
+        return cfg
+
+    monkeypatch.setattr('mmseg_ignite.apis.load_config', load)
 
 
 def picture(height=64, width=80):
@@ -178,7 +193,7 @@ def test_sizes_that_are_impossible_once_resampled(predictor):
     ],
 )
 def test_where_the_resolution_of_the_training_is_known_from(config, checkpoint, tmp_path, meta, crops, expected):
-    cfg = load_config(DEMO_CONFIG)
+    cfg = copy.deepcopy(config)
     cfg.train_dataloader.dataset.crops = crops
     torch.save(dict(state_dict=torch.load(checkpoint)['state_dict'], meta=meta), tmp_path / 'c.pth')
     predictor = Predictor(cfg, tmp_path / 'c.pth', device='cpu')
@@ -277,7 +292,7 @@ def test_a_config_is_not_changed(config, checkpoint):
 )
 @pytest.mark.parametrize('place', ['test_pipeline', 'test_dataloader'])
 def test_whatever_loads_the_image_is_left_out(config, checkpoint, predictor, loading, place):
-    cfg = load_config(DEMO_CONFIG)
+    cfg = copy.deepcopy(config)
     pipeline = [*loading, dict(type='PackSegInputs')]
     if place == 'test_pipeline':
         cfg.test_pipeline = pipeline
@@ -288,8 +303,8 @@ def test_whatever_loads_the_image_is_left_out(config, checkpoint, predictor, loa
     np.testing.assert_array_equal(Predictor(cfg, checkpoint, device='cpu').predict(image), predictor.predict(image))
 
 
-def test_pipelines_that_are_missing_or_unknown(checkpoint):
-    cfg = load_config(DEMO_CONFIG)
+def test_pipelines_that_are_missing_or_unknown(config, checkpoint):
+    cfg = copy.deepcopy(config)
     cfg.test_pipeline = [dict(type='LoadNothing')]
     with pytest.raises(IgniteError, match='LoadNothing'):
         Predictor(cfg, checkpoint, device='cpu')
@@ -299,7 +314,7 @@ def test_pipelines_that_are_missing_or_unknown(checkpoint):
 
 
 def test_a_model_of_fewer_classes_gives_ids_of_the_release(config, tmp_path):
-    cfg = load_config(DEMO_CONFIG)
+    cfg = copy.deepcopy(config)
     cfg.model.decode_head.num_classes = 3
     names = CLASSES[3], CLASSES[0], CLASSES[9]
     cfg.test_dataloader.dataset.metainfo = dict(classes=names)
@@ -317,8 +332,8 @@ def test_a_model_of_fewer_classes_gives_ids_of_the_release(config, tmp_path):
 
 
 @pytest.mark.parametrize('symmetries', [1, 2])
-def test_windows_are_counted(checkpoint, symmetries):
-    cfg = load_config(DEMO_CONFIG)
+def test_windows_are_counted(config, checkpoint, symmetries):
+    cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48), symmetries=symmetries)
     predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
     predictor.predict(picture(100, 200), advance=done.append)
@@ -352,8 +367,7 @@ def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
     names = read_index(prepared)['splits']['patient-8-1-1']['test']
     (tmp_path / 'c.pth').write_bytes(b'junk')
     options = ['--cfg-options', f'data_root={prepared}']
-    test = ('test', DEMO_CONFIG, tmp_path / 'c.pth', *options)
-    browse = ('browse_dataset', DEMO_CONFIG, '--crops', 1, *options)
+    test, browse = ('test', DEMO_CONFIG, tmp_path / 'c.pth', *options), ('browse_dataset', DEMO_CONFIG, *options)
     evaluate = ('evaluate', '--predictions', tmp_path, '--data', prepared)
     for number, (arguments, path) in enumerate(
         (
@@ -364,8 +378,8 @@ def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
             ((*evaluate, '--out'), 'metrics.json'),
             ((*evaluate, '--out'), 'per_roi.csv'),
             ((*evaluate, '--out'), 'figures/confusion.png'),
-            ((*browse, '--out'), 'crops_01.png'),
-            ((*browse, '--out'), 'stains.png'),
+            ((*browse, '--crops', 1, '--out'), 'crops_01.png'),
+            ((*browse, '--crops', 1, '--out'), 'stains.png'),
         )
     ):
         out = tmp_path / str(number)
