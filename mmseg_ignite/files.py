@@ -168,9 +168,9 @@ def check_place(folder: 'str | os.PathLike') -> None:
             )
     there = next(place for place in (real, *real.parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise IgniteError(f'{there} is a file; a folder was expected: choose another output folder.')
+        raise IgniteError(f'{folder} cannot be made, as {there} is a file: choose another output folder.')
     if not os.access(there, os.W_OK | os.X_OK):
-        raise IgniteError(f'{there} cannot be written (permission denied): choose another output folder.')
+        raise IgniteError(f'{folder} cannot be written (no permission in {there}): choose another output folder.')
 
 
 def visible_files(folder: 'str | os.PathLike', suffixes: 'tuple[str, ...]') -> 'list[Path]':
