@@ -92,17 +92,17 @@ def is_ours(path: 'str | os.PathLike') -> bool:
             end = len(content) - _TAILS[suffix]
             start = end - len(_signature(suffix, 0))
             return start > 0 and _signed(content[:start] + content[end:], suffix) == content
-        if suffix == '.json':
-            known = json.loads(path.read_bytes())
-            return isinstance(known, dict) and (
-                {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
-            )
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS
+        if suffix in ('.csv', '.txt'):
+            return any(is_ours(folder / _RUN) for folder in path.parents[:2])
+        known = json.loads(path.read_bytes())
+        return isinstance(known, dict) and (
+            {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
+        )
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
-    return any(is_ours(folder / _RUN) for folder in path.parents[:2] if (folder / _RUN).is_file())
 
 
 def _check_ours(path: Path) -> None:

@@ -82,9 +82,10 @@ def cross_validate(
         )
     training = dict(amp=amp, weights=weights, minutes=minutes)
     every = [_Fold(number, config, folder, options or {}, launcher, training) for number in range(len(FOLDS))]
-    check_outputs(run_files(folder, report))
     for fold in every:
         fold.check()
+    pooled = [folder / PREDICTIONS / f'{name}.png' for fold in every for name in fold.parts['val']]
+    check_outputs([*run_files(folder, report), *pooled])
     for number in chosen:
         every[number].check_start(resume)
     for number in chosen:

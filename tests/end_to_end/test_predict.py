@@ -17,11 +17,13 @@ from PIL import Image
 
 from mmseg_ignite.apis import Predictor, load_config, predict_files
 from mmseg_ignite.apis.predicting import _WindowProgress
+from mmseg_ignite.apis.testing import _remove_others
 from mmseg_ignite.datasets.transforms import LoadIGNITERegion
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.files import sha256
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
+from mmseg_ignite.visualization.writers import write_labels
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -400,6 +402,15 @@ def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
         assert tool(*arguments) == 2
         assert 'stays as it is' in capsys.readouterr().err
     assert not (prepared / 'w').exists()
+
+
+def test_predictions_of_an_earlier_test_go_and_files_of_others_stay(tmp_path):
+    for name in ('old', 'kept'):
+        write_labels(tmp_path, name, np.zeros((4, 4), np.uint8))
+    save(tmp_path / 'mine.png')
+    save(tmp_path / '._old.png')
+    _remove_others(tmp_path, ['kept'])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['._old.png', 'kept.png', 'mine.png']
 
 
 def test_a_comparison_is_not_written_over_a_run(tmp_path, capsys):
