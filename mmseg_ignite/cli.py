@@ -20,6 +20,9 @@ def run(main: Callable[[], None]) -> None:
     a closed terminal) end it as Ctrl-C does, so that temporary files go.
     """
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a file name or a sign that the terminal does not know ends no run
+            stream.reconfigure(errors='backslashreplace')
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

@@ -1,14 +1,30 @@
-"""Writing that is whole or absent: every file and folder the package publishes goes through here."""
+"""Atomic writing that never destroys what we did not write: every file and folder of the package goes through here.
+
+Results carry a signature: PNG, HTML, SVG, PDF and TeX files a line or chunk with the checksum of the rest of the file,
+JSON files the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature belongs to
+somebody else, also if it has the name of one of our results, and is not replaced.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import IgniteError
+from .version import __version__
+
+WRITTEN_BY = f'mmseg_ignite {__version__}'
+_TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0}
+"""Bytes at the end of a file of each type that its signature precedes: the last chunk of a PNG."""
+_RUN = 'confusion.npz'
+_RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
 def _permitted(mode: int) -> int:
@@ -23,7 +39,7 @@ def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
     """Give a temporary path beside ``path`` (same suffix); rename it into place on success, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.stem}.', suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f'.{path.stem[:40]}.', suffix=path.suffix, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -32,6 +48,157 @@ def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def result_file(path: 'str | os.PathLike') -> Iterator[Path]:
+    """:func:`atomic_file` for a result: it is signed, and a file that we did not write is not replaced.
+
+    Raises:
+        IgniteError: ``path`` exists and is not ours, see :func:`is_ours`.
+    """
+    path = Path(path)
+    _check_ours(path)
+    with atomic_file(path) as partial:
+        yield partial
+        if path.suffix in _TAILS:
+            partial.write_bytes(_signed(partial.read_bytes(), path.suffix))
+
+
+def _signature(suffix: str, checksum: int) -> bytes:
+    """The bytes that sign a file; their number depends on the suffix alone."""
+    text = b'Written by mmseg_ignite, CRC-32 %08x' % checksum
+    if suffix == '.png':
+        chunk = b'tEXtSoftware\0' + text
+        return struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    return b'<!-- ' + text + b' -->\n' if suffix in ('.html', '.svg') else b'% ' + text + b'\n'
+
+
+def _signed(content: bytes, suffix: str) -> bytes:
+    place = len(content) - _TAILS[suffix]
+    return content[:place] + _signature(suffix, zlib.crc32(content)) + content[place:]
+
+
+def is_ours(path: 'str | os.PathLike') -> bool:
+    """Whether a file is a result of ours and unchanged since, as far as its type can tell.
+
+    Text tables have no room for a signature; they are ours in the folder of a run of ours, or in a folder inside it.
+    """
+    path = Path(path)
+    suffix = path.suffix
+    try:
+        if suffix in _TAILS:
+            content = path.read_bytes()
+            end = len(content) - _TAILS[suffix]
+            start = end - len(_signature(suffix, 0))
+            return start > 0 and _signed(content[:start] + content[end:], suffix) == content
+        if suffix == '.npz':
+            with zipfile.ZipFile(path) as archive:
+                return set(archive.namelist()) >= _RUN_ARRAYS
+        if suffix in ('.csv', '.txt'):
+            return any(is_ours(folder / _RUN) for folder in path.parents[:2])
+        known = json.loads(path.read_bytes())
+        return isinstance(known, dict) and (
+            {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
+        )
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _check_ours(path: Path) -> None:
+    if path.is_dir():
+        raise IgniteError(
+            f'{path} is a folder, and a file of that name is to be written: choose another output folder.'
+        )
+    if path.exists() and not is_ours(path):
+        raise IgniteError(
+            f'{path} is there already, and mmseg_ignite did not write it or it was changed since; it is left as it is: '
+            'choose another output folder, or move the file away.'
+        )
+
+
+def check_outputs(outputs: 'Iterable[str | os.PathLike]', inputs: 'Iterable[str | os.PathLike]' = ()) -> None:
+    """Check the files that a tool is going to write, before it computes anything. Results of earlier runs may be replaced.
+
+    Args:
+        outputs: the paths of the files.
+        inputs: what the tool reads; links to a file count as that file.
+
+    Raises:
+        IgniteError: an output is an input, lies in a release or a prepared data set, is a file that we did not write, or
+            cannot be written.
+    """
+    read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
+    checked = set()
+    for path in map(Path, outputs):
+        if (identity := _identity(path)) in read and identity is not None:
+            raise IgniteError(
+                f'{path} is to be written and is an input of the same run ({read[identity]}): choose another output folder.'
+            )
+        if path.parent not in checked:
+            check_place(path.parent)
+            checked.add(path.parent)
+        _check_ours(path)
+
+
+def _identity(path: 'str | os.PathLike') -> 'tuple[int, int] | None':
+    """What two names of one file have in common; None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_place(folder: 'str | os.PathLike') -> None:
+    """Check that results may be written into a folder, which need not exist yet.
+
+    Raises:
+        IgniteError: it lies in a release or a prepared data set, or cannot be written.
+    """
+    real = Path(os.path.realpath(folder))
+    for place in (real, *real.parents):
+        if (place / 'data_overview.csv').is_file():
+            raise IgniteError(
+                f'{folder} lies in the release {place}, which stays as it is: choose a folder outside it.'
+            )
+        if (place / 'index.json').is_file() and (place / 'labels').is_dir() and (place / 'points').is_dir():
+            raise IgniteError(
+                f'{folder} lies in the prepared data set {place}, which stays as it is: choose a folder outside it.'
+            )
+    there = next(place for place in (real, *real.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise IgniteError(f'{folder} cannot be made, as {there} is a file: choose another output folder.')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise IgniteError(f'{folder} cannot be written (no permission in {there}): choose another output folder.')
+
+
+def visible_files(folder: 'str | os.PathLike', suffixes: 'tuple[str, ...]') -> 'list[Path]':
+    """The entries of a folder that have one of the suffixes (in any case), sorted; hidden ones, such as ``._a.png`` of
+    macOS, are left out.
+
+    Raises:
+        IgniteError: there is no such folder, or it cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise IgniteError(f'{folder} cannot be read as a folder ({error.strerror}): check the path.') from error
+    return [Path(folder) / n for n in names if n.lower().endswith(suffixes) and not n.startswith('.')]
+
+
+def printable(name: 'str | os.PathLike') -> str:
+    """A file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def sha256(path: 'str | os.PathLike') -> str:
+    """The SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def link_file(source: 'str | os.PathLike', path: 'str | os.PathLike') -> None:
@@ -103,13 +270,21 @@ def _swap(partial: Path, path: Path) -> None:
 
 
 def write_json(path: 'str | os.PathLike', content: object) -> None:
-    """Write JSON atomically.
+    """Write JSON atomically. File names that are not UTF-8 are read back as they were.
 
     Raises:
-        ValueError: NaN or infinity, which JSON has not.
+        ValueError: NaN or infinity, which JSON does not have.
     """
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+        # A byte that is not UTF-8 is a lone surrogate here; "\\udcff" is how JSON spells it.
+        partial.write_text(text, encoding='utf-8', errors='backslashreplace')
+
+
+def write_result(path: 'str | os.PathLike', content: dict) -> None:
+    """:func:`write_json` of a result: signed by the key ``written_by``; a file that we did not write is not replaced."""
+    _check_ours(Path(path))
+    write_json(path, dict(written_by=WRITTEN_BY, **content))
 
 
 def check_writable(folder: 'str | os.PathLike') -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .errors import IgniteError
+from .files import sha256
 from .version import __version__
 
 
@@ -17,11 +18,7 @@ def file_sha256(path: 'str | Path') -> str:
         IgniteError: the file cannot be read.
     """
     try:
-        digest = hashlib.sha256()
-        with open(path, 'rb') as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256(path)
     except OSError as error:
         raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
 

@@ -1,12 +1,28 @@
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.files import atomic_directory, atomic_file, link_file
+from mmseg_ignite.files import (
+    atomic_directory,
+    atomic_file,
+    check_outputs,
+    is_ours,
+    link_file,
+    printable,
+    result_file,
+    visible_files,
+    write_json,
+    write_result,
+)
+from mmseg_ignite.preparation.png import check_png
 
 
 def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
@@ -133,3 +149,135 @@ def test_a_file_is_put_in_a_second_place_by_link_or_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'link', refuse)
     link_file(tmp_path / 'a', tmp_path / 'c')
     assert (tmp_path / 'c').read_text() == 'new' and not (tmp_path / 'c').samefile(tmp_path / 'a')
+
+
+CONTENTS = {
+    'a.png': lambda path: Image.new('RGB', (9, 8)).save(path),
+    'a.html': lambda path: path.write_text('<!DOCTYPE html><p>a</p>\n'),
+    'a.svg': lambda path: path.write_text('<svg/>'),
+    'a.pdf': lambda path: path.write_bytes(b'%PDF-1.4\n%%EOF\n'),
+    'a.tex': lambda path: path.write_text('a & b'),
+}
+
+
+@pytest.mark.parametrize('name', CONTENTS)
+def test_a_result_is_known_until_it_is_changed(tmp_path, name):
+    path = tmp_path / name
+    CONTENTS[name](path)
+    assert not is_ours(path)
+    with pytest.raises(IgniteError, match='did not write'), result_file(path) as partial:
+        partial.write_text('new')
+    before = path.read_bytes()
+    path.unlink()
+    for _ in range(2):  # the second time it replaces the first
+        with result_file(path) as partial:
+            partial.write_bytes(before)
+    assert is_ours(path) and list(tmp_path.iterdir()) == [path]
+    moved = path.rename(tmp_path / f'b{path.suffix}')
+    assert is_ours(moved)
+    content = bytearray(moved.read_bytes())
+    place = int(np.random.default_rng().integers(len(content)))
+    content[place] ^= 1
+    moved.write_bytes(content)
+    assert not is_ours(moved)
+    moved.write_bytes(b'')
+    assert not is_ours(moved)
+
+
+def test_signed_pngs_are_pngs(tmp_path):
+    image = np.random.default_rng().integers(0, 256, (30, 20), np.uint8)
+    with result_file(tmp_path / 'a.png') as partial:
+        Image.fromarray(image).save(partial)
+    check_png((tmp_path / 'a.png').read_bytes())
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / 'a.png')), image)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_UNCHANGED), image)
+    assert 'mmseg_ignite' in Image.open(tmp_path / 'a.png').text['Software']
+    Image.open(tmp_path / 'a.png').save(tmp_path / 'a.png')  # as an editor does
+    assert not is_ours(tmp_path / 'a.png')
+
+
+def test_results_as_json_are_known_and_others_are_kept(tmp_path):
+    path = tmp_path / 'c.json'
+    for _ in range(2):
+        write_result(path, dict(a=1))
+    assert json.loads(path.read_text())['a'] == 1
+    for content in ('{"a": 1}', '[1]', '{', '"mmseg_ignite"'):
+        path.write_text(content)
+        with pytest.raises(IgniteError, match='c.json'):
+            write_result(path, dict(a=2))
+        assert path.read_text() == content
+
+
+def test_json_takes_file_names_of_any_bytes(tmp_path):
+    name = os.fsdecode(b'caf\xe9\xff.png')
+    write_json(tmp_path / 'a.json', {'file': name, 'µm': 'é'})
+    assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == {'file': name, 'µm': 'é'}
+    assert printable(name) == 'caf\\xe9\\xff.png' and printable('é.png') == 'é.png'
+
+
+@pytest.mark.parametrize('link', ['itself', 'symbolic', 'hard', 'folder'])
+def test_an_input_is_never_an_output(tmp_path, link):
+    source, out = tmp_path / 'in' / 'a.png', tmp_path / 'out'
+    source.parent.mkdir()
+    source.write_bytes(b'mask')
+    if link == 'folder':
+        out.symlink_to(source.parent)
+    else:
+        out.mkdir()
+    path = source if link == 'itself' else out / 'a.png'
+    if link == 'symbolic':
+        path.symlink_to(source)
+    elif link == 'hard':
+        path.hardlink_to(source)
+    with pytest.raises(IgniteError, match='input of the same run'):
+        check_outputs([out / 'new.png', path], [source])
+    check_outputs([out / 'new.png'], [source, tmp_path / 'nothing'])
+
+
+def test_files_of_others_folders_and_files_in_the_way_are_refused(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'mask')
+    (tmp_path / 'table.csv').write_text('mine')
+    (tmp_path / 'b.png').mkdir()
+    for path, word in (('a.png', 'did not write'), ('table.csv', 'did not write'), ('b.png', 'is a folder'),
+                       ('a.png/c.png', 'as .*a.png is a file')):  # fmt: skip
+        with pytest.raises(IgniteError, match=word):
+            check_outputs([tmp_path / 'c.png', tmp_path / path])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.png', 'b.png', 'table.csv']
+
+
+def test_tables_are_ours_in_a_run_of_ours(tmp_path):
+    table = tmp_path / 'run' / 'tables' / 'classes.csv'
+    table.parent.mkdir(parents=True)
+    table.write_text('a,b')
+    assert not is_ours(table)
+    np.savez(tmp_path / 'run' / 'confusion.npz', other=np.zeros(1))
+    assert not is_ours(table) and not is_ours(tmp_path / 'run' / 'confusion.npz')
+    np.savez(
+        tmp_path / 'run' / 'confusion.npz', **dict.fromkeys(('names', 'matrices', 'classes', 'metadata'), np.zeros(1))
+    )
+    assert is_ours(table) and is_ours(tmp_path / 'run' / 'confusion.npz')
+
+
+def test_releases_and_prepared_data_take_no_results(tmp_path, release, prepared):
+    for folder in (release, release / 'images' / 'he', prepared, prepared / 'new' / 'deep'):
+        with pytest.raises(IgniteError, match='stays as it is'):
+            check_outputs([folder / 'a.png'])
+    (tmp_path / 'link').symlink_to(release)
+    with pytest.raises(IgniteError, match='stays as it is'):
+        check_outputs([tmp_path / 'link' / 'new' / 'a.png'])
+    check_outputs([release.parent / 'out' / 'a.png', tmp_path / 'a.png'])
+
+
+def test_hidden_files_are_not_seen(tmp_path):
+    for name in ('b.PNG', 'a.png', '._a.png', '.b.png', 'c.txt'):
+        (tmp_path / name).touch()
+    assert [p.name for p in visible_files(tmp_path, ('.png',))] == ['a.png', 'b.PNG']
+    with pytest.raises(IgniteError, match='c.txt'):
+        visible_files(tmp_path / 'c.txt', ('.png',))
+
+
+def test_long_names_are_written(tmp_path):
+    path = tmp_path / f'{"n" * 250}.png'
+    with result_file(path) as partial:
+        Image.new('L', (3, 3)).save(partial)
+    assert is_ours(path)

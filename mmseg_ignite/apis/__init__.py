@@ -4,7 +4,8 @@ from .browsing import browse
 from .configuration import load_config
 from .cross_validation import cross_validate
 from .evaluating import compare_runs, read_groupings, rescore, score_folder
-from .predictor import Predictor, predict_files
+from .predicting import predict, predict_files
+from .predictor import Predictor
 from .reporting import regions
 from .testing import test
 from .training import train
@@ -15,6 +16,7 @@ __all__ = [
     'compare_runs',
     'cross_validate',
     'load_config',
+    'predict',
     'predict_files',
     'read_groupings',
     'regions',

@@ -16,7 +16,7 @@ from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.crop_stream import seeded
 from ..datasets.transforms.stain import estimate_stains
 from ..errors import IgniteError
-from ..files import atomic_file
+from ..files import check_outputs, is_ours, result_file, visible_files
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, count_classes
 from ..preparation.splits import PARTS
 from ..preparation.store import image_path, open_array, read_index, select
@@ -26,6 +26,7 @@ from ..visualization.dataset_page import Picture, dataset_page
 from .checks import check_data
 
 PAGE = 'dataset.html'
+_FIGURES = ('class_pixels', 'drawn_classes', 'class_presence', 'roi_sizes', 'resolutions', 'stains')
 _PER_SHEET = 12
 _SHEET_BYTES = 9_000_000  # of JPEG in the page; base64 makes 12 MB of it
 _WINDOW, _STEP, _STAIN_ROIS = 1024, 4, 4  # px of an ROI, every which pixel, and ROIs of a patient that show its stains
@@ -51,13 +52,16 @@ def browse(cfg: Config, out: 'str | Path', crops: int = 48, draws: int = 10_000,
 
     Raises:
         IgniteError: data missing, a training data set of another kind or a pipeline without PackSegInputs, a negative
-            number, or a folder that cannot be written.
+            number, a folder that cannot be written, or outputs that may not be written (see
+            :func:`mmseg_ignite.files.check_outputs`).
     """
     out = Path(out)
     for name, value in (('--crops', crops), ('--draws', draws)):
         if value < 0:
             raise IgniteError(f'{name} is {value}; 0 or more was expected.')
     dataset = _build(cfg)
+    names = [PAGE, *(f'{name}.png' for name in _FIGURES), *map(_sheet_name, range(-(-crops // _PER_SHEET)))]
+    check_outputs(out / name for name in names)
     _make_folder(out)
     index = read_index(dataset.data_root)
     members = {part: select(index, dataset.protocol, part, dataset.data_root) for part in PARTS}
@@ -107,7 +111,7 @@ def _make_folder(out: Path) -> None:
 
 def _save(path: Path, write: 'Callable[[Path], object]') -> None:
     try:
-        with atomic_file(path) as partial:
+        with result_file(path) as partial:
             write(partial)
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
@@ -158,9 +162,9 @@ def _unpack(sample: dict) -> 'tuple[np.ndarray, np.ndarray, float]':
 def _write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, seed: int) -> 'list[Picture]':
     """Write the contact sheets; the first ones, as far as the page has room, come back as JPEG."""
     total = -(-count // _PER_SHEET)
-    for path in out.glob('crops_*.png'):
+    for path in visible_files(out, ('.png',)):
         found = re.fullmatch(r'crops_(\d{2,})\.png', path.name)
-        if found and int(found[1]) > total:  # of an earlier call with more crops
+        if found and int(found[1]) > total and is_ours(path):  # of an earlier call with more crops
             path.unlink()
     samples = track(_samples(dataset, seed, count), 'drawing crops', total=count)
     pictures, room, part = [], _SHEET_BYTES, []
@@ -168,7 +172,7 @@ def _write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, se
         part.append(crop)
         if len(part) < _PER_SHEET and crop.number < count - 1:
             continue
-        name = f'crops_{crop.number // _PER_SHEET + 1:02}.png'
+        name = _sheet_name(crop.number // _PER_SHEET)
         sheet = draw_contact_sheet(part, f'{config}: crops {part[0].number} to {crop.number} of seed {seed}')
         _save(out / name, sheet.save)
         jpeg = io.BytesIO()
@@ -178,6 +182,10 @@ def _write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, se
             pictures.append(_sheet_picture(name, part, total, jpeg.getvalue()))
         part = []
     return pictures
+
+
+def _sheet_name(number: int) -> str:
+    return f'crops_{number + 1:02}.png'
 
 
 def _sheet_picture(name: str, crops: 'list[Crop]', total: int, content: bytes) -> Picture:
@@ -264,7 +272,8 @@ def _write_figures(
             'the data, in the crops, and their ratio.',
             'Shares of each class in data and crops; the table above has the numbers.'))  # fmt: skip
     else:
-        (out / 'drawn_classes.png').unlink(missing_ok=True)  # of an earlier call
+        if is_ours(out / 'drawn_classes.png'):  # of an earlier call
+            (out / 'drawn_classes.png').unlink()
     pictures = []
     for name, title, figure, reading, alt in figures:
         path = out / f'{name}.png'

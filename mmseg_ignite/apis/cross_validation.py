@@ -18,13 +18,13 @@ from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.confusion import table
 from ..evaluation.evaluation import METRICS, RAW
-from ..files import link_file, write_json
+from ..files import check_outputs, link_file, write_json
 from ..models.ensembles import write_ensemble
 from ..preparation.splits import FOLDS
 from ..preparation.store import read_index, roi_name
 from .checks import check_data, is_ours
 from .configuration import load_config
-from .reporting import PREDICTIONS, REPORT, publish
+from .reporting import PREDICTIONS, REPORT, publish, run_files
 from .testing import test, tissue_metric
 from .training import train
 
@@ -86,6 +86,8 @@ def cross_validate(
     every = [_Fold(number, config, folder, options or {}, launcher, training) for number in range(len(FOLDS))]
     for fold in every:
         fold.check()
+    pooled = [folder / PREDICTIONS / f'{name}.png' for fold in every for name in fold.parts['val']]
+    check_outputs([*run_files(folder, report), *pooled])
     for number in chosen:
         every[number].check_start(resume)
     for number in chosen:

@@ -14,13 +14,13 @@ from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
 from ..evaluation.label_files import ENCODINGS, read_labels, read_prediction
 from ..evaluation.protocols import check_groupings
-from ..files import write_json
+from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
 from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
 from ..provenance import file_sha256, provenance
 from .leakage import seen_by
-from .reporting import PREDICTIONS, publish
+from .reporting import PREDICTIONS, publish, run_files
 
 CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'provenance',
            'seen_patients')  # fmt: skip
@@ -53,6 +53,7 @@ def rescore(
     """
     evaluation, run = Evaluation.load(run), Path(run)
     folder = run if run.is_dir() else run.parent
+    check_outputs(run_files(out or folder, report))
     context = _context(folder)
     if data is not None:
         context['data'] = str(data)
@@ -120,6 +121,7 @@ def score_folder(
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
     seen = [] if checkpoint is None else seen_by(checkpoint, data, entries, allow_seen_patients)
     folder = Path(predictions)
+    check_outputs(run_files(out, report), [folder / f'{entry["name"]}.png' for entry in entries])
     _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
     if encoding == 'auto':
         encoding = _tell_encoding(folder, [e['name'] for e in entries])
@@ -157,7 +159,7 @@ def _parallel(call: Callable, items: list) -> Iterator:
 def _check_files(folder: Path, names: 'list[str]', part: str) -> None:
     if not folder.is_dir():
         raise IgniteError(f'{folder} is no folder; one of label PNGs was expected: check the path.')
-    found = {path.stem for path in folder.glob('*.png')}
+    found = {path.stem for path in visible_files(folder, ('.png',)) if path.suffix == '.png' and path.is_file()}
     missing = sorted(set(names) - found)
     if missing:
         raise IgniteError(
@@ -206,10 +208,12 @@ def compare_runs(
                 f'{run} scored {len(seen)} patients that its checkpoint was trained or validated on, e.g. {seen[0]}, so a '
                 'comparison would favour it: test it on unseen patients, or insist with --allow-seen-patients.'
             )
+    if out is not None:
+        check_outputs([out], [path for run in (a, b) for path in (run, *run_files(run))])
     result = dict(a=str(a), b=str(b), **compare(Evaluation.load(a), Evaluation.load(b), samples, seed))
     if out is not None:
         try:
-            write_json(out, result)
+            write_result(out, result)
         except OSError as error:
             raise IgniteError(f'{out} cannot be written ({error.strerror or error}): choose another file.') from error
     return result

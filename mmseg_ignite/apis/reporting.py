@@ -9,16 +9,23 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
-from ..evaluation.evaluation import score_roi
+from ..evaluation.evaluation import RUN_FILES, score_roi
 from ..evaluation.label_files import read_prediction
 from ..evaluation.report import GalleryItem, write_report
 from ..evaluation.rois import worst_first
+from ..files import check_outputs
 from ..labels import CLASSES, IGNORE, release_ids
 from ..preparation.store import image_path, label_path, open_array, read_index, roi_name
 from ..visualization.curves import read_scalars
-from ..visualization.score_plots import write_figures
+from ..visualization.score_plots import FIGURE_FILES, write_figures
 
 REPORT, FIGURES, PREDICTIONS = 'report.html', 'figures', 'predictions'
+
+
+def run_files(folder: 'str | Path', report: 'str | None' = 'en') -> 'list[Path]':
+    """The paths that :func:`publish` writes."""
+    names = RUN_FILES if report is None else (*RUN_FILES, REPORT, *(f'{FIGURES}/{name}' for name in FIGURE_FILES))
+    return [Path(folder) / name for name in names]
 
 
 def publish(
@@ -37,9 +44,11 @@ def publish(
         What ``metrics.json`` holds.
 
     Raises:
-        IgniteError: a folder that cannot be written, or regions that cannot be shown, see :func:`regions`.
+        IgniteError: outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`), or regions that cannot
+            be shown, see :func:`regions`.
     """
     folder = Path(folder)
+    check_outputs(run_files(folder, report))
     result = write_run(folder, evaluation, context, **options)
     if report is not None:
         gallery = ()

@@ -13,13 +13,16 @@ from ..engine.optim_wrappers import use_half_precision
 from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
+from ..files import check_outputs, is_ours, visible_files
 from ..models.ensembles import is_ensemble, load_members, set_members
 from ..preparation.store import INDEX, roi_name
 from ..provenance import file_sha256, provenance, text_sha256
-from .checks import check_data, check_work_dir, is_ours, selected
+from ..visualization.writers import prediction_files
+from .checks import check_data, check_work_dir, selected
+from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved
 from .leakage import seen_by
-from .reporting import PREDICTIONS, publish
+from .reporting import PREDICTIONS, publish, run_files
 
 
 def test(
@@ -52,30 +55,32 @@ def test(
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
 
     Raises:
-        IgniteError: data or checkpoint missing or wrong, a checkpoint that has seen a patient to be tested, or an evaluator
-            without TissueMetric.
+        IgniteError: data or checkpoint missing or wrong, a checkpoint that has seen a patient to be tested, outputs that may
+            not be written (see :func:`mmseg_ignite.files.check_outputs`), or an evaluator without TissueMetric.
     """
     checkpoint = Path(checkpoint) if is_ensemble(checkpoint) else find_checkpoint(checkpoint)
     cfg = resolved(cfg)
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
-    check_work_dir(cfg)
     check_data(cfg, 'test_dataloader')
     dataset = cfg.test_dataloader.dataset
+    entries = selected(dataset) if is_our_data(dataset) else []
+    predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
+    written = [path for e in entries for path in prediction_files(predictions, e['name'], overlay=out is not None)]
+    check_outputs([*run_files(cfg.work_dir, report), *written], [checkpoint, *([cfg.filename] if cfg.filename else [])])
+    check_work_dir(cfg)
     prepare_launch(cfg)
     runner = build_runner(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
     model = runner.model.module if runner.distributed else runner.model
     metas, seen = load_members(model, members), []
-    if is_ours(dataset):
-        entries = selected(dataset)
+    if is_our_data(dataset):
         seen = seen_by(checkpoint, dataset.data_root, entries, allow_seen_patients, count_validation, metas)
     if amp:
         use_half_precision(model)
-    predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)
-    written = is_ours(dataset) or out is not None
-    if written:
+    writes = is_our_data(dataset) or out is not None
+    if writes:
         runner.register_hook(PredictionWriterHook(predictions, overlays=out is not None))
     runner.test()
     barrier()  # all have written their predictions
@@ -92,9 +97,9 @@ def test(
     }
     if seen:
         context['seen_patients'] = seen
-    if written:
+    if writes:
         context.update(predictions=str(predictions), encoding='raw')
-    if written and out is None:
+    if writes and out is None:
         _remove_others(predictions, metric.evaluation.names)
     return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
 
@@ -132,8 +137,8 @@ def tissue_metric(metrics: list) -> TissueMetric:
 
 
 def _remove_others(folder: Path, names: 'list[str]') -> None:
-    """Remove the predictions of an earlier test of other ROIs from the work dir's own folder."""
+    """Remove the predictions that an earlier test of other ROIs left in the work dir's own folder; other files stay."""
     kept = {roi_name(name) for name in names}
-    for path in folder.glob('*.png'):
-        if path.stem not in kept:
+    for path in visible_files(folder, ('.png',)):
+        if path.stem not in kept and is_ours(path):
             path.unlink()

@@ -12,6 +12,7 @@ from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, start_afresh
 from ..errors import IgniteError
+from ..files import check_place
 from ..models.weights import set_encoder_weights
 from .checks import check_data, check_score_names
 from .configuration import build_runner, resolved
@@ -49,6 +50,7 @@ def train(
     cfg = resolved(cfg)
     check_score_names(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
+    check_place(cfg.work_dir)
     if amp:
         _set_half(cfg)
     if minutes is not None:

@@ -1,20 +1,22 @@
 """The folder of a run: what it holds, and where a run is resumed from. A work dir can be moved, copied and renamed."""
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
 
 from ..errors import IgniteError
-from ..files import check_writable
+from ..files import check_writable, is_ours
 
 POINTER = 'last_checkpoint'
 ABORTED = 'aborted'
 """Folder for the logs of runs that ended before their first checkpoint."""
 _CHECKPOINTS = ('iter_*.pth', 'epoch_*.pth', 'best_*.pth')
-_OTHERS = (
-    POINTER, 'curves.png', 'progress', ABORTED, 'confusion.npz', 'per_roi.csv', 'metrics.txt', 'metrics.json', 'report.html',
-    'figures', 'tables', 'predictions',
+_TRAINING = (POINTER, 'curves.png', 'progress', ABORTED)
+_RESULTS = (
+    'confusion.npz', 'per_roi.csv', 'metrics.txt', 'metrics.json', 'report.html', 'figures', 'tables', 'predictions',
 )  # fmt: skip
+"""Of a test in the same folder."""
 _LOGS = re.compile(r'\d{8}_\d{6}')
 
 
@@ -82,14 +84,28 @@ def start_afresh(work_dir: 'str | Path', overwrite: bool = False) -> None:
         )
     logs = [path for path in folder.iterdir() if path.is_dir() and _LOGS.fullmatch(path.name)]
     if overwrite:
-        for path in [*used, *logs, *(folder / name for name in _OTHERS)]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        _delete([*used, *logs, *(folder / name for name in _TRAINING), *_own_results(folder)])
         return
     for path in logs:
         target = folder / ABORTED / path.name
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             path.rename(target)
+
+
+def _own_results(folder: Path) -> 'list[Path]':
+    """The results of a test in a folder, without files that we did not write."""
+    files = []
+    for path in (folder / name for name in _RESULTS):
+        files += [path] if path.is_file() else path.rglob('*') if path.is_dir() and not path.is_symlink() else []
+    return [path for path in files if path.is_file() and is_ours(path)]
+
+
+def _delete(paths: 'list[Path]') -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that still holds other files stays
+                path.parent.rmdir()

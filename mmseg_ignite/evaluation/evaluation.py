@@ -21,6 +21,8 @@ from .protocols import check_groupings, group_scores, published_scores
 
 SCHEMA_VERSION = 1
 RAW, METRICS = 'confusion.npz', 'metrics.json'
+RUN_FILES = (RAW, 'per_roi.csv', 'metrics.txt', METRICS)
+"""What :func:`write_run` writes."""
 _OPTIONAL = ('unpredicted', 'boundary', 'confidence', 'entropy')
 """Counts that not every run has, an entry an ROI."""
 

@@ -32,13 +32,13 @@ class PngHeader(NamedTuple):
     colour: str
 
 
-def check_png(content: bytes) -> PngHeader:
-    """Walk the chunks of a PNG: every checksum right, the end there.
+def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
+    """Walk the chunks of a PNG: every checksum right, the end there. ``max_side`` and ``max_pixels`` bound its size.
 
     Raises:
         DamagedPicture: no PNG, truncated, a wrong checksum, or an impossible size.
     """
-    header = check_header(content[:33])
+    header = check_header(content[:33], max_side, max_pixels)
     view, position, data = memoryview(content), len(SIGNATURE), False
     while True:
         if position + 12 > len(content):
@@ -58,7 +58,7 @@ def check_png(content: bytes) -> PngHeader:
     return header
 
 
-def check_header(content: bytes) -> PngHeader:
+def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
     """The header of a PNG from its first 33 bytes.
 
     Raises:
@@ -69,10 +69,10 @@ def check_header(content: bytes) -> PngHeader:
     if len(content) < 33 or content[8:16] != b'\0\0\0\rIHDR':
         raise DamagedPicture('it is truncated in its header, or has none')
     width, height, bits, colour = struct.unpack_from('>IIBB', content, 16)
-    if colour not in COLOUR_TYPES or not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
+    if colour not in COLOUR_TYPES or not 0 < width <= max_side or not 0 < height <= max_side:
         raise DamagedPicture(f'its header is impossible ({height} x {width} px, colour type {colour})')
-    if width * height > MAX_PIXELS:
-        raise DamagedPicture(f'it claims {height} x {width} px; at most {MAX_PIXELS:,} pixels are read')
+    if width * height > max_pixels:
+        raise DamagedPicture(f'it claims {height} x {width} px; at most {max_pixels:,} pixels are read')
     return PngHeader(height, width, bits, COLOUR_TYPES[colour])
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from ..errors import IgniteError
-from ..files import atomic_directory
+from ..files import atomic_directory, check_place, sha256
 from ..labels import ENCODINGS, IGNORE, NUM_CLASSES, RAW_LABEL_MAP, encode_mask
 from .release import COLUMNS, LABEL_MAP, OVERVIEW, TASK
 
@@ -203,7 +203,7 @@ def write_synthetic_release(
     """Write a synthetic release; the same arguments give the same bytes.
 
     Args:
-        out: folder; an older synthetic release there is replaced.
+        out: folder; an older synthetic release there is replaced, unless its files were changed since.
         rois: number of ROIs, dealt to the patients in turn.
         patients: number of patients, each with a stain of its own; a fifth of them is the test split.
         size: (H, W) of the ROIs in px; each varies by up to a tenth. The context image has 64 px more on each side.
@@ -212,6 +212,9 @@ def write_synthetic_release(
         rare: (class id 1..16, share): the class stands in nests in every fourth ROI and fills about this share of the
             release's pixels, and no more.
         advance: called after each ROI.
+
+    Raises:
+        IgniteError: impossible numbers, or an output folder that may not be written.
     """
     if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or encoding not in ENCODINGS:
         raise IgniteError(
@@ -224,6 +227,7 @@ def write_synthetic_release(
                 f'the rare class {rare[0]} with a share of {rare[1]}: 1..16 and a share up to 0.2 are needed.'
             )
         rare = rare[0] - 1, rare[1]
+    _check_replaceable(Path(out))
     stains = [Patient.draw(np.random.default_rng([seed, 1, p])) for p in range(patients)]
     rows, seen = [], [0] * patients
     with atomic_directory(out, (MARKER, OVERVIEW, LABEL_MAP, 'images', 'annotations')) as folder:
@@ -267,11 +271,33 @@ def write_synthetic_release(
                 )
             )
             advance()
-        (folder / MARKER).write_text(
-            json.dumps(dict(rois=rois, patients=patients, size=size, seed=seed, rare=rare)) + '\n'
-        )
         (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
         with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
+        facts = dict(rois=rois, patients=patients, size=size, seed=seed, rare=rare, files=_files(folder))
+        (folder / MARKER).write_text(json.dumps(facts) + '\n')
+
+
+def _files(folder: Path) -> 'dict[str, str]':
+    """SHA-256 of the files of a release, by their paths in it."""
+    files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path != folder / MARKER)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise IgniteError if a synthetic release may not be written to ``out``, or if the one there was changed."""
+    check_place(out.parent)
+    if not (out / MARKER).is_file():
+        return  # atomic_directory replaces no other folder
+    try:
+        known = json.loads((out / MARKER).read_text(encoding='utf-8')).get('files', {})
+    except (OSError, ValueError, AttributeError):
+        known = {}
+    changed = sorted(path for path, checksum in _files(out).items() if known.get(path) != checksum)
+    if changed:
+        raise IgniteError(
+            f'{out} is a synthetic release in which {len(changed)} files were added or changed, e.g. {changed[0]}; it is '
+            'left as it is: choose another output folder, or delete it yourself.'
+        )

@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ..errors import IgniteError
-from ..files import atomic_file
+from ..files import result_file
 from ..labels import CLASSES, PALETTE
 from .overlay import blend, scale_bar_length
 
+FIGURE_FILES = ('confusion.png', 'class_scores.png')
 _DPI = 200
 _EDGE = '#333333'
 _FONT = 9
@@ -49,7 +50,7 @@ def write_paper_overlay(path: 'str | Path', item: object) -> Path:
 
 def _save(path: Path, figure: Figure) -> Path:
     try:
-        with atomic_file(path) as partial:
+        with result_file(path) as partial:
             figure.savefig(partial, dpi=_DPI)
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error

@@ -15,6 +15,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_ignite.apis import browse, load_config
+from mmseg_ignite.files import result_file
 from mmseg_ignite.labels import CLASSES, IGNORE
 from mmseg_ignite.preparation.store import image_path, label_path
 from mmseg_ignite.visualization import dataset_plots
@@ -70,8 +71,10 @@ def browsed(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp('browsed')
     (out / 'notes.txt').write_text('mine')
     (out / 'crops_best.png').write_text('mine')
-    (out / 'crops_03.png').write_text('of an earlier call with more crops')
-    (out / 'class_pixels.png').write_text('of an earlier call')
+    (out / 'crops_04.png').write_text('mine')
+    for name in ('crops_03.png', 'class_pixels.png'):  # of an earlier call with more crops
+        with result_file(out / name) as partial:
+            Image.new('L', (9, 9)).save(partial)
     assert tool('browse_dataset', *arguments(prepared, out)) == 0
     return out
 
@@ -84,8 +87,14 @@ def page(browsed):
 def test_folder_holds_what_was_made_and_what_was_there(browsed):
     figures = {'class_pixels', 'class_presence', 'drawn_classes', 'resolutions', 'roi_sizes', 'stains'}
     pictures = {f'{name}.png' for name in figures} | {'crops_01.png', 'crops_02.png'}
-    assert {p.name for p in browsed.iterdir()} == pictures | {'dataset.html', 'notes.txt', 'crops_best.png'}
-    assert (browsed / 'notes.txt').read_text() == (browsed / 'crops_best.png').read_text() == 'mine'
+    assert {p.name for p in browsed.iterdir()} == pictures | {
+        'dataset.html',
+        'notes.txt',
+        'crops_best.png',
+        'crops_04.png',
+    }
+    for name in ('notes.txt', 'crops_best.png', 'crops_04.png'):
+        assert (browsed / name).read_text() == 'mine'
     for name in pictures:
         assert Image.open(browsed / name).width > 600
 
@@ -194,7 +203,8 @@ def test_stock_transforms_are_shown_with_a_note(prepared, tmp_path, monkeypatch)
     config, out, shown = tmp_path / 'stock.py', tmp_path / 'out', []
     config.write_text(STOCK.format(base=str(DEMO_CONFIG)))
     out.mkdir()
-    (out / 'drawn_classes.png').write_text('of an earlier call')
+    with result_file(out / 'drawn_classes.png') as partial:  # of an earlier call
+        Image.new('L', (9, 9)).save(partial)
     monkeypatch.setattr(
         'mmseg_ignite.apis.browsing.draw_contact_sheet',
         lambda crops, title: shown.append(crops) or Image.new('RGB', (9, 9)),

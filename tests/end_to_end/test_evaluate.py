@@ -62,6 +62,7 @@ def test_label_pngs_of_another_tool(prepared, predicted, tmp_path, encoding, mod
     maps = {name: p if encoding == 'train' else p + 1 for name, p in predicted.items()}
     folder = write(tmp_path / 'in', maps, mode)
     (folder / 'dataset.json').write_text('{}')  # nnU-Net leaves such files
+    (folder / '._a.png').write_bytes(b'macOS')
     write(folder, {f'{name}_overlay': p for name, p in predicted.items()})  # and tools/test.py these
     assert evaluate(prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2) == 0
     result = json.loads((tmp_path / 'out' / 'metrics.json').read_text())

@@ -24,6 +24,7 @@ from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.store import image_path, label_path, read_index
 from mmseg_ignite.visualization import draw_overlay
+from mmseg_ignite.visualization.writers import write_labels
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +164,7 @@ def test_the_report_shows_every_roi_worst_first_and_the_training(prepared, teste
 def with_context(prepared, tested, tmp_path_factory):
     """Tested on the images with context, boundaries and calibration counted, the official part."""
     out = tmp_path_factory.mktemp('context')
-    (out / 'predictions').mkdir()
-    Image.fromarray(np.ones((3, 3), np.uint8)).save(
-        out / 'predictions' / 'patient1_he_roi999.png'
-    )  # of an earlier test
+    write_labels(out / 'predictions', 'patient1_he_roi999', np.ones((3, 3), np.uint8))  # of an earlier test
     extra = ['protocol=official', 'test_dataloader.dataset.use_context=True', 'test_evaluator.boundary_tolerance_um=2',
              'test_evaluator.calibration=True', 'model.test_cfg.keep_logits=True']  # fmt: skip
     status = tool('test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', out, '--language', 'ko', '--allow-seen-patients',

@@ -47,3 +47,24 @@ def test_layout_is_the_release(release):
 def test_impossible_wishes(tmp_path, arguments):
     with pytest.raises(IgniteError, match='release'):
         write_synthetic_release(tmp_path / 'r', **arguments)
+
+
+@pytest.mark.parametrize('change', ['added', 'changed', 'marker'])
+def test_a_release_that_was_changed_is_not_replaced(tmp_path, change):
+    """Somebody puts images of their own into its layout."""
+    out = tmp_path / 'release'
+    for _ in range(2):
+        write_synthetic_release(out, 2, 2, (64, 70))
+    path = {'added': out / 'images' / 'he' / 'mine.png', 'changed': next((out / 'annotations' / 'he').iterdir())}.get(
+        change
+    )
+    (path or out / 'synthetic.json').write_bytes(b'mine')
+    before = files(out)
+    with pytest.raises(IgniteError, match='changed'):
+        write_synthetic_release(out, 2, 2, (64, 70))
+    assert files(out) == before
+
+
+def test_no_release_in_a_release(release):
+    with pytest.raises(IgniteError, match='stays as it is'):
+        write_synthetic_release(release / 'new', 2, 2, (64, 70))

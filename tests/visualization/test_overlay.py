@@ -6,7 +6,7 @@ import pytest
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 from mmseg_ignite.visualization import colour_labels, draw_overlay
 from mmseg_ignite.visualization.curves import draw_curves, read_scalars
-from mmseg_ignite.visualization.overlay import blend
+from mmseg_ignite.visualization.overlay import _legend, blend, colours_of, scale_bar_length
 
 
 def test_colours_are_the_official_ones():
@@ -34,6 +34,39 @@ def test_overlay_of_any_shape(shape):
     labels = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % len(CLASSES)
     one, two = draw_overlay(image, labels), draw_overlay(image, labels, labels, 'roi', 0.5)
     assert two.width > one.width > 320
+
+
+def test_striped_classes_are_darker_in_stripes():
+    rgb, hatched = [(200, 100, 50)] * len(CLASSES), [i == 3 for i in range(len(CLASSES))]
+    picture = colour_labels(np.repeat([[2], [3]], 90, 1).astype(np.uint8), colours_of(rgb, hatched))
+    assert (picture[0] == (200, 100, 50)).all()
+    assert {tuple(c) for c in picture[1].tolist()} == {(200, 100, 50), (100, 50, 25)}
+
+
+def test_the_legend_says_shares_of_a_prediction_and_what_is_not_annotated():
+    prediction = np.zeros((10, 100), np.uint8)
+    prediction[:, :25] = 3
+    prediction[0, 99] = 5
+    rows = _legend(prediction, None, 500.0)
+    assert rows == [(0, 'Background', '74.9 %'), (3, 'Stroma', '25.0 %'), (5, 'Alveolar tissue', '0.1 %'),
+                    (None, 'whole image', '250 mm²')]  # fmt: skip
+    assert len(_legend(prediction, None, None)) == 3
+    truth = np.full_like(prediction, 4)
+    assert [row[1] for row in _legend(prediction, truth, 0.5)][2:] == ['Inflammation', 'Alveolar tissue']
+    truth[0] = IGNORE
+    assert _legend(prediction, truth, 0.5)[-1][1] == 'not annotated, stain kept'
+
+
+@pytest.mark.parametrize('um_per_px', [0.1, 0.25, 0.5, 2.0])
+def test_the_scale_bar_is_as_long_as_it_says(um_per_px):
+    image = np.full((1200, 1600, 3), 200, np.uint8)
+    labels = np.zeros((1200, 1600), np.uint8)
+    with_bar, without = (np.array(draw_overlay(image, labels, um_per_px=um)) for um in (um_per_px, None))
+    black = (with_bar[60:, :1012] == 0).all(-1)
+    row = black.sum(1).argmax()  # of the panel of 1000 x 750 px
+    length = scale_bar_length(um_per_px * 1.6, 1000)
+    assert black.sum(1)[row] == pytest.approx(length / um_per_px / 1.6, abs=2) and length * 3 < 1600 * um_per_px
+    assert not (without[60:, :1012] == 0).all(-1).any()
 
 
 def test_curves_of_a_resumed_and_killed_run(tmp_path):

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ...errors import IgniteError
-from ...files import atomic_file
+from ...files import result_file
 from . import charts
 from .gallery import GalleryItem, encode_item
 from .palette import class_colours
@@ -68,7 +68,7 @@ def write_report(
         many=_MANY,
     )
     try:
-        with atomic_file(path) as partial:
+        with result_file(path) as partial:
             page.dump(str(partial), encoding='utf-8')
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error

@@ -1,0 +1,285 @@
+"""Predicting files: label maps, overlays, and a record of how each was made."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import IgniteError
+from ..evaluation.report.palette import class_colours
+from ..files import check_outputs, printable, sha256, visible_files, write_result
+from ..images import MAX_PIXELS, SUFFIXES, ReadImage, read_image
+from ..labels import CLASSES
+from ..version import __version__
+from ..visualization.overlay import OFFICIAL, Colours, colours_of
+from ..visualization.writers import prediction_files, write_prediction
+from .predictor import TOLERANCE, Predictor, check_resolution, checkpoint_files
+
+RUN = 'run.json'
+PALETTES = ('official', 'colour-blind')
+
+
+def predict(
+    cfg: Config,
+    checkpoint: 'str | Path',
+    images: 'Sequence[str | Path]',
+    out: 'str | Path',
+    device: 'str | None' = None,
+    amp: bool = False,
+    report: 'Callable[[str], None]' = print,
+    **options: object,
+) -> 'list[str]':
+    """Predict images and folders of images with a checkpoint. All that can be checked is checked before the model is built.
+
+    Args:
+        cfg: config of the model; it is not changed.
+        checkpoint, device, amp: see :class:`Predictor`.
+        images, out, options: see :func:`predict_files`.
+        report: called with a line of text for each image.
+
+    Returns:
+        The faults, a sentence each; empty if all went well.
+
+    Raises:
+        IgniteError: as :class:`Predictor` and :func:`predict_files`.
+    """
+    members = checkpoint_files(checkpoint)
+    inputs = [path for path in (cfg.filename, checkpoint, *members) if path]
+    files = _Files(images, out, inputs)
+    _check_options(**options)
+    predictor = Predictor(cfg, checkpoint, device, amp)
+    facts = dict(
+        config=cfg.filename and printable(cfg.filename),
+        checkpoint=printable(checkpoint),
+        checkpoints=[dict(file=printable(path), sha256=sha256(path)) for path in members],
+        device=str(next(predictor.model.parameters()).device),
+        amp=amp,
+    )
+    return _run(predictor, files, facts, report, **options)
+
+
+def predict_files(
+    predictor: Predictor,
+    paths: 'Sequence[str | Path]',
+    out: 'str | Path',
+    report: 'Callable[[str], None]' = print,
+    um_per_px: 'float | None' = None,
+    palette: str = 'official',
+    max_pixels: int = MAX_PIXELS,
+) -> 'list[str]':
+    """Predict images and folders of images; one bad image is named and does not stop the others.
+
+    Writes ``STEM.png`` (raw ids 1..16), ``STEM_overlay.png`` and ``run.json`` into ``out``; see docs/prediction.md.
+
+    Args:
+        predictor: the model.
+        paths: images, and folders whose images are taken; hidden files in folders are left out.
+        out: the folder to write.
+        report: called with a line of text for each image.
+        um_per_px: resolution of all images, um/px. Defaults to None: what each file states, else that of the training.
+        palette: colours of the overlays, 'official' or 'colour-blind'.
+        max_pixels: an image that states more in its header is not decoded.
+
+    Returns:
+        The faults, a sentence each; empty if all went well.
+
+    Raises:
+        IgniteError: before anything is predicted: a path that does not exist, a folder without images, an implausible
+            option, or outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`).
+    """
+    files = _Files(paths, out)
+    _check_options(um_per_px, palette, max_pixels)
+    return _run(predictor, files, {}, report, um_per_px, palette, max_pixels)
+
+
+class _Files:
+    """The images to predict, and the names of what is written for them; checked.
+
+    Attributes:
+        paths: images in their order.
+        out: folder of the outputs.
+        faults: {path: why it cannot be predicted}.
+    """
+
+    def __init__(self, paths: 'Sequence[str | Path]', out: 'str | Path', inputs: 'Sequence[str | Path]' = ()) -> None:
+        self.paths, self.out = list(dict.fromkeys(_expand(paths))), Path(out)
+        self.faults: dict[Path, str] = {}
+        taken: dict[Path, Path] = {}
+        for path in self.paths:
+            written = prediction_files(self.out, path.stem)
+            other = next((taken[w] for w in written if w in taken), None)
+            if other is None:
+                taken.update(dict.fromkeys(written, path))
+            else:
+                clash = next(w for w in written if w in taken)
+                self.faults[path] = (
+                    f'{printable(path)} and {printable(other)} would both write {printable(clash.name)}: predict them into '
+                    'two folders.'
+                )
+        check_outputs([*taken, self.out / RUN], [*self.paths, *inputs])
+
+
+def _expand(paths: 'Sequence[str | Path]') -> 'list[Path]':
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = visible_files(path, SUFFIXES)
+            if not inside:
+                raise IgniteError(f'{printable(path)} holds no image ({", ".join(SUFFIXES)}): check the folder.')
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise IgniteError(f'{printable(path)} does not exist; an image or a folder was expected: check the path.')
+    return found
+
+
+def _check_options(um_per_px: 'float | None' = None, palette: str = 'official', max_pixels: int = MAX_PIXELS) -> None:
+    if um_per_px is not None:
+        check_resolution(um_per_px)
+    if palette not in PALETTES:
+        raise IgniteError(f'the palette is {palette!r}; one of {", ".join(PALETTES)} was expected.')
+    if max_pixels < 1:
+        raise IgniteError(f'the limit of pixels is {max_pixels}; a number above 0 was expected.')
+
+
+def _colours(palette: str) -> Colours:
+    if palette == 'official':
+        return OFFICIAL
+    safe = [class_colours(name, number) for number, name in enumerate(CLASSES)]
+    return colours_of([tuple(bytes.fromhex(c.safe[1:])) for c in safe], [c.hatched for c in safe])
+
+
+def _run(
+    predictor: Predictor,
+    files: _Files,
+    facts: dict,
+    report: 'Callable[[str], None]',
+    um_per_px: 'float | None' = None,
+    palette: str = 'official',
+    max_pixels: int = MAX_PIXELS,
+) -> 'list[str]':
+    """Predict the files one by one, and record in ``run.json`` what was done, also if it is interrupted."""
+    faults, images, colours, total = [], [], _colours(palette), len(files.paths)
+    training = dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source)
+    try:
+        for number, path in enumerate(files.paths, 1):
+            said, fault = '', files.faults.get(path)
+            if fault is None:
+                said, entry, fault = _one(predictor, path, files.out, um_per_px, colours, max_pixels)
+            if fault is not None:
+                faults.append(fault)
+                entry = dict(file=printable(path), error=fault)
+            images.append(entry)
+            report(f'[{number}/{total}] ' + (said if fault is None else f'skipped: {fault}'))
+    finally:
+        content = dict(package=f'mmseg_ignite {__version__}', **facts, training=training, palette=palette)
+        write_result(files.out / RUN, {**content, 'classes': _class_ids(), 'images': images})
+    if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in images):
+        report(
+            f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
+            'assumed: state theirs with --um-per-px.'
+        )
+    return faults
+
+
+def _class_ids() -> 'dict[str, int]':
+    """The raw ids that label PNGs hold."""
+    return {name: number for number, name in enumerate(CLASSES, 1)}
+
+
+def _one(
+    predictor: Predictor, path: Path, out: Path, um_per_px: 'float | None', colours: Colours, max_pixels: int
+) -> 'tuple[str, dict, str | None]':
+    """Predict one file and write what comes of it: a line of text, the entry of run.json, and the fault if there is one."""
+    name = printable(path)
+    try:
+        read = read_image(path, max_pixels)
+        known, source = (um_per_px, 'option') if um_per_px else (read.um_per_px, read.resolution_source)
+        size = predictor.working_size(read.pixels.shape[:2], known)
+        with _WindowProgress(predictor.windows(size), path.name) as advance:
+            labels = predictor.predict(read.pixels, known, advance)
+        write_prediction(out, path.stem, read.pixels, labels, um_per_px=known, colours=colours)
+    except IgniteError as error:
+        text = str(error)
+        return '', {}, text if name in text else f'{name}: {text}'
+    except Exception as error:  # of this file alone: no memory, a decoder's own error, ...
+        text = (str(error) or 'no further details').splitlines()[0]
+        kind = 'there is not enough memory' if _out_of_memory(error) else f'{type(error).__name__}: {text}'
+        return '', {}, f'{name} cannot be predicted ({kind}): cut it into parts, or look into the file.'
+    entry = dict(
+        file=name,
+        labels=printable(f'{path.stem}.png'),
+        height=read.pixels.shape[0],
+        width=read.pixels.shape[1],
+        um_per_px=known,
+        um_per_px_source=source,
+        predicted_height=size[0],
+        predicted_width=size[1],
+        resampled=size != read.pixels.shape[:2],
+        transparent=read.transparent,
+        orientation=read.orientation,
+        pages=read.pages,
+    )
+    notes = _notes(predictor, read, entry)
+    target = printable(out / f'{path.stem}.png')
+    return f'{name} -> {target}' + (f' ({"; ".join(notes)})' if notes else ''), entry, None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's, CUDA's, and the RuntimeError of torch on a CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)
+
+
+def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> 'list[str]':
+    """What a user should know of an image that was not taken as it is."""
+    notes = []
+    known, stated = entry['um_per_px'], read.um_per_px
+    if known:
+        where = 'as stated by --um-per-px' if entry['um_per_px_source'] == 'option' else entry['um_per_px_source']
+        notes.append(f'{known:.3g} um/px, {where}')
+        if stated and not 1 / TOLERANCE <= known / stated <= TOLERANCE:
+            notes.append(f'the file states {stated:.3g} um/px')
+    if entry['resampled']:
+        notes.append(f'resampled to {predictor.um_per_px:.3g} um/px of the training')
+    if read.transparent:
+        notes.append(f'{100 * read.transparent:.3g} % transparent, taken as glass')
+    if read.orientation != 1:
+        notes.append(f'EXIF orientation {read.orientation} applied')
+    if read.pages > 1:
+        notes.append(f'page 1 of {read.pages}')
+    return notes
+
+
+class _WindowProgress:
+    """A line on the terminal with windows done and time left, for an image of several windows."""
+
+    def __init__(self, windows: int, name: str) -> None:
+        columns = (
+            TextColumn('{task.description}', markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('windows'),
+        )
+        console = Console(stderr=True)
+        self.bar = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=windows < 2 or not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task(printable(name), total=windows)
+
+    def __enter__(self) -> 'Callable[[float], object]':
+        self.bar.start()
+        return lambda windows: self.bar.advance(self.task, windows)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -1,0 +1,220 @@
+"""Reading H&E images of other sources: damage is an error, and nothing that changes the picture passes in silence.
+
+Files are read as bytes by Python and decoded in memory, so that any file name works.
+"""
+
+import contextlib
+import html
+import io
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from .errors import IgniteError
+from .files import printable
+from .preparation.png import DamagedPicture, check_png
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
+MAX_PIXELS = 1 << 28
+"""Pixels that are decoded unless the caller allows more: 0.8 GB as RGB."""
+MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
+"""Plausible resolutions of a microscope; what is coarser in a file (72, 96, 300 dpi) is a default of a camera or editor."""
+_FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
+_UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
+
+
+class ReadImage(NamedTuple):
+    """An image file as the network gets it.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright, transparent areas white.
+        um_per_px: resolution that the file states; None if it states none or an implausible one.
+        resolution_source: where it stands in the file, or why it is unknown.
+        transparent: share of pixels, 0..1, that were transparent, at least in part.
+        orientation: EXIF orientation, 1..8, that was undone; 1 for none.
+        pages: pages of the file, of which the first was read.
+    """
+
+    pixels: np.ndarray
+    um_per_px: 'float | None'
+    resolution_source: str
+    transparent: float
+    orientation: int
+    pages: int
+
+
+def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
+    """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
+
+    Transparent pixels, outside of the scan, are glass: they are laid on white. An EXIF or TIFF orientation is undone, so
+    that the image is as viewers show it. Of several pages the first is read.
+
+    Args:
+        path: of the file.
+        max_pixels: that the header may state; more are not decoded.
+
+    Raises:
+        IgniteError: no such file; empty, damaged or of another format; more pixels than allowed; grayscale, CMYK, float
+            or 16 bits.
+    """
+    name = printable(path)
+    try:
+        content = _content(Path(path), name, max_pixels)
+        with _strict(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_size(image, name, max_pixels)
+            _check_kind(image, content, name)
+            pages = getattr(image, 'n_frames', 1)
+            resolution = _resolution(image)
+            _check_strips(image, len(content))
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            image.load()
+            _check_scan(image, content)
+            pixels, transparent = _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise IgniteError(f'{name} does not exist; an image was expected: check the path.') from error
+    except OSError as error:  # Pillow reports damage as OSError too
+        reason = error.strerror or str(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = 'it is damaged, or not a PNG, JPEG, TIFF or BMP'
+        raise IgniteError(f'{name} cannot be read ({reason}): export or copy it again.') from error
+    except DamagedPicture as error:
+        raise IgniteError(f'{name} is damaged ({error}): export or copy it again.') from error
+    except IgniteError:
+        raise
+    except Exception as error:  # decoders raise many types on damaged data: SyntaxError, struct.error, Warning, ...
+        raise IgniteError(
+            f'{name} cannot be decoded ({type(error).__name__}: {error}): it may be damaged; export or copy it again.'
+        ) from error
+    return ReadImage(pixels, *resolution, transparent, orientation if 1 <= orientation <= 8 else 1, pages)
+
+
+def _content(path: Path, name: str, max_pixels: int) -> bytes:
+    """The bytes of a regular file whose header does not state too many pixels."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'
+        raise IgniteError(f'{name} is {kind}; an image file was expected: check the path.')
+    if not status.st_size:
+        raise IgniteError(f'{name} is empty; an image was expected: export or copy it again.')
+    with path.open('rb') as stream:
+        with _strict(), contextlib.suppress(Image.UnidentifiedImageError, SyntaxError):
+            _check_size(Image.open(stream, formats=_FORMATS), name, max_pixels)
+        stream.seek(0)
+        return stream.read()
+
+
+@contextlib.contextmanager
+def _strict() -> 'Iterator[None]':
+    """Pillow with its warnings of damage as errors, and without its own limit of pixels."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='PIL')
+            warnings.filterwarnings('error', '(?i).*(truncated|corrupt)', module='PIL')
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise IgniteError(
+            f'{name} has {height} x {width} px according to its header; at most {max_pixels:,} pixels are read: cut it into '
+            'parts, or raise the limit with --max-pixels if the memory suffices.'
+        )
+
+
+def _check_kind(image: Image.Image, content: bytes, name: str) -> None:
+    """Raise IgniteError unless an image is 8-bit RGB or a palette of such; Pillow converts 16 bits in silence."""
+    bits, mode = 8, image.mode
+    if image.format == 'PNG':
+        bits = check_png(content, 2**31, 2**62).bits
+    elif image.format == 'TIFF':
+        bits = max(image.tag_v2.get(258, (1,)))
+    if mode in ('RGB', 'RGBA', 'RGBX', 'YCbCr') and bits == 8 or mode in ('P', 'PA'):
+        return
+    kind = {'L': 'grayscale', 'LA': 'grayscale', '1': 'black and white', 'F': 'float', 'I': 'grayscale'}
+    bits = 16 if mode.startswith('I;16') else bits
+    found = kind.get(mode.split(';')[0], mode)
+    raise IgniteError(f'{name} is {bits}-bit {found}; an 8-bit RGB image was expected: convert it.')
+
+
+def _check_strips(image: Image.Image, size: int) -> None:
+    """Raise DamagedPicture if the pixel data of a TIFF lie beyond the end of the file."""
+    if image.format != 'TIFF':
+        return
+    for offsets, counts in ((273, 279), (324, 325)):
+        ends = [o + c for o, c in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()))]
+        if ends and max(ends) > size:
+            raise DamagedPicture(f'it is truncated: its pixel data end at byte {max(ends)}, the file at {size}')
+
+
+def _check_scan(image: Image.Image, content: bytes) -> None:
+    """Raise DamagedPicture if a JPEG ends before its pixels do, which decoders fill with gray in silence.
+
+    Bytes added before the end of a complete JPEG are skipped; in an incomplete one they are decoded as pixels.
+    """
+    body = content.rstrip(b'\0')
+    if image.format != 'JPEG' or not body.endswith(b'\xff\xd9'):
+        return  # a JPEG without an end is refused by Pillow
+    noise = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()
+    with Image.open(io.BytesIO(body[:-2] + noise + b'\xff\xd9'), formats=('JPEG',)) as other:
+        if other.tobytes() != image.tobytes():
+            raise DamagedPicture('its pixel data are incomplete')
+
+
+def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float]':
+    """(H, W, 3) uint8 RGB on white, and the share of pixels that are not opaque."""
+    if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
+        pixels = np.array(image.convert('RGBA'))
+        alpha = pixels[..., 3:].astype(np.uint16)
+        transparent = float((alpha < 255).mean())
+        if transparent:
+            return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8), transparent
+        return np.ascontiguousarray(pixels[..., :3]), 0.0
+    return np.array(image.convert('RGB')), 0.0
+
+
+def _resolution(image: Image.Image) -> 'tuple[float | None, str]':
+    """um/px that a file states and where, or None and why it is not known."""
+    found = _described_resolution(image)
+    if found is None:
+        x, y = map(float, image.info.get('dpi') or (0, 0))  # Pillow's fractions do not divide by zero
+        if not (x > 0 and y > 0):
+            return None, 'the file states none'
+        if not 0.99 < x / y < 1.01:
+            return None, 'the file states pixels that are not square'
+        source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
+        found = 25400.0 / x, source
+    if not MIN_UM_PER_PX <= found[0] <= MAX_UM_PER_PX:
+        return None, f'the file states {found[0]:.3g} um/px, which is not plausible'
+    return found
+
+
+def _described_resolution(image: Image.Image) -> 'tuple[float, str] | None':
+    """um/px of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
+    if image.format != 'TIFF':
+        return None
+    text = html.unescape(str(image.tag_v2.get(270, '')))
+    if ome := re.search(r'PhysicalSizeX="([\d.eE+-]+)"', text):
+        unit = re.search(r'PhysicalSizeXUnit="([^"]*)"', text)
+        scale = _unit(unit[1] if unit else 'um')
+        return (float(ome[1]) * scale, 'PhysicalSizeX of OME') if scale else None
+    if aperio := re.search(r'\bMPP\s*=\s*([\d.]+)', text):
+        return float(aperio[1]), 'MPP of Aperio'
+    if text.startswith('ImageJ') and (unit := re.search(r'^unit=(.*)$', text, re.M)):
+        scale, per_unit = _unit(unit[1]), float(image.tag_v2.get(282, 0))
+        return (scale / per_unit, 'ImageJ') if scale and per_unit > 0 else None
+    return None
+
+
+def _unit(spelled: str) -> 'float | None':
+    """A unit of length in um; None if unknown. The micro sign survives few encodings, so what is not ASCII stands for it."""
+    return _UNITS.get(re.sub(r'^(\\u00B5|\?|[^\x00-\x7f]+)m$', 'um', spelled.strip()))
