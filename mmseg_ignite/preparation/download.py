@@ -23,7 +23,8 @@ from ..errors import IgniteError
 from ..files import write_json
 from ..version import __version__
 from .archives import extract_he_members, he_members
-from .release import LABEL_MAP, OVERVIEW
+from .label_map import LABEL_MAP
+from .release import OVERVIEW
 
 RECORD = 'https://zenodo.org/api/records/15674785'
 ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}

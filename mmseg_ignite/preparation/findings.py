@@ -29,6 +29,7 @@ KINDS = {
     # The overview table
     'overview-unreadable': Kind('error', _AGAIN),
     'overview-columns': Kind('error', f'{_AGAIN}; a spreadsheet program may have changed it'),
+    'overview-optional': Kind('warning', 'nothing, if it is not wanted: what these columns say is not used then'),
     'overview-empty': Kind('error', 'take the data_overview.csv of the H&E release'),
     'overview-compressed': Kind('info', 'nothing: it is read as it is'),
     'overview-bom': Kind('info', 'nothing: it is read as it is'),
@@ -49,7 +50,11 @@ KINDS = {
     'folds-leak': Kind('info', "nothing: the release's own folds are never used"),
     'label-map-missing': Kind('error', f'{_AGAIN}: it lies beside data_overview.csv'),
     'label-map-unreadable': Kind('error', _AGAIN),
-    'label-map-changed': Kind('error', f'{_AGAIN}: with other ids every label would be wrong'),
+    'label-map-changed': Kind('error', f'{_AGAIN}, or state what its ids mean with --label-map FILE'),
+    'label-map-names': Kind('warning', 'look whether they mean the same class: ids decide, names do not'),
+    'label-map-compressed': Kind('info', 'nothing: it is read as it is'),
+    'label-map-stated': Kind('info', 'nothing: it was asked for'),
+    'layout-nested': Kind('info', 'nothing: they are read there'),
     # Files
     'image-missing': Kind('error', 'download the images again'),
     'mask-missing': Kind('error', 'download the annotations again'),
@@ -60,11 +65,16 @@ KINDS = {
     'image-opaque-alpha': Kind('warning', 'nothing: the alpha channel is opaque and left out'),
     'image-palette': Kind('warning', 'look whether its colours are those of the others: a palette holds 256'),
     'image-lossy': Kind('warning', 'take the PNG of the release: this one is compressed with loss'),
+    'picture-turned': Kind('warning', 'look whether image and mask fit: pixels of both are used as stored, not turned'),
     'image-blank': Kind('warning', 'look at it: every pixel has the same colour'),
     'mask-format': Kind('error', 'export it again as an 8-bit grayscale or palette PNG'),
     'mask-palette': Kind('info', 'nothing: its indices are read, not its colours'),
     'mask-encodings': Kind('info', 'nothing: each mask is decoded by its own encoding'),
     'mask-values': Kind('error', 'replace it: its values are no classes of this release'),
+    'mask-interpolated': Kind('error', 'export it again from its source, scaled by nearest neighbour and without JPEG'),
+    'mask-fringes': Kind(
+        'warning', 'look at it: a mask that was saved as JPEG or scaled with interpolation has such fringes'
+    ),
     'mask-stray': Kind('info', 'nothing: these pixels are unannotated now'),
     'mask-stray-many': Kind('error', f'replace it: at most {MAX_STRAY_SHARE:.2%} is taken for stray'),
     'size-mismatch': Kind('error', 'download image and mask again'),
