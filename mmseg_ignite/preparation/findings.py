@@ -1,4 +1,4 @@
-"""What an audit can find in a release: one table of kinds, each with its severity and its mend."""
+"""What an audit can find in a release: one table of kinds, each with its severity and its remedy."""
 
 import os
 from collections import Counter
@@ -17,14 +17,14 @@ SEVERITIES = ('error', 'warning', 'info')
 
 
 class Kind(NamedTuple):
-    """A kind of fault: 'error' makes a result wrong, 'warning' wants a look, 'info' is dealt with already."""
+    """A kind of fault: 'error' makes a result wrong, 'warning' should be looked at, 'info' is handled."""
 
     severity: str
-    mend: str
+    remedy: str
 
 
 _AGAIN = 'download it again'
-_TABLE = 'mend the table'
+_TABLE = 'correct the table'
 KINDS = {
     # The overview table
     'overview-unreadable': Kind('error', _AGAIN),
@@ -111,11 +111,11 @@ class Finding:
         return KINDS[self.kind].severity
 
     @property
-    def mend(self) -> str:
-        return KINDS[self.kind].mend
+    def remedy(self) -> str:
+        return KINDS[self.kind].remedy
 
     def __str__(self) -> str:
-        return f'{self.subject}: {self.detail}: {self.mend}'
+        return f'{self.subject}: {self.detail}: {self.remedy}'
 
 
 def errors(findings: Iterable[Finding]) -> 'list[Finding]':
@@ -127,16 +127,16 @@ def findings_table(findings: 'list[Finding]', show: int = 3) -> Table:
     """A line a kind, errors first; at most ``show`` subjects of each are named."""
     counts = Counter(f.severity for f in findings)
     title = 'audit: ' + ', '.join(f'{counts[s]} {s}{"s" * (counts[s] != 1 and s != "info")}' for s in SEVERITIES)
-    where, mend = (Column(name, overflow='fold') for name in ('where', 'mend'))
-    table = Table('severity', 'kind', 'count', where, mend, title=title, show_lines=False)
+    where, remedy = (Column(name, overflow='fold') for name in ('where', 'what to do'))
+    table = Table('severity', 'kind', 'count', where, remedy, title=title, show_lines=False)
     colours = dict(error='red', warning='yellow', info='dim')
     for kind in sorted({f.kind for f in findings}, key=lambda k: (SEVERITIES.index(KINDS[k].severity), k)):
         of_kind = [f for f in findings if f.kind == kind]
         where = [f'{f.subject}: {f.detail}' for f in of_kind[:show]]
         where += [f'... and {len(of_kind) - show} more'] if len(of_kind) > show else []
         severity = KINDS[kind].severity
-        # Text, since a name in a release is no markup of ours.
-        cells = Text('\n'.join(where)), Text(KINDS[kind].mend)
+        # Text, so that a name in a release is not read as markup.
+        cells = Text('\n'.join(where)), Text(KINDS[kind].remedy)
         table.add_row(Text(severity, colours[severity]), kind, str(len(of_kind)), *cells)
     return table
 
@@ -152,10 +152,10 @@ def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 
     write_json(
         path,
         dict(
-            format=1,
+            format=2,
             release=printable(Path(release).resolve().name),
             rois=rois,
             counts={s: counts[s] for s in SEVERITIES},
-            findings=[dict(severity=f.severity, **asdict(f), mend=f.mend) for f in findings],
+            findings=[dict(severity=f.severity, **asdict(f), remedy=f.remedy) for f in findings],
         ),
     )

@@ -172,7 +172,8 @@ def _add_row(overview: Overview, line: int, row: dict) -> None:
     safe = SAFE_NAME.fullmatch(name) and not name.casefold().endswith(CONTEXT)
     if not safe:
         report(
-            'name-unsafe', f'the name {name[:80]!r} leads elsewhere, is no file name, too long, or ends in {CONTEXT}'
+            'name-unsafe',
+            f'the name {name[:80]!r} leads elsewhere, is not a file name, is too long, or ends in {CONTEXT}',
         )
     if not row['patient_id']:
         report('patient-missing', 'it has no patient_id')
