@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import IgniteError
 from ..labels import MAX_ID, NUM_CLASSES, RAW_LABEL_MAP
-from .findings import Finding
+from .findings import Finding, printable
 
 LABEL_MAP = 'he_label_map.json'
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
@@ -53,7 +53,7 @@ def read_label_map(release: Path, stated: 'str | Path | None' = None) -> 'tuple[
     mapping = _read_stated(Path(stated), found or {})
     findings += _judge(found, mapping, complete=False)
     text = ', '.join(f'{k} is {_NAMES[v]}' for k, v in sorted(mapping.items())) or 'no id is mapped'
-    findings.append(Finding('label-map-stated', Path(stated).name, text))
+    findings.append(Finding('label-map-stated', printable(Path(stated).name), text))
     ids = {i: i for i in (_NAMES if found is None else found.values()) if i in _NAMES}
     return ids | mapping, findings
 

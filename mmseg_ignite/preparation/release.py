@@ -283,7 +283,7 @@ def _he_folder(release: Path, task: str, findings: 'list[Finding]') -> Path:
         return direct
     found = [p for p in wrapped if _holds(p, '.png')]
     if len(found) == 1:
-        where = found[0].relative_to(release).as_posix()
+        where = printable(found[0].relative_to(release).as_posix())
         findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs lie in {where}'))
         return found[0]
     if found:

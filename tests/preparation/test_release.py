@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import cv2
@@ -139,6 +140,15 @@ def test_hidden_files_are_no_surplus(own_release, tmp_path):
             (own_release / task / 'he' / name).write_bytes(b'not a picture')
     result = audit(own_release, tmp_path / 'out')
     assert 'file-surplus' not in kinds(result) and result.entries == before
+
+
+def test_a_folder_whose_name_is_not_utf8_is_written(own_release, tmp_path):
+    try:
+        nest(own_release, 'images', os.fsdecode(b'caf\xe9'))
+    except OSError:
+        pytest.skip('this disk takes UTF-8 names only')
+    audit(own_release, tmp_path / 'out')
+    assert r'images/caf\\xe9/he' in (tmp_path / 'out.audit.json').read_text()
 
 
 def test_any_number_of_rois_is_a_release(own_release, tmp_path):
