@@ -7,6 +7,8 @@ Ids 1..16 are all valid, so such a mask passes every check of its values: betwee
 import cv2
 import numpy as np
 
+from ..labels import histogram
+
 MAX_BETWEEN = 0.05
 """Largest share of :func:`share_between` in a drawn mask; docs/data.md has the measurements."""
 MIN_STEPS = 200
@@ -55,7 +57,7 @@ def fringe_classes(mask: np.ndarray) -> 'tuple[list[int], int]':
     """
     square = np.ones((3, 3), np.uint8)
     inside = cv2.erode(mask, square) == cv2.dilate(mask, square)
-    counts, inner = (np.bincount(values, minlength=256) for values in (mask.ravel(), mask[inside]))
+    counts, inner = histogram(mask), histogram(mask * inside)  # what becomes 0 is not looked at
     fringes = np.flatnonzero((counts > 0) & (inner < _INSIDE * counts))
     fringes = fringes[fringes > 0]
     pixels = int(counts[fringes].sum())
