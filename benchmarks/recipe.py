@@ -99,7 +99,7 @@ def configured(variant: str, data: str, protocol: str, seed: int, work_dir: str)
             t for t in cfg.train_pipeline if t.type in ('RandomDihedral', 'PackSegInputs')
         ]
     elif variant == 'ours-anyscale':
-        cfg.train_dataloader.dataset.crops.update(um_per_px=(0.4, 0.625), rotation='any')
+        cfg.train_dataloader.dataset.crops.update(um_per_px=(0.4, 0.625), rotation='any', resample_probability=1.0)
     elif variant == 'ours-weights':
         cfg.model.decode_head.loss_decode.temperature = 0.5
     return cfg

@@ -53,6 +53,8 @@ CLASSES = tuple(label.name for label in LABELS)
 PALETTE = tuple(label.colour for label in LABELS)
 NUM_CLASSES = len(LABELS)
 RAW_LABEL_MAP = {label.name: label.raw_id for label in (UNANNOTATED, *LABELS)}
+MAX_ID = 127
+"""Largest id of a mask that is not ours: beyond it the two encodings overlap."""
 
 _TO_TRAIN = np.full(256, IGNORE, np.uint8)
 _TO_TRAIN[1 : NUM_CLASSES + 1] = np.arange(NUM_CLASSES)
@@ -65,7 +67,7 @@ class DecodedMask(NamedTuple):
 
     Attributes:
         labels: (H, W) uint8, train ids 0..15, 255 where unannotated.
-        encoding: 'complement', 'direct', or 'empty' if no pixel is annotated.
+        encoding: 'complement', 'direct', or 'empty' if every pixel is 0.
         stray: number of pixels with an impossible value; they are 255 in ``labels``.
     """
 
@@ -77,20 +79,22 @@ class DecodedMask(NamedTuple):
 class MaskError(IgniteError):
     """A mask that cannot be decoded; ``kind`` is that of :mod:`mmseg_ignite.preparation.findings`."""
 
-    def __init__(self, kind: str, source: str, detail: str, mend: str) -> None:
-        super().__init__(f'{source} {detail}: {mend}.')
+    def __init__(self, kind: str, source: str, detail: str, remedy: str) -> None:
+        super().__init__(f'{source} {detail}: {remedy}.')
         self.kind, self.detail = kind, detail
 
 
-def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
+def decode_mask(mask: np.ndarray, source: str = 'mask', ids: 'dict[int, int] | None' = None) -> DecodedMask:
     """Decode a mask of the release, whichever of the two circulating encodings it has.
 
     Direct masks hold raw ids; complemented ones hold (256 - id) % 256. The majority of the non-zero
-    pixels decides: <= 16 direct, >= 240 complemented.
+    pixels decides: <= 16 (the largest id) direct, >= 240 (256 less it) complemented.
 
     Args:
         mask: (H, W) uint8 as stored in the PNG (palette PNGs: their indices).
         source: file name for messages.
+        ids: {id in the mask, 0..127: raw id, 0..16}, for masks with other ids than the release's; an id that is not in it
+            is impossible. Defaults to None: 0..16 as they are.
 
     Raises:
         MaskError: if the mask is neither, or holds more than 0.01 % (and more than 4) impossible values.
@@ -102,34 +106,43 @@ def decode_mask(mask: np.ndarray, source: str = 'mask') -> DecodedMask:
             f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected',
             'export it again as a grayscale or palette PNG',
         )
+    to_train, known, top = _id_tables(ids)
     counts = histogram(mask)
     nonzero = int(counts[1:].sum())
     if nonzero == 0:
-        return DecodedMask(np.full(mask.shape, IGNORE, np.uint8), 'empty', 0)
-    low, high = int(counts[1:17].sum()), int(counts[240:].sum())
+        return DecodedMask(np.full(mask.shape, to_train[0], np.uint8), 'empty', 0)
+    low, high = int(counts[1 : top + 1].sum()), int(counts[256 - top :].sum())
     if max(low, high) * 2 <= nonzero:
         values = ', '.join(str(v) for v in np.flatnonzero(counts)[:8])
         raise MaskError(
             'mask-values',
             source,
-            f'holds the values {values}; class ids 1..16 or their complements 255..240 were expected',
+            f'holds the values {values}; class ids 1..{top} or their complements 255..{256 - top} were expected',
             'it is not a mask of this release, replace it',
         )
     encoding = 'direct' if low > high else 'complement'
     raw = np.arange(256)
     if encoding == 'complement':
         raw = (256 - raw) % 256
-    table = np.where(raw <= NUM_CLASSES, _TO_TRAIN[np.minimum(raw, NUM_CLASSES)], IGNORE).astype(np.uint8)
-    stray = int(counts[raw > NUM_CLASSES].sum())
+    stray = int(counts[~known[raw]].sum())
     if stray > max(4, MAX_STRAY_SHARE * mask.size):
         raise MaskError(
             'mask-stray-many',
             source,
-            f'holds {stray} pixels ({stray / mask.size:.2%}) whose value is no class; at most '
-            f'{MAX_STRAY_SHARE:.2%} is taken for stray',
+            f'holds {stray} pixels ({stray / mask.size:.2%}) whose value is not a class; at most '
+            f'{MAX_STRAY_SHARE:.2%} is accepted as stray',
             'replace the mask',
         )
-    return DecodedMask(cv2.LUT(mask, table), encoding, stray)
+    return DecodedMask(cv2.LUT(mask, to_train[raw]), encoding, stray)
+
+
+def _id_tables(ids: 'dict[int, int] | None') -> 'tuple[np.ndarray, np.ndarray, int]':
+    """Tables (256,) by the id of a mask: train id (255 none), and whether it is known; and the largest id."""
+    ids = {i: i for i in RAW_LABEL_MAP.values()} if ids is None else ids
+    to_train, known = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
+    found, ours = list(ids), list(ids.values())
+    to_train[found], known[found] = _TO_TRAIN[ours], True
+    return to_train, known, max(1, *found)
 
 
 def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:

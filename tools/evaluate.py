@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--from', dest='saved', metavar='RUN', help='folder of a run, or its confusion.npz')
-    source.add_argument('--predictions', metavar='FOLDER', help='label PNGs, NAME.png for each ROI')
+    source.add_argument(
+        '--predictions', metavar='FOLDER', help='label PNGs, NAME.png (or all NAME_with_context.png) for each ROI'
+    )
     parser.add_argument('--out', metavar='RUN', help='folder to write (with --from default: that run)')
     parser.add_argument('--data', help=f'prepared data set (default: {DATA}; with --from what the run says)')
     parser.add_argument('--protocol', default='patient-8-1-1', help='split protocol (default: %(default)s)')
@@ -68,6 +70,8 @@ def main() -> None:
             allow_seen_patients=args.allow_seen_patients,
             **options,
         )
+    if result.get('cropped'):
+        print('note: the predictions with context were cropped to their ROIs.')
     print(
         f'{table(result)}\n\nwritten: {args.out or args.saved}' + ('' if args.no_report else ', see report.html in it')
     )

@@ -23,13 +23,21 @@ def main() -> None:
     parser.add_argument('--exclude', nargs='+', default=[], metavar='NAME', help='leave these ROIs out')
     parser.add_argument('--drop-faulty', action='store_true', help='leave out every ROI with an error')
     parser.add_argument('--no-context', action='store_true', help='leave out the tissue around the ROIs, to save room')
+    parser.add_argument(
+        '--label-map',
+        metavar='FILE',
+        help='JSON {name or id in the release: our id, 0..16}, if the masks hold other ids',
+    )
     args = parser.parse_args()
+    options = dict(
+        exclude=args.exclude, drop_faulty=args.drop_faulty, context=not args.no_context, label_map=args.label_map
+    )
     if args.download:
         download_release(args.release, args.record)
     if args.audit_only:
-        audit(args.release, args.out, args.exclude, args.drop_faulty, not args.no_context)
+        audit(args.release, args.out, **options)
         return
-    prepare(args.release, args.out, args.exclude, args.drop_faulty, not args.no_context)
+    prepare(args.release, args.out, **options)
     print(f'prepared data set: {args.out}')
 
 

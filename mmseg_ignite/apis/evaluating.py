@@ -1,7 +1,7 @@
 """Scoring without a model: a saved run anew, another tool's label PNGs, two runs against each other."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,18 +12,21 @@ from ..evaluation import Evaluation, compare
 from ..evaluation.bootstrap import SAMPLES, check_samples
 from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
-from ..evaluation.label_files import ENCODINGS, read_labels, read_prediction
+from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
 from ..evaluation.protocols import check_groupings
 from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
+from ..preparation.store import CONTEXT as WITH_CONTEXT
 from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
 from ..provenance import file_sha256, provenance
 from .leakage import seen_by
 from .reporting import PREDICTIONS, publish, run_files
 
-CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'provenance',
-           'seen_patients')  # fmt: skip
+CONTEXT = (
+    'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'cropped', 'provenance',
+    'seen_patients',
+)  # fmt: skip
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
 
 
@@ -92,7 +95,9 @@ def score_folder(
     """Score label PNGs of any tool, ``NAME.png`` for each ROI of a part of a prepared data set.
 
     Args:
-        predictions: folder of 8-bit PNGs with one channel (or palettes). ``NAME_overlay.png`` beside them is let be.
+        predictions: folder of 8-bit PNGs with one channel (or palettes). ``NAME_overlay.png`` and hidden files beside them
+            are ignored. Instead of all NAME.png it may hold NAME_with_context.png, predictions of the ROIs with the tissue
+            around them: these are cropped to the ROIs, and ``cropped`` in metrics.json is true.
         data: a prepared data set, whose labels are the truth.
         out: folder to write.
         encoding: 'raw', ids 1..16, 0 where nothing was predicted; 'train', ids 0..15, 255 where nothing was predicted; 'auto'
@@ -110,7 +115,7 @@ def score_folder(
             with other values; an encoding that cannot be determined.
     """
     if encoding not in (*ENCODINGS, 'auto'):
-        raise IgniteError(f'{encoding!r} is no encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
+        raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
     check_groupings(groupings, CLASSES)  # before the work
     if samples:
         check_samples(samples)
@@ -121,14 +126,15 @@ def score_folder(
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
     seen = [] if checkpoint is None else seen_by(checkpoint, data, entries, allow_seen_patients)
     folder = Path(predictions)
-    check_outputs(run_files(out, report), [folder / f'{entry["name"]}.png' for entry in entries])
-    _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
+    cropped = _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
+    files = {e['name']: find_prediction(folder, e['name']) for e in entries}
+    check_outputs(run_files(out, report), files.values())
     if encoding == 'auto':
-        encoding = _tell_encoding(folder, [e['name'] for e in entries])
+        encoding = _tell_encoding(folder, files.values())
 
     def one(entry: dict) -> dict:
         truth = np.asarray(open_array(label_path(data, entry['name'])))
-        prediction = read_prediction(folder / f'{entry["name"]}.png', truth.shape, encoding)
+        prediction = read_prediction(files[entry['name']], truth.shape, encoding, entry.get('context'))
         known = dict(roi=entry['name'], patient=entry['patient'], um_per_px=entry['um_per_px'], **metadata(entry))
         return score_roi(known, truth, prediction, NUM_CLASSES, boundary_tolerance_um)
 
@@ -143,10 +149,12 @@ def score_folder(
         context['checkpoint'] = str(checkpoint)
     if seen:
         context['seen_patients'] = seen
+    if cropped:
+        context['cropped'] = True
     return publish(out, evaluation, context, report, groupings=groupings, samples=samples, seed=seed)
 
 
-def _parallel(call: Callable, items: list) -> Iterator:
+def _parallel(call: Callable, items: Iterable) -> Iterator:
     """Results in order; the first error ends it and starts no further call."""
     with ThreadPoolExecutor(cores()) as pool:
         try:
@@ -156,27 +164,36 @@ def _parallel(call: Callable, items: list) -> Iterator:
             raise
 
 
-def _check_files(folder: Path, names: 'list[str]', part: str) -> None:
+def _check_files(folder: Path, names: 'list[str]', part: str) -> bool:
+    """Whether the predictions are NAME_with_context.png; raise unless all are there, of one kind, and nothing else."""
     if not folder.is_dir():
-        raise IgniteError(f'{folder} is no folder; one of label PNGs was expected: check the path.')
+        raise IgniteError(f'{folder} is not a folder; one of label PNGs was expected: check the path.')
     found = {path.stem for path in visible_files(folder, ('.png',)) if path.suffix == '.png' and path.is_file()}
-    missing = sorted(set(names) - found)
+    plain, around = (sorted(name for name in names if name + suffix in found) for suffix in ('', WITH_CONTEXT))
+    if plain and around:
+        raise IgniteError(
+            f'{folder} holds both predictions of ROIs ({plain[0]}.png) and of ROIs with context '
+            f'({around[0]}{WITH_CONTEXT}.png): keep one kind of them there.'
+        )
+    missing = sorted(set(names) - set(plain or around))
     if missing:
         raise IgniteError(
             f'{folder} lacks {len(missing)} of the {len(names)} ROIs of {part}, e.g. {missing[0]}.png: predict them, '
             'or choose another split or protocol.'
         )
-    extra = sorted(found - set(names) - {f'{name}_overlay' for name in names})
+    known = {name + suffix for name in names for suffix in ('', WITH_CONTEXT, '_overlay', f'{WITH_CONTEXT}_overlay')}
+    extra = sorted(found - known)
     if extra:
         raise IgniteError(
-            f'{folder} holds PNGs of no ROI of {part} ({len(extra)}, e.g. {extra[0]}.png): move them away, or choose another '
-            'split or protocol.'
+            f'{folder} holds PNGs that belong to no ROI of {part} ({len(extra)}, e.g. {extra[0]}.png): move them away, or '
+            'choose another split or protocol.'
         )
+    return bool(around)
 
 
-def _tell_encoding(folder: Path, names: 'list[str]') -> str:
+def _tell_encoding(folder: Path, files: 'Iterable[Path]') -> str:
     """The encoding that alone fits the values of the files; reads no more of them than it needs."""
-    for counts in _parallel(lambda name: histogram(read_labels(folder / f'{name}.png')), names):
+    for counts in _parallel(lambda path: histogram(read_labels(path)), files):
         if counts[NUM_CLASSES]:
             return 'raw'
         if counts[IGNORE]:
@@ -229,5 +246,5 @@ def read_groupings(path: 'str | Path') -> dict:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise IgniteError(
-            f'{path} cannot be read as JSON ({error}); {{grouping: {{group: [class names]}}}} was expected: mend it.'
+            f'{path} cannot be read as JSON ({error}); {{grouping: {{group: [class names]}}}} was expected: correct it.'
         ) from error

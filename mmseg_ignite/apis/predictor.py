@@ -18,8 +18,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from ..datasets.transforms import LoadIGNITERegion
 from ..engine.devices import find_device
 from ..engine.optim_wrappers import half_dtype
+from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
-from ..files import printable
 from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, read_image
 from ..inference.tiling import grid
 from ..labels import CLASSES, release_ids
@@ -182,18 +182,14 @@ def check_resolution(um_per_px: float) -> None:
 
 
 def checkpoint_files(checkpoint: 'str | Path') -> 'list[Path]':
-    """The file of a checkpoint, or those of the members of an ensemble.
+    """The file of a checkpoint, the latest one of a work dir, or those of the members of an ensemble.
 
     Raises:
         IgniteError: a file is missing, or the ensemble is none.
     """
     if is_ensemble(checkpoint):
         return read_ensemble(checkpoint)
-    if not Path(checkpoint).is_file():
-        raise IgniteError(
-            f'{printable(checkpoint)} is not a file; a checkpoint (.pth) or an ensemble.json was expected: check the path.'
-        )
-    return [Path(checkpoint)]
+    return [find_checkpoint(checkpoint)]
 
 
 def _test_pipeline(cfg: Config) -> 'list[dict]':

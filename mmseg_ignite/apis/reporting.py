@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
 from ..evaluation.evaluation import RUN_FILES, score_roi
-from ..evaluation.label_files import read_prediction
+from ..evaluation.label_files import find_prediction, read_prediction
 from ..evaluation.report import GalleryItem, write_report
 from ..evaluation.rois import worst_first
 from ..files import check_outputs
@@ -70,17 +70,19 @@ def regions(
 
     Args:
         data: the prepared data set.
-        predictions: folder of ``NAME.png``.
+        predictions: folder of ``NAME.png`` or ``NAME_with_context.png``.
         encoding: theirs, see :func:`mmseg_ignite.evaluation.label_files.read_prediction`.
 
     Raises:
         IgniteError: a file is missing or damaged, or is of another prediction or truth than was scored.
     """
     places = _places(evaluation.classes)
+    contexts = {roi['name']: roi.get('context') for roi in read_index(data)['rois']}
     for r in worst_first(evaluation.counts, evaluation.metadata):
         name, known = roi_name(evaluation.names[r]), evaluation.metadata[r]
-        path, truth = Path(predictions) / f'{name}.png', np.asarray(open_array(label_path(data, name)))
-        prediction = read_prediction(path, truth.shape, encoding)
+        path = find_prediction(predictions, name) or Path(predictions) / f'{name}.png'
+        truth = np.asarray(open_array(label_path(data, name)))
+        prediction = read_prediction(path, truth.shape, encoding, contexts.get(name))
         if places is not None:
             truth, prediction = cv2.LUT(truth, places), cv2.LUT(prediction, places)
         counted = score_roi(known, truth, prediction, len(evaluation.classes))
@@ -117,7 +119,7 @@ def _fault(evaluation: Evaluation, context: dict) -> 'str | None':
     for name in map(roi_name, evaluation.names):
         if name not in known:
             return f'{data} does not hold {name}'
-        if not (Path(predictions) / f'{name}.png').is_file():
+        if find_prediction(predictions, name) is None:
             return f'{predictions} does not hold {name}.png'
     return None
 

@@ -35,6 +35,7 @@ class Place(NamedTuple):
         centre: (y, x) of the crop there, px; the first pixel's centre is at (0.5, 0.5).
         zoom: px of the array per px of the crop.
         angle: turn of the crop in radians.
+        resampled: whether pixels are interpolated; False: whole pixels at a quarter turn, ``zoom`` is 1.
     """
 
     roi: int
@@ -43,6 +44,7 @@ class Place(NamedTuple):
     centre: tuple[float, float]
     zoom: float
     angle: float
+    resampled: bool = False
 
 
 class CropStream:
@@ -64,9 +66,13 @@ class CropStream:
         crop_size: (H, W) of a crop, px.
         class_probability: share of crops placed around a pixel of a drawn class, 0..1.
         temperature: 0 draws all classes equally often, 1 in inverse proportion to their pixels.
-        um_per_px: range (low, high) from which the resolution of a crop is drawn, log-uniformly. None: that of the ROI.
-        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees) or 'any' angle; pixels are interpolated only for the last or
-            with ``um_per_px``.
+        um_per_px: range (low, high) from which the resolution of a resampled crop is drawn, log-uniformly. None: that of the
+            ROI.
+        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees) or 'any' angle; any angle applies to resampled crops, the
+            others are turned by quarters.
+        resample_probability: share of crops that are resampled, 0..1; the others are read pixel for pixel at the ROI's own
+            resolution. Without effect unless ``um_per_px`` is set or ``rotation`` is 'any': all crops are then read pixel for
+            pixel.
         border: labels beyond the array are 'ignore' (255) or 'mirror'.
         use_context: crops may reach into the tissue around an ROI (labels 255 there) where it was prepared.
         label_map: {train id: new id}, as mmseg makes it for fewer classes; ids left out are ignored.
@@ -84,14 +90,16 @@ class CropStream:
         temperature: float = 0.5,
         um_per_px: 'tuple[float, float] | None' = None,
         rotation: str = 'none',
+        resample_probability: float = 0.3,
         border: str = 'ignore',
         use_context: bool = False,
         label_map: 'dict[int, int] | None' = None,
     ) -> None:
-        _check(crop_size, class_probability, temperature, um_per_px, rotation, border)
+        _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border)
         self.root, self.crop_size = Path(root), tuple(int(s) for s in crop_size)
         self.class_probability, self.um_per_px = class_probability, um_per_px
         self.rotation, self.border, self.use_context = rotation, border, use_context
+        self.resample_probability = resample_probability if um_per_px is not None or rotation == 'any' else 0.0
         # How far from the centre a drawn pixel may be; a pixel less than half, since crops may snap to whole pixels.
         self._limit = np.maximum(np.array(self.crop_size) / 2 - 1, 0)
         self.table = None
@@ -105,7 +113,7 @@ class CropStream:
             if not 1 / MAX_ZOOM <= um_per_px[0] / roi['um_per_px'] <= um_per_px[1] / roi['um_per_px'] <= MAX_ZOOM:
                 raise IgniteError(
                     f'{roi["name"]} in {root} has {roi["um_per_px"]:.3g} um/px, the crops are to have {um_per_px}: at most '
-                    f'{MAX_ZOOM} times coarser or finer was expected: mend um_per_px in the config, or the area of the ROI.'
+                    f'{MAX_ZOOM} times coarser or finer was expected: correct um_per_px in the config or the area of the ROI.'
                 )
         self._set_law(temperature)
 
@@ -131,8 +139,9 @@ class CropStream:
         self._ends = np.cumsum(of_class).reshape(of_class.shape)  # rows of ROI r, class k end here
 
     def place(self, rng: np.random.Generator) -> Place:
-        """Decide where a crop lies, from eight uniform numbers."""
+        """Decide where a crop lies: eight uniform numbers, and a ninth where crops may be resampled."""
         u = rng.random(8)
+        resampled = self.resample_probability > 0 and rng.random() < self.resample_probability
         train_id = -1
         if u[0] < self.class_probability:
             train_id = _pick(self._class_law, u[1])
@@ -147,16 +156,19 @@ class CropStream:
         _, shape, (top, left) = self._array(entry)
         anchor = anchor[0] + top, anchor[1] + left
         zoom = 1.0
-        if self.um_per_px is not None:
+        if resampled and self.um_per_px is not None:
             low, high = self.um_per_px
             zoom = low * (high / low) ** u[6] / entry['um_per_px']
-        angle = {'none': 0.0, 'quarter': np.pi / 2 * int(4 * u[7]), 'any': 2 * np.pi * u[7]}[self.rotation]
+        angle = 0.0
+        if self.rotation != 'none':
+            free = resampled and self.rotation == 'any'
+            angle = 2 * np.pi * u[7] if free else np.pi / 2 * int(4 * u[7])
         jitter = u[4:6]
         if train_id >= 0:  # the pixel may lie anywhere in the crop
             centre = self._centre(shape, np.array(anchor) + 0.5, (2 * jitter - 1) * self._limit, zoom, angle)
         else:  # a place within the pixel is the centre
             centre = self._centre(shape, anchor + jitter, np.zeros(2), zoom, angle)
-        return Place(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle)
+        return Place(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle, resampled)
 
     def _centre(
         self, shape: 'tuple[int, int]', anchor: np.ndarray, offset: np.ndarray, zoom: float, angle: float
@@ -211,7 +223,7 @@ class CropStream:
         mirror = array.ndim == 3 or self.border == 'mirror'
         size, turn, centre = np.array(self.crop_size), _turn(place.angle), np.array(place.centre)
         half = place.zoom * np.abs(turn) @ size / 2
-        if place.zoom == 1 and self.rotation != 'any':
+        if not place.resampled:
             first = np.floor(centre - half + 0.5).astype(int)
             turns = round(place.angle / (np.pi / 2))
             return np.ascontiguousarray(
@@ -232,7 +244,7 @@ class CropStream:
         return cv2.warpAffine(block, matrix, self.crop_size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _check(crop_size, class_probability, temperature, um_per_px, rotation, border) -> None:
+def _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border) -> None:
     wrong = None
 
     def numbers(value: object, kind: type) -> bool:
@@ -246,10 +258,12 @@ def _check(crop_size, class_probability, temperature, um_per_px, rotation, borde
         wrong = f'temperature {temperature}; 0 (all classes alike), 1 (inverse to their pixels), at most 4 was expected'
     elif um_per_px is not None and not (numbers(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1]):
         wrong = f'um_per_px {um_per_px}; (low, high) in um/px was expected'
+    elif not isinstance(resample_probability, Real) or not 0 <= resample_probability <= 1:
+        wrong = f'resample_probability {resample_probability}; 0..1 was expected'
     elif rotation not in ROTATIONS or border not in BORDERS:
         wrong = f'rotation {rotation!r} and border {border!r}; one of {ROTATIONS} and of {BORDERS} were expected'
     if wrong:
-        raise IgniteError(f'the crop stream was given {wrong}: mend "crops" of the data set in the config.')
+        raise IgniteError(f'the crop stream was given {wrong}: correct "crops" of the data set in the config.')
 
 
 def philox(seed: int, n: int) -> np.random.Generator:

@@ -8,6 +8,7 @@ import numpy as np
 from ..errors import IgniteError
 from ..labels import IGNORE, NUM_CLASSES
 from ..preparation.png import DamagedPicture, check_png, decode
+from ..preparation.store import CONTEXT
 
 ENCODINGS = ('raw', 'train')
 _OTHER = 254
@@ -36,24 +37,42 @@ def read_labels(path: 'str | Path') -> np.ndarray:
     except OSError as error:
         raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
     except DamagedPicture as error:
-        raise IgniteError(f'{path} is no whole PNG ({error}): write it again.') from error
+        raise IgniteError(f'{path} is not a complete PNG ({error}): write it again.') from error
 
 
-def read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str) -> np.ndarray:
+def find_prediction(folder: 'str | Path', name: str) -> 'Path | None':
+    """The label PNG of an ROI, NAME.png or NAME_with_context.png; None if neither is there."""
+    paths = (Path(folder) / f'{name}{suffix}.png' for suffix in ('', CONTEXT))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str, context: 'dict | None' = None) -> np.ndarray:
     """A label PNG as train ids, (H, W) uint8, 255 where nothing was predicted.
 
     Args:
-        path: of the file.
+        path: of the file. A NAME_with_context.png is cropped to the ROI.
         shape: (H, W) of its ROI.
         encoding: 'raw', ids 1..16, 0 where nothing was predicted; or 'train', ids 0..15, 255 where nothing was predicted.
+        context: ``context`` of the ROI's index entry: height and width (px) of its image with context, and its ``origin``
+            (y, x) there.
 
     Raises:
         IgniteError: no such file, damaged, of another size or with other values.
     """
-    stored = read_labels(path)
-    if stored.shape != shape:
-        found, expected = (' x '.join(map(str, s)) for s in (stored.shape, shape))
-        raise IgniteError(f'{path} has {found} px (H x W), its ROI {expected}: predict at the size of the ROI.')
+    stored, cropped = read_labels(path), path.stem.endswith(CONTEXT)
+    if cropped and context is None:
+        raise IgniteError(
+            f'{path} shows the tissue around its ROI too, but where the ROI lies in it is not known: prepare the data again '
+            'without --no-context.'
+        )
+    expected = (context['height'], context['width']) if cropped else shape
+    if stored.shape != expected:
+        found, wanted = (' x '.join(map(str, s)) for s in (stored.shape, expected))
+        which = 'the ROI with context' if cropped else 'its ROI'
+        raise IgniteError(f'{path} has {found} px (H x W), {which} {wanted}: predict at that size.')
+    if cropped:
+        y, x = context['origin']
+        stored = np.ascontiguousarray(stored[y : y + shape[0], x : x + shape[1]])
     table = np.full(256, _OTHER, np.uint8)
     if encoding == 'raw':
         table[0], table[1 : NUM_CLASSES + 1] = IGNORE, np.arange(NUM_CLASSES)
@@ -64,6 +83,6 @@ def read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str) -> np.n
         known = f'0..{NUM_CLASSES}' if encoding == 'raw' else f'0..{NUM_CLASSES - 1} or 255'
         raise IgniteError(
             f'{path} holds the value {stored[ids == _OTHER][0]}; {encoding} ids, {known}, were expected: name the right '
-            'encoding, or mend the file.'
+            'encoding, or correct the file.'
         )
     return ids

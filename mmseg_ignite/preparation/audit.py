@@ -31,12 +31,14 @@ class Audit:
         findings: all faults; those of ROIs left out on request are 'excluded'.
         left_out: names of ROIs left out, on request or as faulty.
         rois: number of ROIs that the overview lists.
+        ids: {id in the masks: our id}; None if they are the same.
     """
 
     entries: 'list[dict]'
     findings: 'list[Finding]'
     left_out: 'list[str]'
     rois: int
+    ids: 'dict[int, int] | None' = None
 
 
 def cores() -> int:
@@ -53,6 +55,7 @@ def audit_release(
     known: 'dict[str, dict] | None' = None,
     context: bool = True,
     console: 'Console | None' = None,
+    label_map: 'str | Path | None' = None,
 ) -> Audit:
     """Audit a release and, if ``out`` is given, write the arrays of its good ROIs on the way.
 
@@ -63,11 +66,12 @@ def audit_release(
         out, old, known: see :func:`mmseg_ignite.preparation.roi.audit_roi`; ``known`` by ROI name.
         context: look at the files with tissue around the ROIs too.
         console: for progress.
+        label_map: JSON file, see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
 
     Raises:
-        IgniteError: no release at that path, or ``exclude`` names what it does not list.
+        IgniteError: no release at that path, ``exclude`` names what it does not list, or ``label_map`` is wrong.
     """
-    overview = read_overview(release)
+    overview = read_overview(release, label_map)
     exclude = list(dict.fromkeys(exclude))
     unknown = [n for n in exclude if n not in overview.names]
     if unknown:
@@ -75,11 +79,11 @@ def audit_release(
     findings = [f for f in overview.findings if f.roi not in exclude]
     findings += [Finding('excluded', name, 'left out by --exclude') for name in exclude]
     if overview.readable:  # else every file would seem surplus
-        findings += surplus_files(Path(release), set(overview.names))
+        findings += surplus_files(overview.folders, set(overview.names))
     records = {r.name: r for r in overview.records if r.name not in exclude}
     findings += compare_rows([n for n in overview.names if n not in exclude], list(records.values()))
     sources = {n: r.sources(context) for n, r in records.items()}
-    facts = _audit_rois(sources, out, old, known or {}, console or Console())
+    facts = _audit_rois(sources, out, old, known or {}, overview.ids, console or Console())
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
     findings += _compare_rois(records, entries) + _compare_pictures(records, facts)
@@ -91,6 +95,7 @@ def audit_release(
         findings,
         sorted(left_out),
         len(overview.names),
+        overview.ids,
     )
 
 
@@ -99,6 +104,7 @@ def _audit_rois(
     out: 'Path | None',
     old: 'Path | None',
     known: 'dict[str, dict]',
+    ids: 'dict[int, int] | None',
     console: Console,
 ) -> 'dict[str, dict]':
     """Facts of each ROI by name. The largest go first, so that no core waits for one at the end.
@@ -116,7 +122,7 @@ def _audit_rois(
         with Progress(*columns, console=console) as progress:
             task = progress.add_task('auditing', total=sum(sizes.values()) or None)
             tasks = {
-                pool.submit(audit_roi, name, sources[name], out, old, known.get(name)): name
+                pool.submit(audit_roi, name, sources[name], out, old, known.get(name), ids): name
                 for name in sorted(sizes, key=sizes.get, reverse=True)
             }
             for done in as_completed(tasks):

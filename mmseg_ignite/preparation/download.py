@@ -5,25 +5,21 @@ import http.client
 import json
 import re
 import shutil
-import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import IgniteError
 from ..files import write_json
-from ..version import __version__
 from .archives import extract_he_members, he_members
-from .release import LABEL_MAP, OVERVIEW
+from .client import Body, Client, Interrupted, check_url
+from .label_map import LABEL_MAP
+from .release import OVERVIEW
 
 RECORD = 'https://zenodo.org/api/records/15674785'
 ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}
@@ -31,30 +27,8 @@ ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}
 NAMES = (OVERVIEW, LABEL_MAP, *ARCHIVES)
 STATE = 'download.json'
 """Says which archives are unpacked: {'archives': {name: {'size', 'md5', 'members': {PNG name: bytes}}}}."""
-TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as lost."""
-TRIES = 10
-"""Failures in a row, without a new byte, after which a file is given up: about four minutes of waiting."""
-MAX_WAIT = 60.0
-"""Longest back-off in seconds; it starts at one and doubles."""
-MAX_RETRY_AFTER = 600.0
-"""Longest wait in seconds that a server may ask for."""
 MAX_RECORD = 16 << 20
 CHUNK = 1 << 18
-
-
-class _Interrupted(Exception):
-    """A failure that another try may mend.
-
-    Args:
-        reason: for the message after the last try.
-        wait: seconds the server asks for.
-        restart: the bytes that are there cannot be gone on from.
-    """
-
-    def __init__(self, reason: object, wait: float = 0.0, restart: bool = False):
-        super().__init__(str(reason) or type(reason).__name__)
-        self.wait, self.restart = wait, restart
 
 
 class _WrongContent(Exception):
@@ -92,112 +66,29 @@ class _Part:
         self.size, self.digest = 0, hashlib.md5(usedforsecurity=False)
 
 
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ('http', 'https') and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise IgniteError(f'{url!r} is no http(s) address, which was expected: check the address of the record.')
-
-
-class _HttpRedirects(HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_url(newurl)  # urllib would follow to ftp
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _retry_after(value: 'str | None') -> float:
-    """Seconds that a Retry-After header asks for (a number or a date); 0 if it is absent or unreadable."""
-    if value is None:
-        return 0.0
-    try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
-
-
-class _Client:
-    """Requests with time-outs, and the waiting between them."""
-
-    def __init__(self, sleep: Callable[[float], None], say: Callable[[str], None]):
-        self.opener = build_opener(_HttpRedirects)
-        self.opener.addheaders = [('User-Agent', f'mmseg_ignite/{__version__}')]
-        self.sleep, self.say = sleep, say
-
-    def open(self, url: str, start: int = 0) -> http.client.HTTPResponse:
-        """Ask for the bytes from ``start`` on."""
-        request = Request(url, headers={'Range': f'bytes={start}-'} if start else {})
-        try:
-            return self.opener.open(request, timeout=TIMEOUT)
-        except HTTPError as error:
-            error.close()
-            if error.code == 416 and start:
-                raise _Interrupted(f'no bytes from {start:,} on', restart=True) from error
-            if error.code in (408, 429) or error.code >= 500:
-                raise _Interrupted(error, _retry_after(error.headers['Retry-After'])) from error
-            raise IgniteError(
-                f'{url} answers {error}; the file was expected: check the address in a browser, the record may have '
-                'moved or be closed.'
-            ) from error
-        except (ValueError, http.client.InvalidURL) as error:
-            raise IgniteError(f'{url!r} is no usable address ({error}): check the address of the record.') from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, 'reason', error)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise IgniteError(
-                    f'{url}: the certificate of the server is not trusted ({reason}): mend the certificates of this '
-                    'computer or fetch the files by another way.'
-                ) from error
-            raise _Interrupted(reason) from error
-
-    def pause(self, error: _Interrupted, failures: int, what: str) -> None:
-        """Wait before another try; give up with a sentence that begins with ``what`` after TRIES of them."""
-        if failures >= TRIES:
-            raise IgniteError(
-                f'{what}: {TRIES} tries in a row failed, the last with: {error}; check the network and run the same '
-                'command again, it goes on where this one stopped.'
-            ) from error
-        wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
-        if wait > 5:
-            self.say(f'{what}: {error}; the next try is in {wait:.0f} s.')
-        self.sleep(wait)
-
-
-def _read(read: Callable[[int], bytes], size: int) -> bytes:
-    try:
-        return read(size)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(error) from error
-
-
-def _fetch_record(client: _Client, record: str) -> bytes:
+def _fetch_record(client: Client, record: str) -> bytes:
     failures = 0
     while True:
         try:
             with client.open(record) as response:
-                expected = response.length
-                content = _read(response.read, MAX_RECORD)
-            if expected is not None and len(content) < min(expected, MAX_RECORD):
-                raise _Interrupted(f'the connection ended after {len(content):,} of {expected:,} bytes')
-            return content
-        except _Interrupted as error:
+                return Body(response, record).read_all(MAX_RECORD)
+        except Interrupted as error:
             failures += 1
             client.pause(error, failures, f'{record} cannot be read')
 
 
-def _read_record(client: _Client, record: str) -> list[RemoteFile]:
+def _read_record(client: Client, record: str) -> list[RemoteFile]:
     """The four files that are needed, in the order of NAMES, from the record's JSON."""
-    _check_url(record)
+    check_url(record)
     content = _fetch_record(client, record)
     try:
         entries = {entry['key']: entry for entry in json.loads(content)['files']}
         missing = [name for name in NAMES if name not in entries]
         files = [_remote_file(name, entries[name]) for name in NAMES if name in entries]
     except json.JSONDecodeError as error:
-        raise IgniteError(f'{record} answers no JSON ({error}): check the address, or a proxy that answers.') from error
+        raise IgniteError(
+            f'{record} does not answer with JSON ({error}): check the address, or a proxy that answers.'
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IgniteError(
             f'{record} answers JSON of another shape ({type(error).__name__}: {error}); files with key, size, md5 '
@@ -208,7 +99,7 @@ def _read_record(client: _Client, record: str) -> list[RemoteFile]:
             f'{record} lists no {", ".join(missing)}; {", ".join(NAMES)} were expected: it is not the IGNITE record.'
         )
     for file in files:
-        _check_url(file.url)
+        check_url(file.url)
     return files
 
 
@@ -225,21 +116,24 @@ def _remote_file(name: str, entry: dict) -> RemoteFile:
 
 def _receive(response: http.client.HTTPResponse, part: _Part, file: RemoteFile, show: Callable[[int], None]) -> None:
     """Append an answer to the part, up to the size in the record; the MD5 tells whether those bytes are right."""
+    body = Body(response, file.url)
+    if response.status == 206 and body.inflater is not None:  # a range of the compressed file
+        raise Interrupted('the server compresses, so the download cannot be resumed', restart=True)
     if part.size and response.status != 206:
         part.clear()  # the server ignores Range and sends the whole file
     elif part.size:
         span = response.headers['Content-Range'] or ''
         if not span.startswith(f'bytes {part.size}-'):
-            raise _Interrupted(f'bytes from {part.size:,} on were asked for, {span!r} came', restart=True)
+            raise Interrupted(f'bytes from {part.size:,} on were asked for, {span!r} came', restart=True)
     while part.size < file.size:
-        chunk = _read(response.read1, min(CHUNK, file.size - part.size))
+        chunk = body.read(min(CHUNK, file.size - part.size))
         if not chunk:
-            raise _Interrupted(f'the connection ended after {part.size:,} of {file.size:,} bytes')
+            raise Interrupted(f'the connection ended after {part.size:,} of {file.size:,} bytes')
         part.append(chunk)
         show(part.size)
 
 
-def _transfer(client: _Client, file: RemoteFile, path: Path, show: Callable[[int], None]) -> None:
+def _transfer(client: Client, file: RemoteFile, path: Path, show: Callable[[int], None]) -> None:
     """Complete the partial file at ``path`` and check its MD5; the bytes that are there are kept."""
     with path.open('a+b') as stream:
         part = _Part(stream)
@@ -249,7 +143,7 @@ def _transfer(client: _Client, file: RemoteFile, path: Path, show: Callable[[int
             try:
                 with client.open(file.url, part.size) as response:
                     _receive(response, part, file, show)
-            except _Interrupted as error:
+            except Interrupted as error:
                 # Only bytes beyond all earlier ones count as progress: a server that cuts every answer at the
                 # same place and cannot resume would be asked for ever.
                 failures = 1 if part.size > most else failures + 1
@@ -262,7 +156,7 @@ def _transfer(client: _Client, file: RemoteFile, path: Path, show: Callable[[int
             raise _WrongContent(f'its MD5 is {part.digest.hexdigest()}, the record says {file.md5}')
 
 
-def _fetch(client: _Client, file: RemoteFile, release: Path, show: Callable[[int], None]) -> None:
+def _fetch(client: Client, file: RemoteFile, release: Path, show: Callable[[int], None]) -> None:
     """Put a file of the record at its place, whole and checked; a wrong one is fetched anew once."""
     path = release / f'{file.name}.part'
     for last in (False, True):
@@ -277,7 +171,7 @@ def _fetch(client: _Client, file: RemoteFile, release: Path, show: Callable[[int
                 ) from error
         else:
             old = release / file.name
-            if old.is_file() and file.name not in ARCHIVES:  # somebody may have mended it by hand
+            if old.is_file() and file.name not in ARCHIVES:  # somebody may have corrected it by hand
                 old.replace(release / f'{file.name}.bak')
                 client.say(f'{old} was not that of the record; it is kept as {file.name}.bak.')
             path.replace(old)
@@ -335,7 +229,7 @@ def _check_disk(release: Path, fetched: list[RemoteFile], unpacked: list[RemoteF
 
 def _unpack(file: RemoteFile, release: Path, state: dict, progress: Progress) -> None:
     archive, task = release / file.name, ARCHIVES[file.name]
-    # Masks may be packed well; anything beyond this is no archive of PNGs.
+    # Masks may be packed well; anything beyond this is not an archive of PNGs.
     limit = max(4 * file.size, 1 << 30)
     members = {name: info.file_size for name, info in he_members(archive, limit).items()}
     bar = progress.add_task(f'unpacking {file.name}', total=sum(members.values()))
@@ -372,16 +266,16 @@ def download_release(
     try:
         release.mkdir(parents=True, exist_ok=True)
         _download(
-            release, _Client(sleep, lambda text: console.print(text, soft_wrap=True, markup=False)), record, console
+            release, Client(sleep, lambda text: console.print(text, soft_wrap=True, markup=False)), record, console
         )
     except OSError as error:
         raise IgniteError(
-            f'{error.filename or release} cannot be written or read ({error.strerror or error}): make room or mend the '
+            f'{error.filename or release} cannot be written or read ({error.strerror or error}): make room or correct the '
             'permissions and run the same command again, it goes on where this one stopped.'
         ) from error
 
 
-def _download(release: Path, client: _Client, record: str, console: Console) -> None:
+def _download(release: Path, client: Client, record: str, console: Console) -> None:
     state = _read_state(release)
     files = _read_record(client, record)
     todo = [file for file in files if file.name not in ARCHIVES or not _is_unpacked(file, release, state)]

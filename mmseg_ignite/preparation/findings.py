@@ -1,4 +1,4 @@
-"""What an audit can find in a release: one table of kinds, each with its severity and its mend."""
+"""What an audit can find in a release: one table of kinds, each with its severity and its remedy."""
 
 import os
 from collections import Counter
@@ -17,18 +17,19 @@ SEVERITIES = ('error', 'warning', 'info')
 
 
 class Kind(NamedTuple):
-    """A kind of fault: 'error' makes a result wrong, 'warning' wants a look, 'info' is dealt with already."""
+    """A kind of fault: 'error' makes a result wrong, 'warning' should be looked at, 'info' is handled."""
 
     severity: str
-    mend: str
+    remedy: str
 
 
 _AGAIN = 'download it again'
-_TABLE = 'mend the table'
+_TABLE = 'correct the table'
 KINDS = {
     # The overview table
     'overview-unreadable': Kind('error', _AGAIN),
     'overview-columns': Kind('error', f'{_AGAIN}; a spreadsheet program may have changed it'),
+    'overview-optional': Kind('warning', 'nothing, if it is not wanted: what these columns say is not used then'),
     'overview-empty': Kind('error', 'take the data_overview.csv of the H&E release'),
     'overview-compressed': Kind('info', 'nothing: it is read as it is'),
     'overview-bom': Kind('info', 'nothing: it is read as it is'),
@@ -49,7 +50,11 @@ KINDS = {
     'folds-leak': Kind('info', "nothing: the release's own folds are never used"),
     'label-map-missing': Kind('error', f'{_AGAIN}: it lies beside data_overview.csv'),
     'label-map-unreadable': Kind('error', _AGAIN),
-    'label-map-changed': Kind('error', f'{_AGAIN}: with other ids every label would be wrong'),
+    'label-map-changed': Kind('error', f'{_AGAIN}, or state what its ids mean with --label-map FILE'),
+    'label-map-names': Kind('warning', 'look whether they mean the same class: ids decide, names do not'),
+    'label-map-compressed': Kind('info', 'nothing: it is read as it is'),
+    'label-map-stated': Kind('info', 'nothing: it was asked for'),
+    'layout-nested': Kind('info', 'nothing: they are read there'),
     # Files
     'image-missing': Kind('error', 'download the images again'),
     'mask-missing': Kind('error', 'download the annotations again'),
@@ -60,11 +65,16 @@ KINDS = {
     'image-opaque-alpha': Kind('warning', 'nothing: the alpha channel is opaque and left out'),
     'image-palette': Kind('warning', 'look whether its colours are those of the others: a palette holds 256'),
     'image-lossy': Kind('warning', 'take the PNG of the release: this one is compressed with loss'),
+    'picture-turned': Kind('warning', 'look whether image and mask fit: pixels of both are used as stored, not turned'),
     'image-blank': Kind('warning', 'look at it: every pixel has the same colour'),
     'mask-format': Kind('error', 'export it again as an 8-bit grayscale or palette PNG'),
     'mask-palette': Kind('info', 'nothing: its indices are read, not its colours'),
     'mask-encodings': Kind('info', 'nothing: each mask is decoded by its own encoding'),
     'mask-values': Kind('error', 'replace it: its values are no classes of this release'),
+    'mask-interpolated': Kind('error', 'export it again from its source, scaled by nearest neighbour and without JPEG'),
+    'mask-fringes': Kind(
+        'warning', 'look at it: a mask that was saved as JPEG or scaled with interpolation has such fringes'
+    ),
     'mask-stray': Kind('info', 'nothing: these pixels are unannotated now'),
     'mask-stray-many': Kind('error', f'replace it: at most {MAX_STRAY_SHARE:.2%} is taken for stray'),
     'size-mismatch': Kind('error', 'download image and mask again'),
@@ -101,11 +111,11 @@ class Finding:
         return KINDS[self.kind].severity
 
     @property
-    def mend(self) -> str:
-        return KINDS[self.kind].mend
+    def remedy(self) -> str:
+        return KINDS[self.kind].remedy
 
     def __str__(self) -> str:
-        return f'{self.subject}: {self.detail}: {self.mend}'
+        return f'{self.subject}: {self.detail}: {self.remedy}'
 
 
 def errors(findings: Iterable[Finding]) -> 'list[Finding]':
@@ -117,16 +127,16 @@ def findings_table(findings: 'list[Finding]', show: int = 3) -> Table:
     """A line a kind, errors first; at most ``show`` subjects of each are named."""
     counts = Counter(f.severity for f in findings)
     title = 'audit: ' + ', '.join(f'{counts[s]} {s}{"s" * (counts[s] != 1 and s != "info")}' for s in SEVERITIES)
-    where, mend = (Column(name, overflow='fold') for name in ('where', 'mend'))
-    table = Table('severity', 'kind', 'count', where, mend, title=title, show_lines=False)
+    where, remedy = (Column(name, overflow='fold') for name in ('where', 'what to do'))
+    table = Table('severity', 'kind', 'count', where, remedy, title=title, show_lines=False)
     colours = dict(error='red', warning='yellow', info='dim')
     for kind in sorted({f.kind for f in findings}, key=lambda k: (SEVERITIES.index(KINDS[k].severity), k)):
         of_kind = [f for f in findings if f.kind == kind]
         where = [f'{f.subject}: {f.detail}' for f in of_kind[:show]]
         where += [f'... and {len(of_kind) - show} more'] if len(of_kind) > show else []
         severity = KINDS[kind].severity
-        # Text, since a name in a release is no markup of ours.
-        cells = Text('\n'.join(where)), Text(KINDS[kind].mend)
+        # Text, so that a name in a release is not read as markup.
+        cells = Text('\n'.join(where)), Text(KINDS[kind].remedy)
         table.add_row(Text(severity, colours[severity]), kind, str(len(of_kind)), *cells)
     return table
 
@@ -142,10 +152,10 @@ def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 
     write_json(
         path,
         dict(
-            format=1,
+            format=2,
             release=printable(Path(release).resolve().name),
             rois=rois,
             counts={s: counts[s] for s in SEVERITIES},
-            findings=[dict(severity=f.severity, **asdict(f), mend=f.mend) for f in findings],
+            findings=[dict(severity=f.severity, **asdict(f), remedy=f.remedy) for f in findings],
         ),
     )

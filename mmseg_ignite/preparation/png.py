@@ -1,4 +1,4 @@
-"""Reading the bytes of a picture with suspicion: what decoders forgive in silence is found here.
+"""Reading the bytes of a picture with suspicion: what decoders silently repair is found here.
 
 Source of the layout: PNG specification, third edition (W3C, 2025), sections 5 and 11.
 """
@@ -16,30 +16,43 @@ SIGNATURE = b'\x89PNG\r\n\x1a\n'
 MAX_SIDE = 65535
 """px; the points of crops are stored as 16-bit coordinates, and the largest ROI known has 2,900."""
 MAX_PIXELS = 1 << 27
+ORIENTATION = 0x0112
+"""The EXIF tag."""
 COLOUR_TYPES = {0: 'grayscale', 2: 'RGB', 3: 'palette', 4: 'grayscale with alpha', 6: 'RGBA'}
 
 
 class DamagedPicture(Exception):
-    """The bytes are no whole picture; the message says why."""
+    """The bytes are not a complete picture; the message says why."""
 
 
 class PngHeader(NamedTuple):
-    """Size in px, bits a channel, and the colour type as one of COLOUR_TYPES."""
+    """What a PNG says of its pixels.
+
+    Attributes:
+        height, width: px, as stored.
+        bits: a channel.
+        colour: one of COLOUR_TYPES.
+        orientation: 1..8 as in EXIF, 1 unless an eXIf chunk says otherwise; decoders differ in applying it.
+        transparent: whether single colours are marked transparent (tRNS chunk).
+    """
 
     height: int
     width: int
     bits: int
     colour: str
+    orientation: int = 1
+    transparent: bool = False
 
 
 def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
     """Walk the chunks of a PNG: every checksum right, the end there. ``max_side`` and ``max_pixels`` bound its size.
 
     Raises:
-        DamagedPicture: no PNG, truncated, a wrong checksum, or an impossible size.
+        DamagedPicture: not a PNG, truncated, a wrong checksum, or an impossible size.
     """
     header = check_header(content[:33], max_side, max_pixels)
     view, position, data = memoryview(content), len(SIGNATURE), False
+    orientation, transparent = 1, False
     while True:
         if position + 12 > len(content):
             raise DamagedPicture(f'it is truncated after {len(content)} bytes')
@@ -50,19 +63,33 @@ def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PI
         if zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from('>I', content, end - 4)[0]:
             raise DamagedPicture(f'a checksum is wrong at byte {position}')
         data |= kind == b'IDAT'
+        transparent |= kind == b'tRNS'
+        if kind == b'eXIf':
+            orientation = exif_orientation(content[position + 8 : end - 4])
         if kind == b'IEND':
             break
         position = end
     if not data:
         raise DamagedPicture('it holds no pixels')
-    return header
+    return header._replace(orientation=orientation, transparent=transparent)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation of EXIF data, 1..8; 1 (as stored) where they hold none that can be read."""
+    try:
+        tags = Image.Exif()
+        tags.load(exif)
+        value = tags.get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many types on damaged data
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
     """The header of a PNG from its first 33 bytes.
 
     Raises:
-        DamagedPicture: no PNG, or an impossible size.
+        DamagedPicture: not a PNG, or an impossible size.
     """
     if not content.startswith(SIGNATURE):
         raise DamagedPicture('it does not begin as a PNG' if content else 'it is empty')
@@ -83,7 +110,10 @@ def decode(content: bytes, header: PngHeader) -> np.ndarray:
         DamagedPicture: the pixel data do not inflate to the size of the header.
     """
     if header.colour == 'RGB' and header.bits == 8:  # OpenCV decodes these about twice as fast as Pillow
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        try:
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:
+            raise DamagedPicture(f'its pixel data cannot be decoded ({error.err})') from error
         if pixels is None or pixels.shape[:2] != (header.height, header.width):
             raise DamagedPicture('its pixel data are damaged')
         if pixels.shape[2] == 4:  # a colour marked transparent

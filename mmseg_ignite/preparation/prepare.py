@@ -14,10 +14,13 @@ from ..visualization.split_shares import draw_split_shares, split_table
 from .audit import Audit, audit_release
 from .findings import errors, findings_table, printable, write_audit
 from .png import DamagedPicture, check_header
-from .release import read_overview
+from .release import RoiRecord, read_overview
 from .roi import FACTS
 from .splits import PROTOCOLS, classes_not_in_all_parts, leaking_patients, make_splits
 from .store import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
+
+AUDIT_RULES = 1
+"""Raised when an audit finds what it did not find before, so that files found good by an older one are read again."""
 
 
 def audit_path(out: 'str | Path') -> Path:
@@ -28,13 +31,13 @@ def audit_path(out: 'str | Path') -> Path:
 
 
 @contextlib.contextmanager
-def _told(place: 'str | Path') -> Iterator[None]:
-    """What the disk refuses is told in a sentence."""
+def _disk_errors(place: 'str | Path') -> Iterator[None]:
+    """Turn what the disk refuses into one sentence."""
     try:
         yield
     except OSError as error:
         raise IgniteError(
-            f'{error.filename or place} cannot be written or read ({error.strerror or error}): make room, mend the '
+            f'{error.filename or place} cannot be written or read ({error.strerror or error}): make room, correct the '
             'permissions, or choose another output folder.'
         ) from error
 
@@ -46,6 +49,7 @@ def audit(
     drop_faulty: bool = False,
     context: bool = True,
     console: 'Console | None' = None,
+    label_map: 'str | Path | None' = None,
 ) -> Audit:
     """Audit a release without preparing it: prints the table, writes ``OUT.audit.json``, touches nothing else.
 
@@ -55,8 +59,8 @@ def audit(
         IgniteError: the audit found errors that would stop :func:`prepare`, or the findings cannot be written.
     """
     console = console or Console()
-    with _told(out):
-        result = audit_release(release, exclude, drop_faulty, context=context, console=console)
+    with _disk_errors(out):
+        result = audit_release(release, exclude, drop_faulty, context=context, console=console, label_map=label_map)
         console.print(findings_table(result.findings))
         _stop_on_errors(release, out, result, drop_faulty)
         write_audit(audit_path(out), release, result.rois, result.findings)
@@ -72,8 +76,9 @@ def prepare(
     drop_faulty: bool = False,
     context: bool = True,
     console: 'Console | None' = None,
+    label_map: 'str | Path | None' = None,
 ) -> dict:
-    """Audit a release and publish the prepared data set at ``out``, whole or not at all.
+    """Audit a release and publish the prepared data set at ``out``, completely or not at all.
 
     ROIs whose files have the checksums of an earlier run at ``out`` are taken over from it.
 
@@ -84,6 +89,8 @@ def prepare(
         drop_faulty: leave out each ROI with an error instead of stopping.
         context: prepare the images with tissue around the ROIs too, which takes about twice the room of the ROIs.
         console: for progress and tables.
+        label_map: JSON file {name or id in the release: our id, 0..16}, for a release whose masks hold other ids; recorded
+            in ``index.json``. Defaults to None: the ids are ours.
 
     Returns:
         The index that was written.
@@ -93,11 +100,12 @@ def prepare(
             room on the disk, ``out`` cannot be written or would replace the release. ``out`` is then as it was.
     """
     console, out = console or Console(), Path(out)
-    with _told(out):
+    with _disk_errors(out):
         _check_places(release, out)
-        known = _known(out)
-        _check_room(release, out, known, context)
-        index = _publish(release, out, exclude, drop_faulty, context, known, console)
+        overview = read_overview(release, label_map)
+        known = _known(out, overview.ids)
+        _check_room(overview.records, out, known, context)
+        index = _publish(release, out, exclude, drop_faulty, context, known, console, label_map)
         audit_path(out).unlink(missing_ok=True)
     _report(index, known, console)
     return index
@@ -118,11 +126,12 @@ def _publish(
     context: bool,
     known: 'dict[str, dict]',
     console: Console,
+    label_map: 'str | Path | None',
 ) -> dict:
     with atomic_directory(out, OWN) as partial:
         for folder in FOLDERS:
             (partial / folder).mkdir()
-        result = audit_release(release, exclude, drop_faulty, partial, out, known, context, console)
+        result = audit_release(release, exclude, drop_faulty, partial, out, known, context, console, label_map)
         console.print(findings_table(result.findings))
         _stop_on_errors(release, out, result, drop_faulty)
         _remove_left_out(partial, result)
@@ -136,6 +145,8 @@ def _publish(
             classes=list(CLASSES),
             channel_order='RGB',
             release=printable(Path(release).resolve().name),
+            audit_rules=AUDIT_RULES,
+            label_map=_as_json(result.ids),
             splits=splits,
             left_out=result.left_out,
             rois=result.entries,
@@ -146,18 +157,25 @@ def _publish(
     return index
 
 
-def _known(out: Path) -> 'dict[str, dict]':
-    """What an earlier run at ``out`` found out, by ROI name; nothing if there was none, or of another format."""
+def _as_json(ids: 'dict[int, int] | None') -> 'dict[str, int] | None':
+    return ids and {str(k): v for k, v in sorted(ids.items())}
+
+
+def _known(out: Path, ids: 'dict[int, int] | None') -> 'dict[str, dict]':
+    """What an earlier run at ``out`` found out, by ROI name; nothing if there was none or it worked by other rules."""
     try:
-        return {r['name']: {k: r[k] for k in FACTS} for r in read_index(out)['rois']}
+        index = read_index(out)
+        if index.get('audit_rules') != AUDIT_RULES or index.get('label_map') != _as_json(ids):
+            return {}
+        return {r['name']: {k: r[k] for k in FACTS} for r in index['rois']}
     except (IgniteError, KeyError):
         return {}
 
 
-def _check_room(release: 'str | Path', out: Path, known: 'dict[str, dict]', context: bool) -> None:
+def _check_room(records: 'list[RoiRecord]', out: Path, known: 'dict[str, dict]', context: bool) -> None:
     """Raise before the work starts if the arrays will not fit on the disk."""
     needed = 0
-    for record in read_overview(release).records:
+    for record in records:
         if record.name in known:
             continue
         for kind, path in record.sources(context).items():

@@ -1,9 +1,7 @@
 """The tables of an IGNITE release: which ROIs there are, whose, and where their files lie."""
 
 import csv
-import gzip
 import io
-import json
 import re
 import unicodedata
 import zlib
@@ -12,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import IgniteError
-from ..labels import RAW_LABEL_MAP
 from .findings import Finding, printable
+from .label_map import read_label_map, unzipped
 from .store import CONTEXT, METADATA
 
 TASK = 'he_tissue_segmentation'
 OVERVIEW = 'data_overview.csv'
-LABEL_MAP = 'he_label_map.json'
 COLUMNS = (
     'name',
     'task',
@@ -38,6 +35,10 @@ COLUMNS = (
     'image_path',
     'annotation_path',
 )
+"""Columns of the release; those that are neither REQUIRED nor OPTIONAL are not read."""
+REQUIRED = ('name', 'task', 'patient_id', 'area_mm2')
+OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)
+TASKS = ('images', 'annotations')
 SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')
 """With what is appended to it, a name must fit into the 255 bytes that disks allow."""
 _PATIENT_ID = re.compile(r'(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?')
@@ -55,7 +56,7 @@ class RoiRecord:
         area_mm2: area of the ROI, None where the overview says nothing usable.
         shape: (H, W) as the overview claims, None where it claims nothing usable.
         metadata: the columns of METADATA.
-        release: folder of the release.
+        images, masks: folders of its files.
     """
 
     name: str
@@ -65,15 +66,15 @@ class RoiRecord:
     area_mm2: 'float | None'
     shape: 'tuple[int, int] | None'
     metadata: dict
-    release: Path
+    images: Path
+    masks: Path
 
     def sources(self, context: bool = True) -> 'dict[str, Path]':
         """Its files: image, mask and, if wanted, context_image and context_mask, which may not exist."""
-        images, masks = self.release / 'images' / 'he', self.release / 'annotations' / 'he'
-        files = dict(image=images / f'{self.name}.png', mask=masks / f'{self.name}.png')
+        files = dict(image=self.images / f'{self.name}.png', mask=self.masks / f'{self.name}.png')
         if context:
-            files['context_image'] = images / f'{self.name}{CONTEXT}.png'
-            files['context_mask'] = masks / f'{self.name}{CONTEXT}.png'
+            files['context_image'] = self.images / f'{self.name}{CONTEXT}.png'
+            files['context_mask'] = self.masks / f'{self.name}{CONTEXT}.png'
         return files
 
 
@@ -86,34 +87,45 @@ class Overview:
         names: every listed name.
         findings: the faults of single rows and of the label map.
         readable: whether the rows could be read at all.
+        folders: where the H&E PNGs of each task lie.
+        ids: {id in the masks: our id}; None if they are the same.
     """
 
     records: 'list[RoiRecord]' = field(default_factory=list)
     names: 'list[str]' = field(default_factory=list)
     findings: 'list[Finding]' = field(default_factory=list)
     readable: bool = True
+    folders: 'dict[str, Path]' = field(default_factory=dict)
+    ids: 'dict[int, int] | None' = None
 
 
-def read_overview(release: 'str | Path') -> Overview:
+def read_overview(release: 'str | Path', label_map: 'str | Path | None' = None) -> Overview:
     """The H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
 
+    Args:
+        release: folder with the unpacked release.
+        label_map: see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
+
     Raises:
-        IgniteError: there is no release at that path.
+        IgniteError: there is no release at that path, or ``label_map`` is wrong.
     """
     release = Path(release)
     path = release / OVERVIEW
     if not release.is_dir():
-        raise IgniteError(f'{release} is no folder; an unpacked IGNITE release was expected: check the path.')
+        raise IgniteError(f'{release} is not a folder; an unpacked IGNITE release was expected: check the path.')
     if not path.is_file():
         raise IgniteError(
             f'{release} holds no {OVERVIEW}; the folder with images/, annotations/ and {OVERVIEW} was '
             'expected: check the path, or fetch the release with --download.'
         )
-    overview = Overview(findings=_check_label_map(release))
+    ids, findings = read_label_map(release, label_map)
+    overview = Overview(findings=findings, ids=ids)
+    for task in TASKS:
+        overview.folders[task] = _he_folder(release, task, findings)
     rows = _read_rows(path, overview.findings)
     overview.readable = rows is not None
     for line, row in rows or ():
-        _add_row(overview, release, line, row)
+        _add_row(overview, line, row)
     if rows is not None and not overview.names:
         overview.findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
     return overview
@@ -122,27 +134,26 @@ def read_overview(release: 'str | Path') -> Overview:
 def _read_rows(path: Path, findings: 'list[Finding]') -> 'list[tuple[int, dict]] | None':
     """(line number, row) of each data row; None if the table cannot be used."""
     try:
-        content = path.read_bytes()
-        if content[:2] == b'\x1f\x8b':  # one downloader keeps it gzip-compressed under its plain name
-            content = gzip.decompress(content)
-            findings.append(Finding('overview-compressed', path.name, 'it is gzip-compressed under a plain name'))
+        content = unzipped(path, findings)
         if content.startswith(b'\xef\xbb\xbf'):
             findings.append(Finding('overview-bom', path.name, 'it begins with a byte order mark'))
         reader = csv.DictReader(io.StringIO(content.decode('utf-8-sig'), newline=''), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        findings.append(Finding('overview-unreadable', path.name, f'it is no UTF-8 table ({error})'))
+        findings.append(Finding('overview-unreadable', path.name, f'it is not a UTF-8 table ({error})'))
         return None
     columns = Counter(reader.fieldnames or ())
-    missing, twice = [c for c in COLUMNS if not columns[c]], [c for c in COLUMNS if columns[c] > 1]
+    missing, twice = [c for c in REQUIRED if not columns[c]], [c for c in REQUIRED + OPTIONAL if columns[c] > 1]
     if missing or twice:
         detail = f'it lacks the column(s) {", ".join(missing)}' if missing else f'it has {", ".join(twice)} twice'
         findings.append(Finding('overview-columns', path.name, detail))
         return None
+    if lacking := [c for c in OPTIONAL if not columns[c]]:
+        findings.append(Finding('overview-optional', path.name, f'it lacks the column(s) {", ".join(lacking)}'))
     return rows
 
 
-def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
+def _add_row(overview: Overview, line: int, row: dict) -> None:
     """Judge a row; take it as a record if its name leads to files, so that they are audited whatever else is wrong."""
     task, name = (row['task'] or '').strip(), (row['name'] or '').strip()
     if task != TASK:
@@ -161,7 +172,8 @@ def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
     safe = SAFE_NAME.fullmatch(name) and not name.casefold().endswith(CONTEXT)
     if not safe:
         report(
-            'name-unsafe', f'the name {name[:80]!r} leads elsewhere, is no file name, too long, or ends in {CONTEXT}'
+            'name-unsafe',
+            f'the name {name[:80]!r} leads elsewhere, is not a file name, is too long, or ends in {CONTEXT}',
         )
     if not row['patient_id']:
         report('patient-missing', 'it has no patient_id')
@@ -169,19 +181,19 @@ def _add_row(overview: Overview, release: Path, line: int, row: dict) -> None:
     digits = re.search(r'\d+', row['patient_id'])
     if number and digits and number[1].lstrip('0') != digits[0].lstrip('0'):
         report('name-patient', f'patient_id is {row["patient_id"]!r}')
-    if row['split'] not in ('train', 'test'):
+    if row.get('split', 'train') not in ('train', 'test'):
         report('split-unknown', f'split is {row["split"]!r}; train or test was expected')
-    area, shape = _number(row['area_mm2']), _shape(row['shape'])
+    area, shape = _number(row['area_mm2']), _shape(row.get('shape', ''))
     if area is None:
         report('area-malformed', f'area_mm2 is {row["area_mm2"]!r}; a positive number was expected')
-    if shape is None:
+    if shape is None and 'shape' in row:
         report('shape-malformed', f'shape is {row["shape"]!r}; "(H, W)" in pixels was expected')
     overview.findings += found
     if safe:
-        metadata = {c: row[c] for c in METADATA}
-        record = RoiRecord(
-            name, row['patient_id'], row['split'], row['validation_fold'], area, shape, metadata, release
-        )
+        metadata = {c: row[c] for c in METADATA if c in row}
+        split, fold = row.get('split', ''), row.get('validation_fold', '')
+        folders = (overview.folders[task] for task in TASKS)
+        record = RoiRecord(name, row['patient_id'], split, fold, area, shape, metadata, *folders)
         overview.records.append(record)
 
 
@@ -257,25 +269,47 @@ def leaks(records: 'list[RoiRecord]') -> 'list[Finding]':
     return findings
 
 
-def _check_label_map(release: Path) -> 'list[Finding]':
-    try:
-        found = json.loads((release / LABEL_MAP).read_text(encoding='utf-8-sig'))
-    except FileNotFoundError:
-        return [Finding('label-map-missing', LABEL_MAP, 'it is not there')]
-    except (OSError, ValueError, RecursionError) as error:
-        return [Finding('label-map-unreadable', LABEL_MAP, f'it is no JSON ({error})')]
-    if found != RAW_LABEL_MAP:
-        return [Finding('label-map-changed', LABEL_MAP, 'it does not name the 17 labels of IGNITE with their ids')]
-    return []
+def _he_folder(release: Path, task: str, findings: 'list[Finding]') -> Path:
+    """The folder with the H&E PNGs of a task: TASK/he, or in a single folder within TASK, as some loaders unpack it.
+
+    Raises:
+        IgniteError: no such folder holds a PNG, or several do.
+    """
+    direct = release / task / 'he'
+    wrapped = sorted(
+        p / 'he' for p in (release / task).glob('[!.]*') if p.is_dir() and p.name not in ('he', '__MACOSX')
+    )
+    if _holds(direct, '.png'):
+        return direct
+    found = [p for p in wrapped if _holds(p, '.png')]
+    if len(found) == 1:
+        where = printable(found[0].relative_to(release).as_posix())
+        findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs lie in {where}'))
+        return found[0]
+    if found:
+        named = ', '.join(printable(p.parent.name) for p in found)
+        raise IgniteError(
+            f'{release / task} has several folders with he/*.png ({named}); one was expected: move the others away.'
+        )
+    tiff = any(_holds(p, suffix) for p in (direct, *wrapped) for suffix in ('.tif', '.tiff'))
+    also = '; it holds TIFF files, but only PNG files are read' if tiff else ''
+    raise IgniteError(
+        f'{release} has no PNG files in {task}/he, nor in {task}/FOLDER/he{also}: unpack {task}.zip of the release so that '
+        f'they lie in {task}/he, or fetch the release with --download.'
+    )
 
 
-def surplus_files(release: Path, names: 'set[str]') -> 'list[Finding]':
-    """H&E pictures that no row of the overview lists."""
+def _holds(folder: Path, suffix: str) -> bool:
+    return any(p.suffix == suffix for p in folder.glob('[!.]*'))
+
+
+def surplus_files(folders: 'dict[str, Path]', names: 'set[str]') -> 'list[Finding]':
+    """H&E pictures that no row of the overview lists; hidden files (``._NAME.png`` of macOS) do not count."""
     findings = []
-    for folder in ('images', 'annotations'):
-        for path in sorted((release / folder / 'he').glob('*')):
+    for task, folder in folders.items():
+        for path in sorted(folder.glob('[!.]*')):
             if path.suffix.lower() == '.png' and path.stem.removesuffix(CONTEXT) not in names:
                 findings.append(
-                    Finding('file-surplus', f'{folder}/he/{printable(path.name)}', f'{OVERVIEW} does not list it')
+                    Finding('file-surplus', f'{task}/he/{printable(path.name)}', f'{OVERVIEW} does not list it')
                 )
     return findings

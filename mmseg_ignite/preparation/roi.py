@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from ..errors import IgniteError
-from ..labels import IGNORE, MaskError, count_classes, decode_mask
+from ..labels import IGNORE, MaskError, count_classes
 from .findings import Finding
-from .png import DamagedPicture, check_png, decode
+from .pictures import read_image, read_mask
+from .png import DamagedPicture
 from .store import CONTEXT, image_path, label_path, link_arrays, open_array, points_path
 
 FACTS = (
@@ -30,6 +31,9 @@ FACTS = (
 POINTS = 2048
 """Pixels of each class that an ROI keeps for drawing crops around them."""
 SMALL = 512
+OTHER_FORMATS = ('.tif', '.tiff', '.PNG', '.jpg', '.jpeg', '.bmp', '.webp', '.npy')
+_CONTEXT_DOUBTS = ('mask-stray', 'mask-fringes', 'picture-turned')
+"""Findings on context files that are shown as they are; errors there are 'context-faulty'."""
 MAX_SLACK = 16
 """px by which the annotated area of a context mask may be larger or smaller than that of its ROI mask."""
 MIN_AGREEMENT = 0.9
@@ -42,7 +46,8 @@ def audit_roi(
     sources: 'dict[str, Path]',
     out: 'Path | None' = None,
     old: 'Path | None' = None,
-    known: dict | None = None,
+    known: 'dict | None' = None,
+    ids: 'dict[int, int] | None' = None,
 ) -> dict:
     """Audit the files of an ROI and, if ``out`` is given and there is no error, write its arrays.
 
@@ -52,6 +57,7 @@ def audit_roi(
         out: prepared folder that is being written; None audits only.
         old: prepared folder of an earlier run, with what it knows of this ROI in ``known``: where the checksums of the
             sources and of the arrays are the same, its arrays are linked instead of decoding anew.
+        ids: {id in the masks: our id}, see :func:`mmseg_ignite.labels.decode_mask`.
 
     Returns:
         Facts that follow from the files alone: ``sources`` (SHA-256 of each file there), ``findings`` (as dictionaries)
@@ -66,14 +72,14 @@ def audit_roi(
         return kept
     findings: list[Finding] = []
     facts = dict(sources=checksums)
-    image = _read(name, sources, content, 'image', findings)
-    labels = _read(name, sources, content, 'mask', findings)
+    image = _read(name, sources, content, 'image', findings, ids)
+    labels = _read(name, sources, content, 'mask', findings, ids)
     if image is not None:
         facts['picture'] = _picture(name, image, findings)
     if image is not None and labels is not None:
         facts.update(_compare(name, image, labels, findings))
     good = not any(f.severity == 'error' for f in findings)
-    context = _read_context(name, sources, content, (image, labels.labels) if good else None, findings)
+    context = _read_context(name, sources, content, (image, labels.labels) if good else None, findings, ids)
     if good:
         facts.update(context=context and context[2], arrays={})
         if out is not None:
@@ -125,7 +131,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16, salt=shape).hexdigest()
 
 
-def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]') -> object:
+def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]', ids: 'dict | None') -> object:
     """Decode 'image' to (H, W, 3) uint8 RGB, 'mask' to a DecodedMask; None, with a finding, where that fails."""
     subject = '/'.join(sources[which].parts[-3:])
 
@@ -133,56 +139,27 @@ def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[F
         findings.append(Finding(kind, subject, detail, name))
 
     if which not in content:
-        report(f'{which}-missing', 'the overview lists it, it is not there')
+        report(f'{which}-missing', f'the overview lists it, it is not there{_of_other_format(sources[which])}')
         return None
     if isinstance(content[which], OSError):
         report(f'{which}-unreadable', f'it cannot be read ({content[which].strerror or content[which]})')
         return None
     try:
-        if which == 'image':
-            return _decode_image(content[which], report)
-        header = check_png(content[which])
-        # Grayscale of fewer bits is refused too: decoders stretch its values to 0..255.
-        if header.colour not in ('grayscale', 'palette') or (header.colour == 'grayscale' and header.bits != 8):
-            report('mask-format', f'it is {header.bits}-bit {header.colour}; 8-bit grayscale or palette was expected')
-            return None
-        mask = decode_mask(decode(content[which], header))
+        return read_image(content[which], report) if which == 'image' else read_mask(content[which], report, ids)
     except DamagedPicture as error:
         report(f'{which}-unreadable', str(error))
-        return None
     except MaskError as error:
         report(error.kind, error.detail)
-        return None
-    if header.colour == 'palette':
-        report('mask-palette', 'it is a palette PNG')
-    if mask.stray:
-        report('mask-stray', f'{mask.stray} pixel(s) ({mask.stray / mask.labels.size:.4%}) hold no class')
-    return mask
+    return None
 
 
-def _decode_image(content: bytes, report) -> 'np.ndarray | None':
-    """(H, W, 3) uint8 RGB, or None after reporting a format that would change the colours."""
-    if content[:3] == b'\xff\xd8\xff':
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if image is None or not content.rstrip(b'\0').endswith(b'\xff\xd9'):
-            raise DamagedPicture('it is a truncated JPEG under the name of a PNG')
-        report('image-lossy', 'it is a JPEG under the name of a PNG')
-        image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        colour, bits = ('RGB' if image.ndim == 3 else 'grayscale'), 8
-    else:
-        header = check_png(content)
-        image, colour, bits = decode(content, header), header.colour, header.bits
-    if colour == 'palette':
-        from_palette = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        report('image-palette', 'it is a palette PNG')
-        return cv2.cvtColor(from_palette, cv2.COLOR_BGR2RGB)
-    if colour == 'RGBA' and bits == 8 and (image[..., 3] == 255).all():
-        report('image-opaque-alpha', 'it is RGBA')
-        return np.ascontiguousarray(image[..., :3])
-    if colour != 'RGB' or bits != 8:
-        report('image-format', f'it is {bits}-bit {colour}; 8-bit RGB was expected')
-        return None
-    return image
+def _of_other_format(path: Path) -> str:
+    """What to add where the file is there in a format that is not read."""
+    other = [path.with_name(path.stem + suffix) for suffix in OTHER_FORMATS]
+    found = next((p.name for p in other if p.is_file()), None)
+    return (
+        f' ({found} is, but only .png files are read: export it as PNG, masks without interpolation)' if found else ''
+    )
 
 
 def _picture(name: str, image: np.ndarray, findings: 'list[Finding]') -> 'str | None':
@@ -215,7 +192,7 @@ def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> d
     )
 
 
-def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', findings: 'list[Finding]'):
+def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', findings: 'list[Finding]', ids=None):
     """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust.
 
     ``roi`` is image and labels of the ROI; where they are faulty the files are judged without it.
@@ -229,8 +206,8 @@ def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', 
         )
         return None
     own: list[Finding] = []
-    around = _decode_context(name, sources, content, own)
-    findings += [f for f in own if f.kind == 'mask-stray']
+    around = _decode_context(name, sources, content, own, ids)
+    findings += [f for f in own if f.kind in _CONTEXT_DOUBTS]
     if around is None:
         faults = [f'{f.subject}: {f.detail}' for f in own if f.severity == 'error']
         faults.append('image and mask with context differ in size')
@@ -257,10 +234,10 @@ def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', 
     return around_image, around_labels, dict(height=height, width=width, origin=list(origin))
 
 
-def _decode_context(name: str, sources: dict, content: dict, own: 'list[Finding]') -> 'tuple | None':
+def _decode_context(name: str, sources: dict, content: dict, own: 'list[Finding]', ids) -> 'tuple | None':
     names = dict(image='context_image', mask='context_mask')
     files, bytes_ = ({k: d[v] for k, v in names.items()} for d in (sources, content))
-    image, mask = (_read(name, files, bytes_, which, own) for which in names)
+    image, mask = (_read(name, files, bytes_, which, own, ids) for which in names)
     if image is None or mask is None or image.shape[:2] != mask.labels.shape:
         return None
     return image, mask.labels

@@ -18,7 +18,8 @@ import numpy as np
 from ..errors import IgniteError
 from ..files import atomic_directory, check_place, sha256
 from ..labels import ENCODINGS, IGNORE, NUM_CLASSES, RAW_LABEL_MAP, encode_mask
-from .release import COLUMNS, LABEL_MAP, OVERVIEW, TASK
+from .label_map import LABEL_MAP
+from .release import COLUMNS, OVERVIEW, TASK
 
 STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.55, 0.83]], np.float32)
 """Optical density of haematoxylin, eosin (both as in Macenko et al. 2009) and an orange residual in R, G, B."""

@@ -201,7 +201,7 @@ def test_labels_of_a_crop_are_those_of_a_plain_loop(prepared, seed, size, shape,
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 16, shape).astype(np.uint8)
     cutter = stream(prepared, crop_size=size, border=border, rotation='any')
-    place = Place(0, -1, (0, 0), tuple(rng.uniform(0, shape)), zoom, angle)
+    place = Place(0, -1, (0, 0), tuple(rng.uniform(0, shape)), zoom, angle, resampled=True)
     expected, safe = plain_crop(labels, place, size, border == 'mirror')
     np.testing.assert_array_equal(cutter._cut(labels, place)[safe], expected[safe])
 
@@ -238,7 +238,7 @@ def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
     rng = np.random.default_rng()
     for _ in range(5):
         cutter = stream(prepared, crop_size=(30, 34), rotation='any')
-        place = Place(0, -1, (0, 0), tuple(rng.uniform(50, 70, 2)), zoom, rng.uniform(0, 6.28))
+        place = Place(0, -1, (0, 0), tuple(rng.uniform(50, 70, 2)), zoom, rng.uniform(0, 6.28), True)
         offsets = np.stack(np.mgrid[:30, :34] + 0.5, -1) - np.array([15, 17])
         source = np.array(place.centre) + zoom * offsets @ _turn(place.angle).T
         difference = cutter._cut(image, place).astype(float) - light(source[..., 0], source[..., 1])[..., None]
@@ -249,7 +249,7 @@ def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
 def test_coarse_crops_average_instead_of_skipping(prepared):
     """A fine chequerboard becomes gray, not a pattern that is not there."""
     board = np.repeat((np.indices((200, 200)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
-    place = Place(0, -1, (0, 0), (100.0, 100.0), 4.0, 0.3)
+    place = Place(0, -1, (0, 0), (100.0, 100.0), 4.0, 0.3, resampled=True)
     crop = stream(prepared, crop_size=(30, 30), rotation='any')._cut(board, place)
     assert np.abs(crop.astype(int) - 127).max() <= 2
 
@@ -302,6 +302,74 @@ def test_context_reaches_beyond_the_roi_with_ignored_labels(prepared):
         outside[top : top + entry['height'], left : left + entry['width']] = False
         assert outside[y : y + 150, x : x + 150].any()
         assert (crop['gt_seg_map'][outside[y : y + 150, x : x + 150]] == IGNORE).all()
+
+
+# --- a share of the crops is resampled
+
+
+@pytest.mark.parametrize('um_per_px, rotation', [((0.4, 0.7), 'any'), ((0.4, 0.7), 'none'), (None, 'any')])
+def test_the_share_of_resampled_crops_is_the_probability(prepared, um_per_px, rotation):
+    """0.3 unless the config says otherwise; at 0 and 1 without exception."""
+    settings = dict(crop_size=(16, 16), um_per_px=um_per_px, rotation=rotation)
+    for arguments, expected in ((dict(), 0.3), (dict(resample_probability=0.75), 0.75)):
+        source = stream(prepared, **settings, **arguments)
+        places = [source.place(philox(9, n)) for n in range(4000)]
+        drawn = np.mean([p.resampled for p in places])
+        assert abs(drawn - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000)
+        classes = [p.train_id >= 0 for p in places]  # another draw than the class's
+        assert abs(np.corrcoef(classes, [p.resampled for p in places])[0, 1]) < 0.08
+    for share in (0, 1):
+        source = stream(prepared, **settings, resample_probability=share)
+        assert {source.place(philox(9, n)).resampled for n in range(200)} == {bool(share)}
+
+
+@pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
+def test_crops_that_are_not_resampled_hold_the_very_pixels_of_the_array(prepared, rotation):
+    """Found anew in the array by trying every place and every quarter turn that the rotation allows."""
+    source = stream(prepared, crop_size=(20, 26), um_per_px=(0.3, 0.9), rotation=rotation, class_probability=0.5)
+    turns, resampled = set(), 0
+    for n in range(30):
+        crop = source.read(1, n)
+        if crop['place'].resampled:
+            resampled += 1
+            continue
+        name = crop['entry']['name']
+        image, labels = np.load(image_path(prepared, name)), np.load(label_path(prepared, name))
+        found = []
+        for turn in range(4):
+            picture = np.ascontiguousarray(np.rot90(crop['img'][..., ::-1], -turn))
+            mask = np.rot90(crop['gt_seg_map'], -turn)
+            windows = np.lib.stride_tricks.sliding_window_view(labels, mask.shape)
+            for y, x in np.argwhere((windows[:, :, ::7, ::7] == mask[::7, ::7]).all((2, 3))):
+                window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
+                if (image[window] == picture).all() and (labels[window] == mask).all():
+                    found.append(turn)
+        assert len(found) == 1, n
+        turns.add(found[0])
+    assert 0 < resampled < 20 and turns == ({0} if rotation == 'none' else {0, 1, 2, 3})
+
+
+def test_without_resampling_in_the_settings_the_probability_changes_nothing(prepared):
+    for rotation in ('none', 'quarter'):
+        plain = stream(prepared, crop_size=(16, 16), rotation=rotation, resample_probability=0.0)
+        other = stream(prepared, crop_size=(16, 16), rotation=rotation, resample_probability=1.0)
+        for n in range(30):
+            one, two = plain.read(3, n), other.read(3, n)
+            assert one['place'] == two['place'] and not one['place'].resampled
+            np.testing.assert_array_equal(one['img'], two['img'])
+
+
+def test_a_resampled_stream_is_a_function_of_seed_and_number(prepared):
+    """In any order and from another stream."""
+    settings = dict(crop_size=(24, 24), um_per_px=(0.4, 0.7), rotation='any')
+    forwards = [stream(prepared, **settings).read(11, n) for n in range(20)]
+    source = stream(prepared, **settings)
+    backwards = [source.read(11, n) for n in reversed(range(20))][::-1]
+    for one, two in zip(forwards, backwards):
+        assert one['place'] == two['place']
+        np.testing.assert_array_equal(one['img'], two['img'])
+        np.testing.assert_array_equal(one['gt_seg_map'], two['gt_seg_map'])
+    assert {c['place'].resampled for c in forwards} == {False, True}
 
 
 # --- the law of the draw
@@ -367,12 +435,13 @@ def test_a_uniform_draw_with_mirrors_shows_every_pixel_equally_often(prepared):
     assert counts.min() == counts.max()
 
 
-@pytest.mark.parametrize('rotation', ['none', 'any'])
-def test_without_class_draws_the_shares_are_those_of_the_pixels(prepared, rotation):
+@pytest.mark.parametrize('rotation, share', [('none', 1.0), ('any', 1.0), ('any', 0.3)])
+def test_without_class_draws_the_shares_are_those_of_the_pixels(prepared, rotation, share):
     pixels = np.sum([r['pixels'] for r in read_index(prepared)['rois']], 0)
     source = stream(
-        prepared, crop_size=(32, 32), class_probability=0.0, border='mirror', rotation=rotation, um_per_px=(0.4, 0.6)
-    )
+        prepared, crop_size=(32, 32), class_probability=0.0, border='mirror', rotation=rotation, um_per_px=(0.4, 0.6),
+        resample_probability=share,
+    )  # fmt: skip
     crops = np.stack(
         [np.bincount(source.read(4, n, False)['gt_seg_map'].ravel(), minlength=256)[:16] for n in range(3000)]
     )
@@ -389,7 +458,7 @@ def test_crops_without_annotation_are_drawn_anew(prepared):
 
 
 def test_resolution_is_log_uniform_in_its_range(prepared):
-    source = dataset(prepared, crop_size=(16, 16), um_per_px=(0.25, 1.0))
+    source = dataset(prepared, crop_size=(16, 16), um_per_px=(0.25, 1.0), resample_probability=1)
     drawn = np.array([source.crop(0, n)['um_per_px'] for n in range(600)])
     assert drawn.min() >= 0.25 - 1e-9 and drawn.max() <= 1.0 + 1e-9
     assert abs(np.log2(drawn).mean() + 1) < 0.12 and abs(np.log2(drawn).std() - 2 / np.sqrt(12)) < 0.08
@@ -428,6 +497,8 @@ def test_fewer_classes_by_metainfo(prepared):
         dict(um_per_px=(0, 0.4)),
         dict(rotation='45'),
         dict(border='white'),
+        dict(resample_probability=1.5),
+        dict(resample_probability=None),
     ],
 )
 def test_impossible_streams(prepared, crops):

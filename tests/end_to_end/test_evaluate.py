@@ -73,6 +73,62 @@ def test_label_pngs_of_another_tool(prepared, predicted, tmp_path, encoding, mod
     assert 0 < result['boundary']['mean_NSD'] <= 100 and 'organ' in (tmp_path / 'out' / 'per_roi.csv').read_text()
 
 
+def around(prepared, predicted, nothing):
+    """The predictions as the published toolkit writes them: the ROIs with the tissue around them, NAME_with_context."""
+    entries, rng, found = {r['name']: r for r in read_index(prepared)['rois']}, np.random.default_rng(4), {}
+    for name, prediction in predicted.items():
+        context = entries[name]['context']
+        y, x = context['origin']
+        whole = rng.integers(1, 16, (context['height'], context['width'])).astype(np.uint8)
+        whole[:2] = nothing
+        whole[y : y + prediction.shape[0], x : x + prediction.shape[1]] = prediction + 1
+        found[f'{name}_with_context'] = whole
+    return found
+
+
+def test_predictions_with_context_are_cropped_to_their_rois(prepared, predicted, tmp_path, capsys, recwarn):
+    folder = write(tmp_path / 'in', around(prepared, predicted, 0))
+    (folder / '._x.png').write_bytes(b'macOS')
+    assert evaluate(prepared, folder, tmp_path / 'out', '--boundary-tolerance-um', 2) == 0
+    assert 'cropped to their ROIs' in capsys.readouterr().out
+    plain = write(tmp_path / 'plain', {name: p + 1 for name, p in predicted.items()})
+    assert evaluate(prepared, plain, tmp_path / 'other', '--boundary-tolerance-um', 2) == 0
+    assert 'cropped' not in capsys.readouterr().out
+    result, other = (json.loads((tmp_path / run / 'metrics.json').read_text()) for run in ('out', 'other'))
+    expected = by_hand(prepared, predicted)
+    assert {k: result[k] for k in expected} == expected
+    differing = {k for k in {*result, *other} if result.get(k) != other.get(k)}
+    assert result['cropped'] is True and differing == {'cropped', 'predictions'}
+    assert not [w for w in recwarn if 'shows no regions' in str(w.message)]
+    assert rescore(tmp_path / 'out', tmp_path / 'anew', samples=0)['cropped'] is True
+
+
+@pytest.mark.parametrize('mixed', ['both', 'either', 'size', 'unknown'])
+def test_predictions_with_context_that_cannot_be_cropped_are_one_sentence(prepared, predicted, tmp_path, capsys, mixed):
+    maps = around(prepared, predicted, 0)
+    first = next(iter(predicted))
+    data = prepared
+    if mixed in ('both', 'either'):
+        maps[first] = predicted[first] + 1
+        if mixed == 'either':
+            del maps[f'{first}_with_context']
+    elif mixed == 'size':
+        maps[f'{first}_with_context'] = maps[f'{first}_with_context'][:-1]
+    else:
+        data = tmp_path / 'nocontext'
+        index = read_index(prepared)
+        for roi in index['rois']:
+            roi['context'] = None
+        data.mkdir()
+        (data / 'index.json').write_text(json.dumps(index))
+        (data / 'labels').symlink_to(prepared / 'labels')
+    assert evaluate(data, write(tmp_path / 'in', maps), tmp_path / 'out') == 2
+    message = capsys.readouterr().err
+    wanted = dict(both='keep one kind', either='keep one kind', size='ROI with context', unknown='without --no-context')
+    assert wanted[mixed] in message and message.count('error:') == 1
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize(('encoding', 'offset', 'nothing'), [('raw', 1, 0), ('train', 0, 255), ('auto', 0, 255)])
 def test_a_pixel_without_prediction_is_an_error_of_its_class(prepared, predicted, tmp_path, encoding, offset, nothing):
     maps, hit, pixels = {}, 0, 0

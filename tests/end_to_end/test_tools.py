@@ -211,8 +211,9 @@ def test_boundaries_of_a_test_with_context_are_those_of_its_label_pngs(prepared,
 
 def test_overlays_with_context_are_of_the_roi(prepared, tested, with_context, tmp_path):
     """As drawn from the prepared ROI and the written prediction."""
-    assert tool('test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out', '--no-report',
-                '--allow-seen-patients', *options(prepared), 'protocol=official', 'test_dataloader.dataset.use_context=True') == 0  # fmt: skip
+    arguments = ['--work-dir', tmp_path, '--out', tmp_path / 'out', '--no-report', '--allow-seen-patients', *options(prepared)]
+    assert tool('test', DEMO_CONFIG, tested / 'iter_2.pth', *arguments, 'protocol=official',
+                'test_dataloader.dataset.use_context=True') == 0  # fmt: skip
     assert not (tmp_path / 'report.html').exists() and not (tmp_path / 'predictions').exists()
     for path in (with_context / 'predictions').glob('*.png'):
         image, truth = (np.load(f(prepared, path.stem)) for f in (image_path, label_path))

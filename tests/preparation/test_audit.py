@@ -1,4 +1,4 @@
-"""Every fault of a release is found in one pass, named with its mend, and nothing wrong is published."""
+"""Every fault of a release is found in one pass, named with its remedy, and nothing wrong is published."""
 
 import csv
 import gzip
@@ -135,6 +135,64 @@ def shifted_context(release):
     Image.fromarray(np.where(values > 0, values % 16 + 1, 0).astype(np.uint8)).save(path)
 
 
+def pack(path):
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def drop(release, *columns):
+    path = release / OVERVIEW
+    rows = list(csv.DictReader(path.open()))
+    with path.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, [c for c in COLUMNS if c not in columns], extrasaction='ignore')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def nest(folder):
+    """images/he to images/images/he, as one public loader unpacks the archives."""
+    outer = folder.with_name('outer')
+    outer.mkdir()
+    folder.rename(outer / folder.name)
+    outer.rename(folder)
+
+
+def blurred(mask):
+    values = (256 - np.array(mask).astype(int)) % 256
+    values = np.repeat(np.where(np.arange(values.shape[1]) // 17 % 2, 2, 9)[None], len(values), 0).astype(np.uint8)
+    small = cv2.resize(values, None, fx=0.9, fy=0.9, interpolation=cv2.INTER_LINEAR)
+    missing = [(0, whole - part) for whole, part in zip(values.shape, small.shape)]
+    return np.pad(small, missing, mode='edge')
+
+
+def with_fringes(mask):
+    values = np.array(mask)
+    values[:] = 253
+    values[30:, 40:] = 252
+    values[29, 40:] = 251
+    values[30:, 39] = 254
+    return values
+
+
+def orient(path, orientation):
+    with Image.open(path) as picture:
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        picture.save(path, 'PNG', exif=exif)
+
+
+def gigantic_jpeg(path):
+    Image.open(path).save(path, 'JPEG')
+    content = path.read_bytes()
+    at = content.index(b'\xff\xc0') + 5
+    path.write_bytes(content[:at] + struct.pack('>HH', 65500, 65500) + content[at + 4 :])
+
+
+def transparent_palette(picture):
+    picture = picture.quantize(64)
+    picture.info['transparency'] = bytes([0] * 32 + [255] * 32)
+    return picture
+
+
 def direct(release):
     resave(mask(release), lambda m: ((256 - np.array(m).astype(int)) % 256).astype(np.uint8))
 
@@ -185,7 +243,16 @@ DAMAGE = {
     'leaking folds': (lambda r: rewrite(r, lambda row: row.update(patient_id='2', validation_fold='fold4')), 'folds-leak'),
     'no label map': (lambda r: (r / 'he_label_map.json').unlink(), 'label-map-missing'),
     'label map no JSON': (lambda r: (r / 'he_label_map.json').write_text('{'), 'label-map-unreadable'),
-    'other label map': (lambda r: edit(r / 'he_label_map.json', 'Stroma', 'Soma'), 'label-map-changed'),
+    'another name for a class': (lambda r: edit(r / 'he_label_map.json', 'Stroma', 'Soma'), 'label-map-names'),
+    'an id more': (lambda r: edit(r / 'he_label_map.json', ': 16', ': 16, "Artefact": 17'), 'label-map-changed'),
+    'an id less': (lambda r: edit(r / 'he_label_map.json', ',\n    "Keratinization": 16', ''), 'label-map-changed'),
+    'label map a list': (lambda r: (r / 'he_label_map.json').write_text('[1, 2]'), 'label-map-unreadable'),
+    'gzip label map': (lambda r: pack(r / 'he_label_map.json'), 'label-map-compressed'),
+    'cut gzip label map': (
+        lambda r: (pack(r / 'he_label_map.json'), truncate(r / 'he_label_map.json', 0.5)), 'label-map-unreadable'
+    ),
+    'columns that are not needed': (lambda r: drop(r, 'split', 'scanner'), 'overview-optional'),
+    'nested folders': (lambda r: [nest(r / task) for task in ('images', 'annotations')], 'layout-nested'),
     'swapped labels': (lambda r: edit(r / 'he_label_map.json', '"Stroma": 4', '"Stroma": 5'), 'label-map-changed'),
     # Images
     'image missing': (lambda r: image(r).unlink(), 'image-missing'),
@@ -212,6 +279,16 @@ DAMAGE = {
         lambda r: (Image.open(image(r)).save(image(r), 'JPEG'), truncate(image(r), 0.5)),
         'image-unreadable',
     ),
+    'image with an orientation': (lambda r: orient(image(r), 3), 'picture-turned'),
+    'image of 40000 px a side': (
+        lambda r: image(r).write_bytes(
+            image(r).read_bytes()[:8] + chunk(b'IHDR', struct.pack('>IIBBBBB', 40000, 40000, 8, 2, 0, 0, 0))
+            + image(r).read_bytes()[33:]
+        ),
+        'image-unreadable',
+    ),
+    'JPEG of gigantic claim': (lambda r: gigantic_jpeg(image(r)), 'image-unreadable'),
+    'palette with transparent pixels': (lambda r: resave(image(r), transparent_palette), 'image-format'),
     'blank image': (lambda r: resave(image(r), lambda i: Image.new('RGB', i.size, 'black')), 'image-blank'),
     'picture under two patients': (lambda r: copy_roi(r, ONE, TWO), 'picture-patients'),
     'picture under two names': (same_patient_twice, 'picture-twice'),
@@ -230,6 +307,9 @@ DAMAGE = {
     'one stray pixel': (lambda r: resave(mask(r), with_stray(1)), 'mask-stray'),
     'many stray pixels': (lambda r: resave(mask(r), with_stray(50)), 'mask-stray-many'),
     'nothing annotated': (lambda r: resave(mask(r), lambda m: np.zeros(m.size[::-1], np.uint8)), 'roi-unannotated'),
+    'mask scaled with interpolation': (lambda r: resave(mask(r), blurred), 'mask-interpolated'),
+    'mask with fringes': (lambda r: resave(mask(r), with_fringes), 'mask-fringes'),
+    'mask with an orientation': (lambda r: orient(mask(r), 3), 'picture-turned'),
     'mask of another size': (lambda r: resave(mask(r), lambda m: np.full((9, 9), 3, np.uint8)), 'size-mismatch'),
     'mask turned by 90 degrees': (lambda r: resave(mask(r), lambda m: m.rotate(90, expand=True)), 'size-mismatch'),
     # Context
@@ -273,12 +353,12 @@ def test_damaged_release(own_release, tmp_path, name):
         assert any(f['severity'] == 'error' for f in found)
     of_kind = [f for f in found if f['kind'] == kind]
     assert of_kind
-    assert all((f['severity'], f['mend']) == KINDS[kind] and f['detail'] and f['subject'] for f in of_kind)
+    assert all((f['severity'], f['remedy']) == KINDS[kind] and f['detail'] and f['subject'] for f in of_kind)
 
 
 def test_at_least_forty_kinds_of_damage_are_tried_and_every_kind_of_fault_occurs():
     assert len(DAMAGE) >= 40
-    assert {kind for _, kind in DAMAGE.values()} == set(KINDS) - {'excluded', 'roi-small'}
+    assert {kind for _, kind in DAMAGE.values()} == set(KINDS) - {'excluded', 'label-map-stated', 'roi-small'}
 
 
 def test_all_faults_come_in_one_pass(own_release, tmp_path, capsys):
@@ -543,6 +623,9 @@ def test_no_damage_of_the_bytes_goes_unnoticed(seed, mode, data):
 @given(st.binary(max_size=200), st.binary(max_size=20))
 def test_any_table_is_read_or_refused(tmp_path_factory, noise, tail):
     release = tmp_path_factory.mktemp('r')
+    for task in ('images', 'annotations'):
+        (release / task / 'he').mkdir(parents=True)
+        (release / task / 'he' / 'x.png').touch()
     (release / OVERVIEW).write_bytes(','.join(COLUMNS).encode() + b'\nx,he_tissue_segmentation,' + noise + b'\n' + tail)
     overview = read_overview(release)
     assert all(r.name and (r.area_mm2 is None or 0 < r.area_mm2 < float('inf')) for r in overview.records)

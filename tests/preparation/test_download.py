@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation import download, read_index, write_synthetic_release
-from mmseg_ignite.preparation.download import NAMES, TRIES, download_release
+from mmseg_ignite.preparation import client, download, read_index, write_synthetic_release
+from mmseg_ignite.preparation.client import TRIES
+from mmseg_ignite.preparation.download import NAMES, download_release
 
 CSV = 'data_overview.csv'
 ZIP = 'images.zip'
@@ -94,6 +95,31 @@ def without_length(handler, content, start):
     answer(handler, content, start, length=False)
 
 
+def compressing(coding='gzip', cut=None, ranges=False):
+    """Compresses whatever is asked for, as some proxies do; a range is then one of the compressed file."""
+
+    def act(handler, content, start):
+        body = gzip.compress(content)
+        start = start if ranges and start else 0
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header('Content-Range', f'bytes {start}-{len(body) - 1}/{len(body)}')
+        handler.send_header('Content-Encoding', coding)
+        handler.send_header('Content-Length', str(len(body) - start))
+        handler.end_headers()
+        handler.wfile.write(body[start:cut])
+
+    return act
+
+
+def damaged_gzip(handler, content, start):
+    body = gzip.compress(content)
+    handler.send_response(200)
+    handler.send_header('Content-Encoding', 'gzip')
+    handler.end_headers()
+    handler.wfile.write(body[:300] + bytes(b ^ 255 for b in body[300:]))
+
+
 def hang_up(handler, content, start):
     handler.close_connection = True
 
@@ -111,7 +137,7 @@ class Served:
     """A local server of a record: ``script[name]`` holds the acts of the next requests, then it is a good server."""
 
     def __init__(self):
-        self.files, self.script, self.requests = {}, defaultdict(lambda: iter(())), []
+        self.files, self.script, self.requests, self.codings = {}, defaultdict(lambda: iter(())), [], []
         self.stop_hanging = threading.Event()
         served = self
 
@@ -119,6 +145,7 @@ class Served:
             def do_GET(self):
                 name, asked = self.path.strip('/'), self.headers['Range']
                 served.requests.append((name, asked))
+                served.codings.append(self.headers['Accept-Encoding'])
                 content = served.record() if name == 'record' else served.files[name]
                 start = int(asked.removeprefix('bytes=').removesuffix('-')) if asked else None
                 next(served.script[name], answer)(self, content, start)
@@ -262,6 +289,11 @@ RESUMED = {
     'wrong bytes in the middle': ([cut(1000), garbled], [None, 1000, None], 1),
     'more bytes declared': ([longer(True)], [None], 0),
     'more bytes undeclared': ([cut(1000), longer(False)], [None, 1000], 1),
+    'compressed': ([compressing()], [None], 0),
+    'compressed under the old name': ([compressing('X-GZIP ')], [None], 0),
+    'compressed, after a cut': ([cut(1000), compressing()], [None, 1000], 1),
+    'a compressed range': ([cut(1000), compressing(ranges=True), compressing()], [None, 1000, None], 2),
+    'damaged compressed bytes': ([damaged_gzip], [None, None], 1),
 }
 
 
@@ -276,6 +308,32 @@ def test_a_bad_network_gives_the_right_bytes(served, get, out, source, contents,
     assert (out / ZIP).read_bytes() == contents[ZIP]
 
 
+def test_a_server_that_always_compresses_is_no_trouble(served, get, out, source, contents):
+    """Record, tables and archives, without a wait; and the server was asked not to."""
+    for name in ('record', *NAMES):
+        served.script[name] = iter([compressing()])
+    assert get() == []
+    assert_complete(out, source)
+    assert set(served.codings) == {'identity'}
+    assert {name: (out / name).read_bytes() for name in NAMES} == contents
+
+
+def test_a_compressed_answer_that_is_cut_is_asked_for_again(served, get, out, source):
+    served.script['record'] = iter([compressing(cut=40)])
+    served.script[ZIP] = iter([compressing(cut=2000), compressing()])
+    assert len(get()) == 2
+    assert_complete(out, source)
+
+
+@pytest.mark.parametrize('name', ['record', CSV, ZIP])
+def test_an_unknown_compression_is_one_sentence_at_once(served, get, out, name):
+    served.script[name] = iter([compressing('br')])
+    with pytest.raises(IgniteError, match="compressed as 'br'") as caught:
+        get()
+    assert len(str(caught.value).splitlines()) == 1 and served.root in str(caught.value)
+    assert len(served.asked(name)) == 1
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_every_file_is_resumed(served, get, out, source, name):
     served.script[name] = iter([cut(100)])
@@ -285,7 +343,7 @@ def test_every_file_is_resumed(served, get, out, source, name):
 
 
 def test_time_outs_are_tried_again(served, get, out, source, monkeypatch):
-    monkeypatch.setattr(download, 'TIMEOUT', 0.3)
+    monkeypatch.setattr(client, 'TIMEOUT', 0.3)
     served.script['record'] = iter([served.hang])
 
     def stall(handler, content, start):
@@ -469,9 +527,9 @@ def entry_with(**changes):
 
 
 RECORDS = {
-    'no JSON': (lambda record: b'<html>Sign in</html>', 'no JSON'),
+    'no JSON': (lambda record: b'<html>Sign in</html>', 'with JSON'),
     'no text': (lambda record: b'\xff\xfe\x00', 'JSON'),
-    'empty': (lambda record: b'', 'no JSON'),
+    'empty': (lambda record: b'', 'with JSON'),
     'list': (lambda record: [1], 'another shape'),
     'null': (lambda record: None, 'another shape'),
     'no files': (lambda record: {'message': 'PID does not exist'}, 'another shape'),
@@ -487,11 +545,11 @@ RECORDS = {
     'checksum null': (entry_with(checksum=None), 'another shape'),
     'links null': (entry_with(links=None), 'another shape'),
     'link number': (entry_with(links={'self': 5}), 'address 5'),
-    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'no http'),
-    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'no http'),
-    'link without host': (entry_with(links={'self': 'http:///x'}), 'no http'),
-    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'no http'),
-    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'no usable address'),
+    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'not an http'),
+    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'not an http'),
+    'link without host': (entry_with(links={'self': 'http:///x'}), 'not an http'),
+    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'not an http'),
+    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'not a usable address'),
 }
 
 
@@ -508,7 +566,7 @@ def test_an_unusable_record_ends_in_a_sentence(served, get, out, kind):
 
 @pytest.mark.parametrize('record', ['file:///etc/passwd', 'ftp://host/record', '/etc/passwd', '', 'data:,{}'])
 def test_only_http_addresses_are_read(get, record):
-    with pytest.raises(IgniteError, match='no http'):
+    with pytest.raises(IgniteError, match='not an http'):
         get(record)
 
 
@@ -521,7 +579,7 @@ def test_a_redirect_is_followed_with_its_range_but_only_to_http(served, get, out
     assert_complete(out, source)
     (out / CSV).unlink()
     served.script[CSV] = itertools.repeat(redirect('ftp://127.0.0.1/x'))
-    with pytest.raises(IgniteError, match="'ftp://127.0.0.1/x' is no http"):
+    with pytest.raises(IgniteError, match="'ftp://127.0.0.1/x' is not an http"):
         get()
 
 
@@ -725,7 +783,7 @@ def test_a_proxy_of_the_environment_is_used(served, get, out, source, monkeypatc
         monkeypatch.delenv(name)
     monkeypatch.setenv('http_proxy', served.root)
     served.files['http://record.invalid/api'] = b'seen by the proxy'
-    with pytest.raises(IgniteError, match='no JSON'):
+    with pytest.raises(IgniteError, match='with JSON'):
         get('http://record.invalid/api')
     assert served.requests == [('http://record.invalid/api', None)]
 

@@ -1,0 +1,134 @@
+"""What the ids in a release's masks mean: its own label map, and the mapping that a user states instead."""
+
+import gzip
+import json
+import re
+import zlib
+from pathlib import Path
+
+from ..errors import IgniteError
+from ..labels import MAX_ID, NUM_CLASSES, RAW_LABEL_MAP
+from .findings import Finding, printable
+
+LABEL_MAP = 'he_label_map.json'
+_NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
+
+
+def unzipped(path: Path, findings: 'list[Finding]') -> bytes:
+    """The bytes of a table of the release; one public loader keeps both gzip-compressed under their plain names.
+
+    Raises:
+        OSError, EOFError, zlib.error: it cannot be read, or is a damaged gzip file.
+    """
+    content = path.read_bytes()
+    if content[:2] == b'\x1f\x8b':
+        content = gzip.decompress(content)
+        kind = 'label-map-compressed' if path.name == LABEL_MAP else 'overview-compressed'
+        findings.append(Finding(kind, path.name, 'it is gzip-compressed under a plain name'))
+    return content
+
+
+def read_label_map(release: Path, stated: 'str | Path | None' = None) -> 'tuple[dict[int, int] | None, list[Finding]]':
+    """What the ids in the masks of a release mean.
+
+    Ids decide: another name for one of our ids is a warning. Ids that are not ours, missing ids, and one of our names under
+    another id are errors, unless ``stated`` says what they mean.
+
+    Args:
+        release: folder with the label map, a JSON object {name: id}, maybe gzip-compressed.
+        stated: JSON file {name or id in the release: our id, 0..16}. Ids that it does not name keep their meaning.
+
+    Returns:
+        {id in the masks: our id}, None without ``stated``: they are the same; and the findings.
+
+    Raises:
+        IgniteError: ``stated`` is not such a file.
+    """
+    findings: list[Finding] = []
+    found = _read_release(release, findings)
+    if stated is None:
+        return None, findings + _judge(found, {}, complete=True)
+    if found is None:
+        findings = [f for f in findings if f.kind != 'label-map-missing']
+    mapping = _read_stated(Path(stated), found or {})
+    findings += _judge(found, mapping, complete=False)
+    text = ', '.join(f'{k} is {_NAMES[v]}' for k, v in sorted(mapping.items())) or 'no id is mapped'
+    findings.append(Finding('label-map-stated', printable(Path(stated).name), text))
+    ids = {i: i for i in (_NAMES if found is None else found.values()) if i in _NAMES}
+    return ids | mapping, findings
+
+
+def _read_release(release: Path, findings: 'list[Finding]') -> 'dict[str, int] | None':
+    """{name: id} of the release; None, with a finding, where it cannot be used."""
+    path = release / LABEL_MAP
+    try:
+        found = json.loads(unzipped(path, findings).decode('utf-8-sig'))
+    except FileNotFoundError:
+        findings.append(Finding('label-map-missing', LABEL_MAP, 'it is not there'))
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        findings.append(Finding('label-map-unreadable', LABEL_MAP, f'it is not JSON ({error})'))
+        return None
+    if not isinstance(found, dict) or not all(_is_id(i, MAX_ID) for i in found.values()):
+        detail = f'it is not an object {{name: id}} with ids 0..{MAX_ID}'
+        findings.append(Finding('label-map-unreadable', LABEL_MAP, detail))
+        return None
+    return found
+
+
+def _is_id(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _plain(name: str) -> str:
+    return re.sub(r'[\W_]+', ' ', name).strip().casefold()
+
+
+def _judge(found: 'dict[str, int] | None', mapping: 'dict[int, int]', complete: bool) -> 'list[Finding]':
+    """Compare the release's names and ids with ours, less those that a mapping explains."""
+    if found is None:
+        return []
+    ours = {_plain(name): raw_id for name, raw_id in RAW_LABEL_MAP.items()}
+    wrong, renamed = [], []
+    for name, raw_id in found.items():
+        if raw_id in mapping or name == _NAMES.get(raw_id):
+            continue
+        meant = ours.get(_plain(name), raw_id)
+        if raw_id not in _NAMES:
+            wrong.append(f'it has the id {raw_id} ({name!r}), ours are 0..{NUM_CLASSES}')
+        elif meant != raw_id:
+            wrong.append(f'its id {raw_id} is {name!r}, which is {meant} here')
+        else:
+            renamed.append(f'its id {raw_id} is called {name!r}, here {_NAMES[raw_id]!r}')
+    missing = sorted(_NAMES.keys() - found.values()) if complete else []
+    if missing:
+        wrong.append('it lacks the id(s) ' + ', '.join(f'{i} ({_NAMES[i]})' for i in missing))
+    findings = [Finding('label-map-changed', LABEL_MAP, '; '.join(wrong))] if wrong else []
+    return findings + [Finding('label-map-names', LABEL_MAP, text) for text in renamed]
+
+
+def _read_stated(path: Path, found: 'dict[str, int]') -> 'dict[int, int]':
+    expected = f'{{"name or id in the release": our id, 0..{NUM_CLASSES}}} was expected'
+    try:
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IgniteError(
+            f'{path} cannot be read as JSON ({error}); {expected}: correct the file given to --label-map.'
+        ) from error
+    if not isinstance(content, dict) or not all(_is_id(v, NUM_CLASSES) for v in content.values()):
+        raise IgniteError(f'{path} is not a label map; {expected}: correct the file given to --label-map.')
+    by_name, mapping = {_plain(name): raw_id for name, raw_id in found.items()}, {}
+    for key, ours in content.items():
+        theirs = int(key) if re.fullmatch('[0-9]{1,3}', key) else by_name.get(_plain(key))
+        if theirs is None or theirs > MAX_ID:
+            known = ', '.join(map(repr, found)) or f'none, for {LABEL_MAP} cannot be read'
+            raise IgniteError(
+                f'{path} maps {key!r}; an id 0..{MAX_ID} or a name of the release ({known}) was expected: correct the file '
+                'given to --label-map.'
+            )
+        if mapping.setdefault(theirs, ours) != ours:
+            raise IgniteError(
+                f'{path} maps the id {theirs} of the release to {mapping[theirs]} and to {ours}: keep one of them in the '
+                'file given to --label-map.'
+            )
+    return mapping
