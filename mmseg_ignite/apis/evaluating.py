@@ -20,7 +20,10 @@ from ..preparation.audit import cores
 from ..preparation.store import label_path, metadata, open_array, read_index, select
 from .reporting import PREDICTIONS, publish
 
-CONTEXT = ('checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding')
+CONTEXT = (
+    'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'provenance',
+    'seen_patients', 'folds', 'ensemble',
+)  # fmt: skip
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
 
 
