@@ -37,6 +37,17 @@ def per_roi(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence
     return rows
 
 
+def holders(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'np.ndarray | None':
+    """Number of patients with ground truth of each class: (C,) int64; None where the patient of an ROI is not known."""
+    patients = [m.get('patient') for m in metadata]
+    if any(p in (None, '') for p in patients):
+        return None
+    truth, which = Marginals.of(matrices).truth > 0, np.unique(np.array(patients, str), return_inverse=True)[1]
+    held = np.zeros((which.max() + 1, truth.shape[1]), bool)
+    np.logical_or.at(held, which.reshape(-1), truth)
+    return held.sum(0)
+
+
 def worst_first(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'list[int]':
     """Numbers of the ROIs by ascending mean IoU of their classes; those without annotated pixels last."""
     score = np.nan_to_num(figures(Marginals.of(matrices))['mIoU'], nan=np.inf)

@@ -5,7 +5,6 @@ import pytest
 
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 from mmseg_ignite.visualization import colour_labels, draw_overlay
-from mmseg_ignite.visualization.curves import draw_curves, read_scalars
 from mmseg_ignite.visualization.overlay import blend
 
 
@@ -34,16 +33,3 @@ def test_overlay_of_any_shape(shape):
     labels = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % len(CLASSES)
     one, two = draw_overlay(image, labels), draw_overlay(image, labels, labels, 'roi', 0.5)
     assert two.width > one.width > 320
-
-
-def test_curves_of_a_resumed_and_killed_run(tmp_path):
-    for run, lines in (
-        ('1', '{"loss": 2.0, "step": 1}\n{"loss": 1.5, "step": 2}\n{"loss'),
-        ('2', '{"loss": 1.0, "step": 2}\n'),
-    ):
-        (tmp_path / run / 'vis_data').mkdir(parents=True)
-        (tmp_path / run / 'vis_data' / 'scalars.json').write_text(lines)
-    scalars = read_scalars(tmp_path)
-    assert scalars['loss'] == {1: 2.0, 2: 1.0}
-    draw_curves(scalars, tmp_path / 'curves.png')
-    assert (tmp_path / 'curves.png').stat().st_size > 5000
