@@ -18,7 +18,7 @@ from ..files import write_json
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..preparation.audit import cores
 from ..preparation.store import label_path, metadata, open_array, read_index, select
-from .reporting import PREDICTIONS, publish
+from .reporting import PREDICTIONS, ensemble_scores, publish
 
 CONTEXT = (
     'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'provenance',
@@ -70,6 +70,8 @@ def _context(folder: Path) -> dict:
     context = {key: found[key] for key in CONTEXT if key in found}
     if 'predictions' in context and not Path(context['predictions']).is_dir() and (folder / PREDICTIONS).is_dir():
         context['predictions'] = str(folder / PREDICTIONS)  # the run was moved
+    if 'folds' in context and (tested := ensemble_scores(folder)):
+        context['ensemble'] = tested
     return context
 
 

@@ -1,10 +1,14 @@
 """Figures of a test for papers: confusion matrix, scores of the classes, one region beside its labels."""
 
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -48,12 +52,7 @@ def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'l
         'confusion': plot_confusion(counts.sum(0), classes, patients),
         'class_scores': plot_class_scores(metrics, classes),
     }
-    written = []
-    for name, figure in figures.items():
-        for suffix in ('png', 'svg', 'pdf'):
-            written.append(_save(Path(folder) / f'{name}.{suffix}', figure))
-            figure.set_layout_engine('none')  # laid out once
-    return written
+    return [path for name, figure in figures.items() for path in _save_all(Path(folder) / name, figure)]
 
 
 def write_paper_overlay(path: 'str | Path', item: object) -> Path:
@@ -65,16 +64,29 @@ def write_paper_overlay(path: 'str | Path', item: object) -> Path:
     Raises:
         IgniteError: the file cannot be written.
     """
-    return _save(Path(path), plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi))
+    figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi)
+    return _save(Path(path), figure.savefig, dpi=_DPI)
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def _save(path: Path, write: 'Callable[..., object]', **options) -> Path:
     try:
         with atomic_file(path) as partial, matplotlib.rc_context(_EDITABLE):
-            figure.savefig(partial, dpi=_DPI)
+            write(partial, **options)
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
     return path
+
+
+def _save_all(stem: Path, figure: Figure) -> 'Iterator[Path]':
+    """Write a figure as PNG, SVG and PDF, laid out once.
+
+    The canvases draw it once for each file; ``savefig`` would do so twice.
+    """
+    figure.set_dpi(_DPI)
+    yield _save(stem.with_suffix('.png'), FigureCanvasAgg(figure).print_png)
+    figure.set_layout_engine('none')
+    yield _save(stem.with_suffix('.svg'), FigureCanvasSVG(figure).print_svg)
+    yield _save(stem.with_suffix('.pdf'), FigureCanvasPdf(figure).print_pdf)
 
 
 def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]', patients: 'np.ndarray | None' = None) -> Figure:
@@ -101,9 +113,9 @@ def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]', patients: 'np
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.5:  # what rounds to 0 is left blank, so that mistakes stand out
             colour = 'white' if value > 55 else 'black'
-            axis.text(column, row - 0.14, f'{value:.0f}', ha='center', va='center', fontsize=_FONT - 1, color=colour)
-            count = _short(pooled[row, column])
-            axis.text(column, row + 0.26, count, ha='center', va='center', fontsize=_FONT - 3.5, color=colour)
+            style = dict(ha='center', va='center', color=colour, in_layout=False)
+            axis.text(column, row - 0.14, f'{value:.0f}', fontsize=_FONT - 1, **style)
+            axis.text(column, row + 0.26, _short(pooled[row, column]), fontsize=_FONT - 3.5, **style)
     for row in np.flatnonzero(truth[:, 0] == 0):
         axis.text(0, row, 'absent', va='center', fontsize=_FONT - 1, color='#666666', style='italic')
     ticks = np.arange(len(classes))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmseg_ignite.apis import regions, rescore, score_folder
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation import Evaluation, scores
+from mmseg_ignite.evaluation import Evaluation, scores, write_run
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
 from mmseg_ignite.preparation.store import label_path
@@ -125,6 +125,17 @@ def regions_shown(run):
     )
 
 
+def test_a_run_scored_anew_keeps_where_its_figures_come_from(tmp_path):
+    rng = np.random.default_rng()
+    metadata = [dict(roi=f'r{i}', patient=f'p{i}') for i in range(6)]
+    evaluation = Evaluation([m['roi'] for m in metadata], rng.integers(1, 9, (6, 16, 16)), CLASSES, metadata)
+    known = dict(provenance=dict(version='1.2', command='a & b', seed=0), seen_patients=['p1', 'p4'])
+    write_run(tmp_path, evaluation, known, samples=0)
+    again = rescore(tmp_path, tmp_path / 'again', samples=0, report=None)
+    assert {key: again[key] for key in known} == known
+    assert (tmp_path / 'again' / 'metrics.txt').read_text().startswith('WARNING: 2 of 6 test patients')
+
+
 def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepared, predicted, tmp_path):
     """The run moved, the data elsewhere, the predictions gone, and written over by others: never what was not scored."""
     run, folder = tmp_path / 'run', write(tmp_path / 'run' / 'predictions', predicted)
@@ -133,7 +144,8 @@ def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepar
     metrics = json.loads((run / 'metrics.json').read_text())
     assert shown[:10] == [r['roi'] for r in metrics['worst_rois']] and sorted(shown) == sorted(predicted)
     assert '<html lang="ko"' in (run / 'report.html').read_text(encoding='utf-8')
-    assert {p.name for p in (run / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
+    figures = {f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf')}
+    assert {p.name for p in (run / 'figures').iterdir()} == figures
 
     moved = run.rename(tmp_path / 'moved')
     assert tool('evaluate', '--from', moved, '--samples', 200) == 0
