@@ -31,7 +31,7 @@ def note(unit: str, count: int) -> 'str | None':
     if unit != 'patient':
         return 'the patients are not known, so ROIs were drawn instead: the intervals are too narrow.'
     if count < FEW_PATIENTS:
-        return f'only {count} patient{"s" if count != 1 else ""}: the intervals are not to be trusted.'
+        return f'only {count} patient{"s" if count != 1 else ""}: the intervals are not reliable.'
     return None
 
 

@@ -63,7 +63,12 @@ def test_label_pngs_of_another_tool(prepared, predicted, tmp_path, encoding, mod
     folder = write(tmp_path / 'in', maps, mode)
     (folder / 'dataset.json').write_text('{}')  # nnU-Net leaves such files
     write(folder, {f'{name}_overlay': p for name, p in predicted.items()})  # and tools/test.py these
-    assert evaluate(prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2) == 0
+    assert (
+        evaluate(
+            prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2, '--no-report'
+        )
+        == 0
+    )
     result = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     expected = by_hand(prepared, predicted)
     assert {k: result[k] for k in expected} == expected
@@ -83,7 +88,7 @@ def test_a_pixel_without_prediction_is_an_error_of_its_class(prepared, predicted
         hit += ((truth == prediction) & kept & (truth != 255)).sum()
         pixels += (truth != 255).sum()
     result = score_folder(
-        write(tmp_path / 'in', maps), prepared, tmp_path / 'out', 'official', encoding=encoding, samples=0
+        write(tmp_path / 'in', maps), prepared, tmp_path / 'out', 'official', encoding=encoding, samples=0, report=None
     )
     assert result['aAcc'] == pytest.approx(100 * hit / pixels)
     assert sum(row['pixels'] for row in result['classes'].values()) == pixels
@@ -104,7 +109,8 @@ def test_a_saved_run_anew_and_two_compared(prepared, predicted, tmp_path, capsys
 
     worse = {name: np.where(np.arange(p.shape[1]) % 2, p, 0).astype(np.uint8) for name, p in predicted.items()}
     for run, maps in (('good', predicted), ('bad', worse)):
-        assert evaluate(prepared, write(tmp_path / f'{run}_in', maps), tmp_path / run, '--encoding', 'train') == 0
+        folder = write(tmp_path / f'{run}_in', maps)
+        assert evaluate(prepared, folder, tmp_path / run, '--encoding', 'train', '--no-report') == 0
     (tmp_path / 'g.json').write_text(json.dumps({'glass': {'Glass': ['Background'], 'Tissue': 'rest'}}))
     said = shell('evaluate', '--from', tmp_path / 'good', '--out', tmp_path / 'again', '--groupings', tmp_path / 'g.json',
                  '--samples', 200)  # fmt: skip

@@ -93,7 +93,7 @@ TEXTS = {
         '클래스 평균은 신뢰구간의 가운데에 있지 않을 수 있습니다. 어떤 클래스가 빠진 표본은 나머지로 평균합니다.',
     ),
     'few_patients': (
-        'Only {patients} patients: the intervals are not to be trusted.',
+        'Only {patients} patients: the intervals are not reliable.',
         '환자가 {patients}명뿐이므로 신뢰구간을 믿을 수 없습니다.',
     ),
     # tables
