@@ -195,7 +195,7 @@ def _sheet_picture(name: str, crops: 'list[Crop]', total: int, content: bytes) -
     return Picture(
         f'Crops {first} to {last}',
         f'What the network will see, augmentation included; {name} of {total} in the folder is sharper. Colours lie over '
-        'gray tissue, bare tissue is not annotated.',
+        'gray tissue; tissue in its own H&E colours is not annotated, near-white or light gray is Background.',
         f'Training crops {first} to {last}, each beside its labels. Classes on the sheet: {classes}.',
         content,
     )
@@ -247,9 +247,9 @@ def _write_figures(
     unclear = ', '.join(p.patient for p in stains if p.stains is None)
     figures = [
         ('class_pixels', 'Pixels of each class', plots.plot_class_pixels(members),
-         'A step of the axis is a factor of ten: a class whose bar is short in train is hard to learn, one that is absent '
-         'from val or test is not scored there.',
-         'Bars: pixels of each class in each part, logarithmic; the table above has the numbers.'),
+         'A step of the axis is a factor of ten: a class whose dot lies far left in train is hard to learn, one that is '
+         'absent from val or test is not scored there.',
+         'Dots: pixels of each class in each part, logarithmic; the table above has the numbers.'),
         ('class_presence', 'Classes by ROI', plots.plot_class_presence(members),
          'A row that is coloured in few columns is a class that few ROIs, and perhaps one patient, stand for.',
          'Matrix of classes and ROIs: which ROI holds which class; the table above has the numbers of ROIs and patients.'),

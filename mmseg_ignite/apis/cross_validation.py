@@ -18,17 +18,18 @@ from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.confusion import table
 from ..evaluation.evaluation import METRICS, RAW
+from ..evaluation.folds import fold_scores
 from ..files import check_outputs, link_file, write_json
 from ..models.ensembles import write_ensemble
 from ..preparation.splits import FOLDS
 from ..preparation.store import read_index, roi_name
 from .checks import check_data, is_ours
 from .configuration import load_config
-from .reporting import PREDICTIONS, REPORT, publish, run_files
+from .reporting import ENSEMBLE, PREDICTIONS, REPORT, ensemble_scores, publish, run_files
 from .testing import test, tissue_metric
 from .training import train
 
-FOLD, ENSEMBLE = 'fold.json', 'ensemble.json'
+FOLD = 'fold.json'
 FORMAT = 1
 ARRAY_TASK = 'SLURM_ARRAY_TASK_ID'
 _NAMES = f'{FOLDS[0]} to {FOLDS[-1]}'
@@ -53,7 +54,8 @@ def cross_validate(
     """Train the folds of a prepared data set and score each on its own ``val`` part by its last checkpoint.
 
     Fold K is a run folder ``foldK`` of the work dir. Finished ones are skipped; whoever finishes the last of the five
-    writes the run of all their ROIs and, last, ``ensemble.json`` into the work dir.
+    writes the run of all their ROIs, with a table of the folds, and, last, ``ensemble.json`` into the work dir. The scores of
+    the ensemble stand beside the folds once it was tested in the folder ``test`` of the work dir and this is called again.
 
     Args:
         work_dir: Defaults to None: that of :func:`load_config`, with ``-folds`` behind it.
@@ -105,7 +107,8 @@ def cross_validate(
     said = ' '.join(shlex.quote(f'{key}={value}') for key, value in {**(options or {}), 'protocol': FOLDS[0]}.items())
     ensemble = shlex.join([str(config), str(folder / ENSEMBLE)])
     say(
-        'the ensemble, scored on the test part, which no fold has seen, and used:\n'
+        'the ensemble, scored on the test part, which no fold has seen (run this command again to have it in the table of '
+        'the folds), and used:\n'
         f'    python tools/test.py {ensemble} --work-dir {shlex.quote(str(folder / "test"))} --cfg-options {said}\n'
         f'    python tools/predict.py {ensemble} IMAGE_OR_FOLDER --out predictions'
     )
@@ -315,9 +318,10 @@ def _pooled(folder: Path, report: 'str | None') -> 'dict | None':
     if not (folder / ENSEMBLE).is_file() or (report is not None and not (folder / REPORT).is_file()):
         return None
     try:
-        return json.loads((folder / METRICS).read_text(encoding='utf-8'))
+        known = json.loads((folder / METRICS).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
+    return known if 'folds' in known and known.get('ensemble') == ensemble_scores(folder) else None  # else tested since
 
 
 def _patients(fold: _Fold) -> 'set[object]':
@@ -361,6 +365,9 @@ def _pool(every: 'list[_Fold]', folder: Path, report: 'str | None') -> dict:
             f'{predictions} cannot be written ({error.strerror or error}): make room, or mend its rights.'
         ) from error
     context = dict(first.context, split='val', protocol=', '.join(FOLDS), predictions=str(predictions), encoding='raw')
+    context['folds'] = fold_scores({fold.name: part.metrics(samples=0) for fold, part in zip(every, evaluations)})
+    if tested := ensemble_scores(folder):
+        context['ensemble'] = tested
     result = publish(folder, evaluation, context, report, **first.metric.options)
     write_ensemble(folder / ENSEMBLE, [fold.checkpoint for fold in every], _patients(first))
     return result

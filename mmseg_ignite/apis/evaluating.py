@@ -21,11 +21,11 @@ from ..preparation.store import CONTEXT as WITH_CONTEXT
 from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
 from ..provenance import file_sha256, provenance
 from .leakage import seen_by
-from .reporting import PREDICTIONS, publish, run_files
+from .reporting import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
     'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'cropped', 'provenance',
-    'seen_patients',
+    'seen_patients', 'folds', 'ensemble',
 )  # fmt: skip
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
 
@@ -74,6 +74,8 @@ def _context(folder: Path) -> dict:
     context = {key: found[key] for key in CONTEXT if key in found}
     if Path(context.get('predictions') or '').name == PREDICTIONS and (folder / PREDICTIONS).is_dir():
         context['predictions'] = str(folder / PREDICTIONS)  # the run's own, also where it was moved or copied
+    if 'folds' in context and (tested := ensemble_scores(folder)):
+        context['ensemble'] = tested
     return context
 
 

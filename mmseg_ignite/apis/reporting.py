@@ -1,5 +1,6 @@
 """What is left of a scored run: its figures, a report to look at, pictures for papers."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
-from ..evaluation.evaluation import RUN_FILES, score_roi
+from ..evaluation.evaluation import METRICS, RUN_FILES, score_roi
+from ..evaluation.folds import FIGURES as FIGURES_OF_FOLDS
 from ..evaluation.label_files import find_prediction, read_prediction
 from ..evaluation.report import GalleryItem, write_report
 from ..evaluation.rois import worst_first
@@ -20,6 +22,8 @@ from ..visualization.curves import read_scalars
 from ..visualization.score_plots import FIGURE_FILES, write_figures
 
 REPORT, FIGURES, PREDICTIONS = 'report.html', 'figures', 'predictions'
+ENSEMBLE, ENSEMBLE_TEST = 'ensemble.json', 'test'
+"""Of a cross-validation: the ensemble, and the run folder in which it is tested."""
 
 
 def run_files(folder: 'str | Path', report: 'str | None' = 'en') -> 'list[Path]':
@@ -31,7 +35,7 @@ def run_files(folder: 'str | Path', report: 'str | None' = 'en') -> 'list[Path]'
 def publish(
     folder: 'str | Path', evaluation: Evaluation, context: dict, report: 'str | None' = 'en', **options
 ) -> dict:
-    """Write a run (see :func:`mmseg_ignite.evaluation.write_run`), its ``report.html`` and ``figures/*.png``.
+    """Write a run (see :func:`mmseg_ignite.evaluation.write_run`), its ``report.html`` and ``figures`` (PNG, SVG, PDF).
 
     Args:
         context: what the counts do not know. With ``data`` (a prepared data set), ``predictions`` (a folder of label PNGs)
@@ -122,6 +126,27 @@ def _fault(evaluation: Evaluation, context: dict) -> 'str | None':
         if find_prediction(predictions, name) is None:
             return f'{predictions} does not hold {name}.png'
     return None
+
+
+def ensemble_scores(folder: 'str | Path') -> 'dict | None':
+    """The scores of a cross-validation's ensemble, if it was tested in the folder ``test`` of its work dir; else None.
+
+    Args:
+        folder: the work dir of the cross-validation.
+
+    Returns:
+        dict: mIoU, mDice, aAcc (percent), classes_present, rois, patients, split and protocol.
+    """
+    try:
+        found = json.loads((Path(folder) / ENSEMBLE_TEST / METRICS).read_text(encoding='utf-8'))
+        if Path(found['checkpoint']).name != ENSEMBLE:
+            return None
+        return {
+            key: found.get(key)
+            for key in (*FIGURES_OF_FOLDS, 'classes_present', 'rois', 'patients', 'split', 'protocol')
+        }
+    except (OSError, ValueError, KeyError, TypeError):  # not tested, or not by us
+        return None
 
 
 def _curves(folder: Path, checkpoint: 'str | None') -> 'dict[str, dict[int, float]]':

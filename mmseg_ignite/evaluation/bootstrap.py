@@ -31,7 +31,7 @@ def note(unit: str, count: int) -> 'str | None':
     if unit != 'patient':
         return 'the patients are not known, so ROIs were drawn instead: the intervals are too narrow.'
     if count < FEW_PATIENTS:
-        return f'only {count} patient{"s" if count != 1 else ""}: the intervals are not to be trusted.'
+        return f'only {count} patient{"s" if count != 1 else ""}: the intervals are not reliable.'
     return None
 
 
@@ -75,26 +75,35 @@ def intervals(
     classes: 'Sequence[str]',
     samples: int = SAMPLES,
     seed: int = 0,
+    keys: 'Sequence[str]' = OVERALL,
 ) -> dict:
     """95 % intervals of the figures and of each class's IoU and Dice, percent (kappa -1..1).
 
     Each sample takes its means over the classes present in it. A class's interval is over the samples that hold it, so it
-    means little where few ``patients`` do. The same seed gives the same intervals, whatever the order of the ROIs.
+    means little where few ``patients`` do. The same seed gives the same intervals, whatever the order of the ROIs, and
+    draws the same patients, so intervals of the classes and of their groups go together.
 
     Args:
-        matrices: (R, C, C) or (R, C, C + 1), of each ROI.
+        matrices: (R, C, C) or (R, C, C + 1) int64, pixels of each ROI.
         metadata: of each ROI, with ``roi`` and ``patient``.
+        classes: C names, of classes or of groups.
+        samples: number of bootstrap samples, at least 100.
+        seed: of the draws.
+        keys: the figures to give, of those of :func:`.confusion.figures` that are over all classes.
+
+    Raises:
+        IgniteError: fewer than 100 samples.
     """
     check_samples(samples)
     unit, names = units(metadata)
     summed, count = _by_unit(matrices, names)
     parts = [_figures(drawn, summed) for drawn in _draws(count, samples, seed)]
-    drawn = {k: np.concatenate([p[k] for p in parts]) for k in (*OVERALL, 'IoU', 'Dice')}
+    drawn = {k: np.concatenate([p[k] for p in parts]) for k in (*keys, 'IoU', 'Dice')}
     holders = (summed[:, : len(classes)] > 0).sum(0)
     result = dict(level=LEVEL, samples=samples, seed=seed, unit=unit, patients=count)
     if text := note(unit, count):
         result['note'] = text
-    result['figures'] = {k: _interval(drawn[k]) for k in OVERALL}
+    result['figures'] = {k: _interval(drawn[k]) for k in keys}
     result['classes'] = {
         name: {
             **{k: _interval(drawn[k][:, i]) if holders[i] else None for k in ('IoU', 'Dice')},

@@ -4,6 +4,7 @@ A matrix counts pixels, rows ground truth, columns prediction. It may have one c
 a tool predicted nothing. They count in the row, so they lower every score of their class.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -95,7 +96,7 @@ def figures(pooled: Marginals) -> 'dict[str, np.ndarray]':
     hit / predicted, ``Recall`` hit / truth. Over classes, (...): ``mIoU``, ``mDice``, ``mAcc`` (mean Recall) over the
     classes with ground truth; ``mIoU_all_classes``, ``mDice_all_classes`` over those with ground truth or prediction, as
     mmseg's IoUMetric takes them; ``aAcc`` hit / truth of all pixels; ``fwIoU`` IoU weighted by ground-truth pixels;
-    ``kappa`` (Cohen 1960), -1..1.
+    ``micro_dice`` 2 sum(hit) / (sum(truth) + sum(predicted)); ``kappa`` (Cohen 1960), -1..1.
     """
     truth, predicted, hit = (np.asarray(x, np.float64) for x in pooled)
     present, pixels = truth > 0, truth.sum(-1)
@@ -113,6 +114,7 @@ def figures(pooled: Marginals) -> 'dict[str, np.ndarray]':
         mAcc=_mean(recall, present),
         mIoU_all_classes=_mean(iou, truth + predicted > 0),
         mDice_all_classes=_mean(dice, truth + predicted > 0),
+        micro_dice=ratio(200 * hit.sum(-1), pixels + predicted.sum(-1)),
         aAcc=100 * right,
         fwIoU=ratio((truth * np.where(present, iou, 0)).sum(-1), pixels),
         kappa=ratio(right - chance, 1 - chance),
@@ -157,34 +159,77 @@ def scores(confusion: np.ndarray, names: 'tuple[str, ...]') -> dict:
 
 
 def table(result: dict) -> str:
-    """The per-class table of :func:`scores` as text, with what ``metrics.json`` holds beyond it; absent classes are named."""
-    lines = [f'{"class":<22}{"IoU":>8}{"Dice":>8}{"Acc":>8}{"pixels":>13}', '-' * 59]
+    """The per-class table of :func:`scores` as text, with what ``metrics.json`` holds beyond it.
+
+    Classes without ground truth are named as absent, those in neither ground truth nor prediction in one line.
+    """
+    boundary = result.get('boundary')
+    head = f'{"class":<22}{"IoU":>8}{"Dice":>8}{"Acc":>8}' + (f'{"bnd F1":>8}{"NSD":>8}' if boundary else '')
+    head += f'{"pixels":>13}'
+    lines, rule = [head, '-' * len(head)], '-' * len(head)
+    if warning := seen_warning(result):
+        lines[:0] = [f'WARNING: {warning}', '']
     for name, row in result['classes'].items():
-        if row['IoU'] is None:
-            lines.append(f'{name:<22}{"absent":>24}{0:>13}')
-        else:
-            lines.append(f'{name:<22}{row["IoU"]:>8.2f}{row["Dice"]:>8.2f}{row["Recall"]:>8.2f}{row["pixels"]:>13,}')
-    lines.append('-' * 59)
+        figures = [row[key] for key in ('IoU', 'Dice', 'Recall')]
+        figures += [boundary['classes'][name][key] for key in ('boundary_F1', 'NSD')] if boundary else []
+        if row['IoU'] is not None:
+            cells = ''.join(f'{"-" if value is None else format(value, ".2f"):>8}' for value in figures)
+            lines.append(f'{name:<22}{cells}{row["pixels"]:>13,}')
+        elif row['predicted_pixels']:
+            lines.append(f'{name:<22}{"absent":>{8 * len(figures)}}{0:>13}')
+    lines.append(rule)
     if result['mIoU'] is None:
         return '\n'.join([*lines, 'no annotated pixel: nothing to score'])
-    lines.append(
-        f'{"mean of " + str(result["classes_present"]) + " present":<22}{result["mIoU"]:>8.2f}'
-        f'{result["mDice"]:>8.2f}{result["mAcc"]:>8.2f}'
+    means = [result[key] for key in ('mIoU', 'mDice', 'mAcc')]
+    means += [boundary[key] for key in ('mean_boundary_F1', 'mean_NSD')] if boundary else []
+    cells = ''.join(f'{"-" if value is None else format(value, ".2f"):>8}' for value in means)
+    lines.append(f'{"mean of " + str(result["classes_present"]) + " present":<22}{cells}')
+    return '\n'.join([*lines, *_remarks(result)])
+
+
+def seen_warning(result: dict) -> 'str | None':
+    """What ``metrics.json`` has to say where the checkpoint has seen patients that it is scored on; None if it has not."""
+    if not (seen := set(result.get('seen_patients') or ())):
+        return None
+    return (
+        f'{len(seen)} of {result.get("patients") or len(seen)} test patients were in the training data of this checkpoint; '
+        'these scores are too high.'
     )
+
+
+def _remarks(result: dict) -> 'Iterator[str]':
+    """The lines under the table."""
+    if gone := [name for name, row in result['classes'].items() if not row['pixels'] and not row['predicted_pixels']]:
+        yield f'in neither ground truth nor prediction: {", ".join(gone)}'
     kappa = '' if result['kappa'] is None else f', kappa {result["kappa"]:.3f}'
-    lines.append(f'pixel accuracy (aAcc) {result["aAcc"]:.2f} %, frequency-weighted IoU {result["fwIoU"]:.2f}{kappa}')
+    yield f'pixel accuracy (aAcc) {result["aAcc"]:.2f} %, frequency-weighted IoU {result["fwIoU"]:.2f}{kappa}'
+    if boundary := result.get('boundary'):
+        yield f'boundary F1 (bnd F1) and normalised surface Dice (NSD) at a tolerance of {boundary["tolerance_um"]:g} um'
+    if (ece := (result.get('calibration') or {}).get('ece')) is not None:
+        yield f'expected calibration error (ECE) {ece:.2f} %'
     for name, row in result.get('groupings', {}).items():
         if row['mIoU'] is not None:
-            lines.append(f'{name}: mIoU {row["mIoU"]:.2f}, mDice {row["mDice"]:.2f}, aAcc {row["aAcc"]:.2f}')
+            yield f'{name}: mIoU {row["mIoU"]:.2f}, mDice {row["mDice"]:.2f}, aAcc {row["aAcc"]:.2f}'
     if intervals := result.get('intervals'):
         ranges = (
             f'{k} {v[0]:.2f}..{v[1]:.2f}'
             for k, v in intervals['figures'].items()
             if k in ('mIoU', 'mDice', 'aAcc') and v is not None
         )
-        lines.append(
-            f'{intervals["level"]} % intervals over {intervals["patients"]} {intervals["unit"]}s: {", ".join(ranges)}'
-        )
+        yield f'{intervals["level"]} % intervals over {intervals["patients"]} {intervals["unit"]}s: {", ".join(ranges)}'
         if 'note' in intervals:
-            lines.append(f'note: {intervals["note"]}')
-    return '\n'.join(lines)
+            yield f'note: {intervals["note"]}'
+    if folds := result.get('folds'):
+        yield from ('', *_fold_lines(folds, result.get('ensemble')))
+
+
+def _fold_lines(folds: dict, ensemble: 'dict | None') -> 'Iterator[str]':
+    """The table of the folds of a cross-validation, see :func:`.folds.fold_scores`."""
+    keys = ('mIoU', 'mDice', 'aAcc')
+    rows = {row['fold']: row for row in folds['rows']} | {'mean': folds['mean'], 'SD': folds['sd']}
+    if ensemble:
+        rows['ensemble, test part'] = ensemble
+    yield f'{"fold":<22}' + ''.join(f'{key:>8}' for key in keys) + f'{"ROIs":>8}{"patients":>10}'
+    for name, row in rows.items():
+        cells = ''.join(f'{"-" if row[key] is None else format(row[key], ".2f"):>8}' for key in keys)
+        yield f'{name:<22}{cells}{row.get("rois") or "":>8}{row.get("patients") or "":>10}'

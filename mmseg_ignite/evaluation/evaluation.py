@@ -1,6 +1,5 @@
 """What an evaluation keeps, and all that is made of it: the raw counts of each ROI in, metrics.json out."""
 
-import csv
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,16 @@ from ..errors import IgniteError
 from ..files import atomic_file, write_json
 from ..labels import CLASSES, IGNORE, histogram
 from . import rois
-from .bootstrap import SAMPLES, intervals
+from .bootstrap import SAMPLES, intervals, units
 from .boundary import boundary_counts, boundary_scores
 from .calibration import calibration_counts, calibration_scores
 from .confusion import confusion_matrix, scores, table
-from .protocols import check_groupings, group_scores, published_scores
+from .protocols import check_groupings, group_intervals, group_scores, published_intervals, published_scores
+from .tables import TABLE_FILES, write_csv, write_tables
 
 SCHEMA_VERSION = 1
 RAW, METRICS = 'confusion.npz', 'metrics.json'
-RUN_FILES = (RAW, 'per_roi.csv', 'metrics.txt', METRICS)
+RUN_FILES = (RAW, 'per_roi.csv', 'metrics.txt', METRICS, *TABLE_FILES)
 """What :func:`write_run` writes."""
 _OPTIONAL = ('unpredicted', 'boundary', 'confidence', 'entropy')
 """Counts that not every run has, an entry an ROI."""
@@ -232,13 +232,20 @@ class Evaluation:
         result['groupings'] = {name: group_scores(pooled, m) for name, m in members.items()}
         if samples:
             result['intervals'] = intervals(counts, self.metadata, self.classes, samples, seed)
-        result['strata'] = rois.strata(counts, self.metadata, self.classes)
+            if 'published' in result:
+                result['published']['intervals'] = published_intervals(counts, self.metadata, samples, seed)
+            for name, m in members.items():
+                found = group_intervals(counts, self.metadata, m, samples, seed)
+                result['groupings'][name]['intervals'] = found
+        result['strata'] = rois.strata(counts, self.metadata, self.classes, samples, seed)
         result['worst_rois'] = rois.worst_rois(counts, self.metadata, self.classes)
         if self.boundary is not None:
             result['boundary'] = boundary_scores(self.boundary.sum(0), self.classes, self.boundary_tolerance_um)
         if self.confidence is not None:
             result['calibration'] = calibration_scores(self.confidence.sum(0), self.entropy.sum(0))
         result['rois'] = len(self.names)
+        unit, names = units(self.metadata)
+        result['patients'] = len(set(names)) if unit == 'patient' else None
         return result
 
 
@@ -250,10 +257,13 @@ def write_run(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict:
-    """Write ``confusion.npz``, ``per_roi.csv``, ``metrics.txt`` and, last, ``metrics.json`` into a folder.
+    """Write ``confusion.npz``, ``per_roi.csv``, ``tables``, ``metrics.txt`` and, last, ``metrics.json`` into a folder.
 
     Args:
-        context: what the counts do not know: checkpoint, config, split, protocol, ...
+        context: what the counts do not know: checkpoint, config, split, protocol, ...; ``provenance``, a dict of version,
+            date, command, config_sha256, checkpoint_sha256, data_sha256 and seed, as far as known; ``seen_patients``, those
+            of the scored patients that the checkpoint was trained or validated on; ``folds`` (see
+            :func:`.folds.fold_scores`) and ``ensemble`` of a cross-validation.
         groupings, samples, seed: see :meth:`Evaluation.metrics`.
 
     Returns:
@@ -267,10 +277,8 @@ def write_run(
     rows = rois.per_roi(evaluation.counts, evaluation.metadata, evaluation.classes)
     try:
         evaluation.save(folder / RAW)
-        with atomic_file(folder / 'per_roi.csv') as partial, open(partial, 'w', newline='', encoding='utf-8') as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / 'per_roi.csv', rows)
+        write_tables(folder, result)
         with atomic_file(folder / 'metrics.txt') as partial:
             partial.write_text(table(result) + '\n', encoding='utf-8')
         write_json(folder / METRICS, result)

@@ -1,11 +1,12 @@
 """Groupings of classes, and the evaluation published with the data (Spronck et al. 2025, arXiv 2507.16855)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..errors import IgniteError
 from ..labels import CLASSES
+from .bootstrap import intervals
 from .confusion import Marginals, figures, number, scores
 
 REST = 'rest'
@@ -20,6 +21,7 @@ IGNITE_6 = {
 }
 GROUPINGS = {'ignite-6': IGNITE_6}
 """Groupings that every evaluation of the 16 classes holds."""
+_GROUP_FIGURES = ('mIoU', 'mDice', 'mAcc', 'aAcc')
 
 
 def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'grouping') -> 'dict[str, list[int]]':
@@ -92,8 +94,49 @@ def check_groupings(groupings: 'Mapping | None', classes: Sequence[str]) -> 'dic
 def group_scores(pooled: np.ndarray, members: 'Mapping[str, list[int]]') -> dict:
     """The scores of a grouping from a pooled matrix: those of the classes, named ``groups``."""
     found = scores(group_matrix(pooled, members), tuple(members))
-    keys = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'classes_present')
-    return {'groups': found['classes'], **{k: found[k] for k in keys}}
+    return {'groups': found['classes'], **{k: found[k] for k in (*_GROUP_FIGURES, 'classes_present')}}
+
+
+def group_intervals(
+    matrices: np.ndarray, metadata: 'Sequence[dict]', members: 'Mapping[str, list[int]]', samples: int, seed: int
+) -> dict:
+    """Intervals of :func:`group_scores`: {figures: {mIoU, ...: [low, high]}, groups: {name: {IoU, Dice, patients}}}.
+
+    Args:
+        matrices: (R, C, C) or (R, C, C + 1) int64, of each ROI.
+        metadata, samples, seed: see :func:`.bootstrap.intervals`.
+    """
+    found = intervals(group_matrix(matrices, members), metadata, tuple(members), samples, seed, _GROUP_FIGURES)
+    return dict(figures=found['figures'], groups=found['classes'])
+
+
+def _published(matrices: np.ndarray) -> 'Iterator[tuple[str, str, np.ndarray, tuple[str, ...]]]':
+    """What the published evaluation counts, of classes and of groups: key, prefix of its figures, matrices, names.
+
+    Column Unannotated is not there (so a pixel without prediction is left out), and the Background row is zeroed.
+    """
+    kept = matrices[..., : len(CLASSES)].copy()
+    kept[..., CLASSES.index('Background'), :] = 0
+    members = group_members(IGNITE_6, CLASSES)
+    yield 'classes', '', kept, CLASSES
+    yield 'groups', 'groups_', group_matrix(kept, members), tuple(members)
+
+
+def published_intervals(matrices: np.ndarray, metadata: 'Sequence[dict]', samples: int, seed: int) -> dict:
+    """Intervals of :func:`published_scores`, [low, high] by the same keys; ``patients`` of those that hold each class.
+
+    Args:
+        matrices: (R, 16, 16) or (R, 16, 17) int64, of each ROI.
+        metadata, samples, seed: see :func:`.bootstrap.intervals`.
+    """
+    result: dict = {'patients': {}}
+    for key, prefix, counts, names in _published(matrices):
+        found = intervals(counts, metadata, names, samples, seed, ('micro_dice', 'mDice'))
+        result[key] = {name: row['Dice'] for name, row in found['classes'].items()}
+        result['patients'][key] = {name: row['patients'] for name, row in found['classes'].items()}
+        result[f'{prefix}micro_dice'] = found['figures']['micro_dice']
+        result[f'{prefix}mean_dice'] = found['figures']['mDice']
+    return result
 
 
 def published_scores(pooled: np.ndarray) -> dict:
@@ -104,16 +147,11 @@ def published_scores(pooled: np.ndarray) -> dict:
     of what is left. ``mean_dice`` is over the classes with truth left, so without Background; ``micro_dice`` is
     2 sum(hit) / (sum(truth) + sum(predicted)), here the share of right pixels outside Background.
     """
-    kept = pooled[:, : len(CLASSES)].copy()
-    kept[CLASSES.index('Background')] = 0
     result: dict = {}
-    members = group_members(IGNITE_6, CLASSES)
-    grouped = group_matrix(kept, members)
-    for key, prefix, matrix, names in (('classes', '', kept, CLASSES), ('groups', 'groups_', grouped, tuple(members))):
+    for key, prefix, matrix, names in _published(pooled):
         marginals = Marginals.of(matrix)
         found = figures(marginals)
-        whole = marginals.truth.sum() + marginals.predicted.sum()
         result[key] = {n: number(d) if t else None for n, d, t in zip(names, found['Dice'], marginals.truth)}
-        result[f'{prefix}micro_dice'] = float(200 * marginals.hit.sum() / whole) if whole else None
+        result[f'{prefix}micro_dice'] = number(found['micro_dice'])
         result[f'{prefix}mean_dice'] = number(found['mDice'])
     return result

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .bootstrap import COMPARED, intervals, units
 from .confusion import Marginals, figures, number, scores
 
 WORST = 10
@@ -34,6 +35,17 @@ def per_roi(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence
             }
         )
     return rows
+
+
+def holders(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'np.ndarray | None':
+    """Number of patients with ground truth of each class: (C,) int64; None where the patient of an ROI is not known."""
+    patients = [m.get('patient') for m in metadata]
+    if any(p in (None, '') for p in patients):
+        return None
+    truth, which = Marginals.of(matrices).truth > 0, np.unique(np.array(patients, str), return_inverse=True)[1]
+    held = np.zeros((which.max() + 1, truth.shape[1]), bool)
+    np.logical_or.at(held, which.reshape(-1), truth)
+    return held.sum(0)
 
 
 def worst_first(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'list[int]':
@@ -71,11 +83,20 @@ def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Seque
     ]
 
 
-def strata(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]') -> dict:
+def strata(
+    matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]', samples: int = 0, seed: int = 0
+) -> dict:
     """Scores of the ROIs of each value of each metadata column, pooled: {column: {value: {...}}}.
 
     Columns that have one value, or another for each ROI, say nothing and are left out, but for ``patient``. An empty value is
-    'unknown'.
+    'unknown'. Intervals draw the patients (or, where these are not known, the ROIs) of the stratum alone; a stratum of one
+    patient has none, and one of fewer than 5 has a ``note``.
+
+    Args:
+        matrices: (R, C, C) or (R, C, C + 1) int64, of each ROI.
+        metadata: of each ROI.
+        classes: C names.
+        samples, seed: of the bootstrap; 0 samples leave the intervals out.
     """
     result = {}
     columns = dict.fromkeys(key for m in metadata for key in m if key not in _NO_STRATA)
@@ -91,6 +112,19 @@ def strata(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[
                 rois=len(chosen),
                 patients=len({metadata[r].get('patient') for r in chosen}),
                 pixels=int(matrices[chosen].sum()),
-                **{key: found[key] for key in ('mIoU', 'mDice', 'aAcc', 'classes_present')},
+                **{key: found[key] for key in (*COMPARED, 'classes_present')},
+                **(
+                    _intervals(matrices[chosen], [metadata[r] for r in chosen], classes, samples, seed)
+                    if samples
+                    else {}
+                ),
             )
     return result
+
+
+def _intervals(matrices: np.ndarray, metadata: 'list[dict]', classes: 'Sequence[str]', samples: int, seed: int) -> dict:
+    """``intervals`` of a stratum, {figure: [low, high]}, and the ``note`` on them; nothing for one patient or ROI."""
+    if len(set(units(metadata)[1])) < 2:
+        return {}
+    found = intervals(matrices, metadata, classes, samples, seed, COMPARED)
+    return {'intervals': found['figures'], **({'note': found['note']} if 'note' in found else {})}

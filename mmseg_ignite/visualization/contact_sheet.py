@@ -106,10 +106,10 @@ def _number_places(labels: np.ndarray) -> 'list[tuple[int, int, int]]':
 
 
 def _legend(crops: 'list[Crop]') -> 'list[tuple[tuple | None, str]]':
-    """Colour, id of the release and name of each class on the sheet; no colour for what is bare."""
+    """Colour, id of the release and name of each class on the sheet; no colour for what is not annotated."""
     seen = np.unique(np.concatenate([np.unique(crop.labels) for crop in crops]))
     entries = [(PALETTE[i], f'{i + 1} {CLASSES[i]}') for i in seen if i < len(CLASSES)]
-    return entries + [(None, 'bare tissue: not annotated')] if seen[-1] >= len(CLASSES) else entries
+    return entries + [(None, 'in H&E colours: not annotated')] if seen[-1] >= len(CLASSES) else entries
 
 
 def _place_legend(entries: list, width: int) -> 'list[tuple[tuple | None, str, int, int]]':

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..files import atomic_file
 
@@ -24,25 +25,54 @@ def read_scalars(work_dir: 'str | Path') -> 'dict[str, dict[int, float]]':
     return scalars
 
 
+def panels(scalars: 'dict[str, dict[int, float]]') -> 'dict[str, list[str]]':
+    """The scalars that are drawn together, as far as they were logged.
+
+    Cross-entropy and Dice loss have other scales than their sum, so each has a panel of its own.
+
+    Returns:
+        dict: names of scalars by 'loss', 'cross_entropy', 'dice', 'lr' and 'validation'; no empty list.
+    """
+    last = {name: name.rsplit('.', 1)[-1] for name in scalars}
+    cross_entropy = [name for name in scalars if last[name] in ('cross_entropy', 'loss_ce')]
+    dice = [name for name in scalars if last[name] in ('dice', 'loss_dice')]
+    parts = {*cross_entropy, *dice, *(name for name in scalars if last[name] == 'loss_tissue')}
+    found = dict(
+        loss=[name for name in scalars if 'loss' in name and name not in parts],
+        cross_entropy=cross_entropy,
+        dice=dice,
+        lr=[name for name in scalars if name == 'lr'],
+        validation=[name for name in ('mIoU', 'mDice', 'aAcc') if name in scalars],
+    )
+    return {key: names for key, names in found.items() if names}
+
+
+_TITLES = dict(
+    loss='training loss, total',
+    cross_entropy='cross-entropy',
+    dice='Dice loss',
+    lr='learning rate',
+    validation='validation (%)',
+)
+
+
 def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> None:
-    """Draw losses, learning rate and validation scores over iterations, as far as they were logged."""
-    losses = [n for n in scalars if 'loss' in n]
-    scores = [n for n in ('mIoU', 'mDice', 'aAcc') if n in scalars]
-    figure = Figure(figsize=(15, 4), layout='constrained')  # not pyplot's: a notebook's backend is its own affair
-    axes = figure.subplots(1, 3)
-    for axis, names, title in (
-        (axes[0], losses, 'training loss'),
-        (axes[1], ['lr'], 'learning rate'),
-        (axes[2], scores, 'validation (%)'),
-    ):
+    """Draw losses, learning rate and validation scores over iterations, as far as they were logged (see :func:`panels`)."""
+    found = panels(scalars)
+    figure = Figure(
+        figsize=(5 * max(1, len(found)), 4), layout='constrained'
+    )  # pyplot would change a notebook's backend
+    axes = figure.subplots(1, max(1, len(found)), squeeze=False)[0]
+    for axis, (key, names) in zip(axes, found.items()):
         for name in names:
-            if name in scalars:
-                points = sorted(scalars[name].items())
-                axis.plot(*zip(*points), label=name, linewidth=1.5, marker='.' if len(points) < 40 else None)
-        axis.set(title=title, xlabel='iteration')
+            points = sorted(scalars[name].items())
+            axis.plot(*zip(*points), label=name, linewidth=1.5, marker='.' if len(points) < 40 else None)
+        axis.set(title=_TITLES[key], xlabel='iteration')
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if key == 'validation':
+            axis.set_ylim(0, 100)
+        if len(names) > 1:
             axis.legend(frameon=False)
-    axes[2].set_ylim(0, 100)
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)

@@ -4,6 +4,8 @@ from base64 import b64encode
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
+
 from ..labels import CLASSES, PALETTE
 from .dataset_plots import Draws, class_pixels, percent
 
@@ -20,7 +22,14 @@ thead th { vertical-align: bottom; }
 .swatch { display: inline-block; width: 1em; height: 1em; margin-right: .6em; border: 1px solid #333;
   vertical-align: -.15em; }
 figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; } figcaption { max-width: 65rem; margin-bottom: .8rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(to right, #fff 30%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, #fff 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, #0003, transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, #0003, transparent) right / .9rem 100% no-repeat scroll; }
+#absent:not(:checked) ~ .wide .gone { display: none; }
+@media (max-width: 700px) {
+  body { padding: 1rem 1rem 3rem; } dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; }
+}
 """
 
 
@@ -82,6 +91,7 @@ def _figure(picture: Picture) -> str:
 def _table(members: 'dict[str, list[dict]]', draws: 'Draws | None') -> str:
     rois = [r for part in members.values() for r in part]
     pixels = [class_pixels(part) for part in members.values()]
+    held = np.sum(pixels, axis=0) > 0
     head = ['class', *(f'pixels, {part}' for part in members), 'ROIs', 'patients']
     if draws is not None:
         head += ['share in the training data', 'share in the drawn crops', 'crops that hold it']
@@ -92,7 +102,12 @@ def _table(members: 'dict[str, list[dict]]', draws: 'Draws | None') -> str:
         if draws is not None:
             shares = (p[i] / max(1, p.sum()) for p in (draws.data_pixels, draws.pixels))
             cells += [percent(share) for share in (*shares, draws.holding[i] / draws.count)]
+        gone = '' if held[i] else ' class="gone"'
         swatch = f'<span class="swatch" style="background: rgb{colour}"></span>'
-        rows += f'<tr><th scope="row">{swatch}{escape(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>\n'
+        rows += f'<tr{gone}><th scope="row">{swatch}{escape(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>\n'
     columns = ''.join(f'<th scope="col">{escape(text)}</th>' for text in head)
-    return f'<div class="wide"><table>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
+    absent = len(CLASSES) - int(held.sum())
+    switch = f'<input type="checkbox" id="absent"> <label for="absent">show absent classes ({absent})</label>\n' * (
+        absent > 0
+    )
+    return f'{switch}<div class="wide"><table>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'

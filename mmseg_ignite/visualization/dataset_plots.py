@@ -16,11 +16,10 @@ from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
-from .split_shares import PART_COLOURS
+from .split_shares import PART_COLOURS, held_classes
 
-_CLASS_COLOURS = [np.array(colour) / 255 for colour in PALETTE]
+_CLASS_COLOURS = np.array(PALETTE) / 255
 _EDGE = '#333333'
-_ROWS = np.arange(NUM_CLASSES)
 _PERCENT_TICKS = FuncFormatter(lambda share, _: f'{100 * share:g} %')
 _GROUP_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999')
 _SWATCH_COLUMNS = 16
@@ -81,10 +80,23 @@ def plain(text: str, limit: int = 24) -> str:
     return text.replace('$', r'\$') if not text.startswith('_') else ' ' + text.replace('$', r'\$')
 
 
-def _class_axis(axis: Axes, names: bool = True) -> None:
-    axis.set(ylim=(NUM_CLASSES - 0.5, -0.5), yticks=_ROWS, yticklabels=CLASSES if names else [])
+def _class_axis(axis: Axes, shown: np.ndarray, names: bool = True) -> None:
+    """A row for each class shown, (N,) ids."""
+    rows = np.arange(len(shown))
+    axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=rows, yticklabels=[CLASSES[i] for i in shown] if names else [])
     axis.tick_params(axis='y', length=0)
     axis.spines[['top', 'right']].set_visible(False)
+
+
+def _name_left_out(figure: Figure, shown: np.ndarray, place: str) -> None:
+    """Say below the figure which classes have no row."""
+    if left_out := [name for i, name in enumerate(CLASSES) if i not in shown]:
+        figure.supxlabel(f'not in {place}: {", ".join(left_out)}', fontsize=9, color='gray')
+
+
+def _height(shown: np.ndarray) -> float:
+    """Of a figure with a row for each class shown, in inches."""
+    return 1.8 + 0.25 * len(shown)
 
 
 def _absent(axis: Axes, row: int, text: str = 'absent') -> None:
@@ -93,26 +105,30 @@ def _absent(axis: Axes, row: int, text: str = 'absent') -> None:
 
 
 def plot_class_pixels(members: 'dict[str, list[dict]]') -> Figure:
-    """Pixels of each class in each part, logarithmic."""
-    figure = Figure(figsize=(13, 5.4), layout='constrained')
-    axes = figure.subplots(1, len(members))
+    """Pixels of each class in each part as points, logarithmic; classes in no part are left out and named."""
     counts = {part: class_pixels(rois) for part, rois in members.items()}
     known = np.concatenate(list(counts.values()))
+    shown = held_classes(known)
+    figure = Figure(figsize=(13, _height(shown)), layout='constrained')
+    axes = figure.subplots(1, len(members))
     low = 10 ** np.floor(np.log10(known[known > 0].min(initial=10**6)) - 0.3)
     most = known.max(initial=10 * low)
     high = most * (most / low) ** 0.4  # room for the figures
     for axis, (part, pixels) in zip(axes, counts.items()):
-        axis.barh(_ROWS, pixels, color=_CLASS_COLOURS, edgecolor=_EDGE, linewidth=0.8)
         axis.set_xscale('log')
         axis.set_xlim(low, high)
-        _class_axis(axis, names=axis is axes[0])
-        for row, count in enumerate(pixels):
+        _class_axis(axis, shown, names=axis is axes[0])
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+        for row, count in enumerate(pixels[shown]):
             if count:
-                axis.text(count * 1.15, row, f'{count:,}', va='center', size=8)
+                axis.scatter(count, row, s=70, facecolor=_CLASS_COLOURS[shown[row]], edgecolor=_EDGE, zorder=3)
+                axis.text(count * 1.35, row, f'{count:,}', va='center', size=8)
             else:
                 _absent(axis, row)
         axis.set_xlabel('pixels')
         axis.set_title(part_text(part, members[part]), loc='left', size=11)
+    _name_left_out(figure, shown, 'the data')
     return figure
 
 
@@ -178,32 +194,37 @@ def plot_resolutions(members: 'dict[str, list[dict]]', um_range: 'tuple[float, f
 
 
 def plot_class_presence(members: 'dict[str, list[dict]]') -> Figure:
-    """Which ROI holds which class: a column an ROI, by part and patient, shaded by the class's share of its pixels."""
+    """Which ROI holds which class: a column an ROI, by part and patient, shaded by the class's share of its pixels.
+
+    Classes in no ROI are left out and named.
+    """
     parts = [sorted(rois, key=lambda r: (natural(r['patient']), natural(r['name']))) for rois in members.values()]
     rois = [r for part in parts for r in part]
-    figure = Figure(figsize=(13, 5.8), layout='constrained')
+    pixels = np.array([r['pixels'] for r in rois], float).reshape(-1, NUM_CLASSES)
+    shown = held_classes(pixels)
+    figure = Figure(figsize=(13, 0.4 + _height(shown)), layout='constrained')
     axis = figure.subplots()
-    pixels = np.array([r['pixels'] for r in rois], float)
-    share = (pixels / np.maximum(1, pixels.sum(1, keepdims=True))).T
+    share = (pixels / np.maximum(1, pixels.sum(1, keepdims=True))).T[shown]
     look = dict(aspect='auto', interpolation='nearest')
     image = axis.imshow(np.ma.masked_equal(share, 0), cmap='viridis_r', norm=LogNorm(1e-3, 1, clip=True), **look)
     bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, format=_PERCENT_TICKS)
-    bar.set_label("share of the ROI's annotated pixels (0.1 % and less look the same)")
+    bar.set_label("share of the ROI's annotated pixels\n(0.1 % and less look the same)", size=9)
     # Bands of alternating shade above the matrix; a patient's ROIs stand together within a part.
     patients = [(i, r['patient']) for i, part in enumerate(parts) for r in part]
     shade = np.cumsum([False, *(a != b for a, b in zip(patients, patients[1:]))]) % 2
     axis.imshow(shade[None], cmap='gray', vmin=-0.3, vmax=1.3, extent=(-0.5, len(rois) - 0.5, -0.7, -1.2), **look)
-    axis.hlines(_ROWS[1:] - 0.5, -0.5, len(rois) - 0.5, color='lightgray', linewidth=0.5)
-    _class_axis(axis)
+    axis.hlines(np.arange(1, len(shown)) - 0.5, -0.5, len(rois) - 0.5, color='lightgray', linewidth=0.5)
+    _class_axis(axis, shown)
     axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], xlim=(-0.5, len(rois) - 0.5))
-    axis.set(ylim=(NUM_CLASSES - 0.5, -1.3))
+    axis.set(ylim=(len(shown) - 0.5, -1.3))
     _mark_parts(axis, {name: len(part) for name, part in zip(members, parts)})
     for x, name in zip(_MARGINS, ('ROIs', 'patients')):
         axis.text(x, -0.95, name, transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
-    for row in _ROWS:
-        holders = [r for r in rois if r['pixels'][row]]
+    for row, label in enumerate(shown):
+        holders = [r for r in rois if r['pixels'][label]]
         for x, count in zip(_MARGINS, (len(holders), len({r['patient'] for r in holders}))):
             axis.text(x, row, str(count), transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
+    _name_left_out(figure, shown, 'the data')
     return figure
 
 
@@ -250,30 +271,35 @@ def plot_stains(patients: 'list[PatientStains]') -> Figure:
 
 
 def plot_draws(draws: Draws) -> Figure:
-    """Each class's share of the annotated pixels in the data and in the drawn crops, and the crops that hold it."""
-    figure = Figure(figsize=(13, 5.8), layout='constrained')
+    """Each class's share of the annotated pixels in the data and in the drawn crops, and the crops that hold it.
+
+    Classes that are not in the training data are left out and named.
+    """
+    shown = held_classes(draws.data_pixels)
+    figure = Figure(figsize=(13, 0.4 + _height(shown)), layout='constrained')
     axis, held = figure.subplots(1, 2, width_ratios=(1.9, 1))
     data, drawn = (p / max(1, p.sum()) for p in (draws.data_pixels, draws.pixels))
     known = np.concatenate([data, drawn])
     axis.set_xscale('log')
     axis.set_xlim(0.5 * known[known > 0].min(), 1)
-    _class_axis(axis)
-    _class_axis(held, names=False)
-    for row in _ROWS:
-        if not data[row]:
+    _class_axis(axis, shown)
+    _class_axis(held, shown, names=False)
+    for row, label in enumerate(shown):
+        before, after = data[label], drawn[label]
+        if not before:
             _absent(axis, row, 'not in the training data')
             continue
-        axis.scatter(data[row], row, s=60, facecolor='white', edgecolor=_EDGE, zorder=3)
-        text = f'{percent(data[row])} → '
-        if drawn[row]:
-            axis.plot([data[row], drawn[row]], [row, row], color=_EDGE, linewidth=1.2, zorder=2)
-            axis.scatter(drawn[row], row, s=90, facecolor=_CLASS_COLOURS[row], edgecolor=_EDGE, zorder=4)
-            text += f'{percent(drawn[row])}   × {two_digits(drawn[row] / data[row])}'
+        axis.scatter(before, row, s=60, facecolor='white', edgecolor=_EDGE, zorder=3)
+        text = f'{percent(before)} → '
+        if after:
+            axis.plot([before, after], [row, row], color=_EDGE, linewidth=1.2, zorder=2)
+            axis.scatter(after, row, s=90, facecolor=_CLASS_COLOURS[label], edgecolor=_EDGE, zorder=4)
+            text += f'{percent(after)}   × {two_digits(after / before)}'
         else:
             text += 'never drawn'
         axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va='center', size=9)
-        share = draws.holding[row] / draws.count
-        held.barh(row, 100 * share, color=_CLASS_COLOURS[row], edgecolor=_EDGE, linewidth=0.8)
+        share = draws.holding[label] / draws.count
+        held.barh(row, 100 * share, color=_CLASS_COLOURS[label], edgecolor=_EDGE, linewidth=0.8)
         held.text(100 * share + 1.5, row, percent(share), va='center', size=9)
     axis.xaxis.set_major_formatter(_PERCENT_TICKS)
     axis.grid(axis='x', alpha=0.3)
@@ -283,4 +309,5 @@ def plot_draws(draws: Draws) -> Figure:
         f'white: the data, about what a uniform draw shows; coloured: {draws.count:,} crops', loc='left', size=11
     )
     held.set(xlim=(0, 115), xlabel='crops that hold the class (%)', xticks=range(0, 101, 20))
+    _name_left_out(figure, shown, 'the training data')
     return figure

@@ -1,29 +1,42 @@
 """Figures of a test for papers: confusion matrix, scores of the classes, one region beside its labels."""
 
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ..errors import IgniteError
+from ..evaluation.confusion import Marginals
+from ..evaluation.rois import holders
 from ..files import result_file
 from ..labels import CLASSES, PALETTE
 from .overlay import blend, scale_bar_length
 
-FIGURE_FILES = ('confusion.png', 'class_scores.png')
+FIGURE_FILES = tuple(f'{name}.{suffix}' for name in ('confusion', 'class_scores') for suffix in ('png', 'svg', 'pdf'))
 _DPI = 200
+_EDITABLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
+"""Text stays text, in PDF as TrueType, since publishers refuse Type 3 fonts."""
 _EDGE = '#333333'
 _FONT = 9
 
 
 def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'list[Path]':
-    """Write ``confusion.png`` and ``class_scores.png`` into a folder, 200 dpi.
+    """Write ``confusion`` and ``class_scores`` into a folder, each as PNG (200 dpi), SVG and PDF.
+
+    Classes that are in neither ground truth nor prediction are left out and named below the figure.
 
     Args:
         folder: of the files.
         metrics: what ``metrics.json`` holds; ``classes`` and, if there, ``intervals`` are read.
-        evaluation: matrices (R, C, C) int64 (or ``counts``, if it has them) and classes (C,) are read.
+        evaluation: matrices (R, C, C) int64 (or ``counts``, if it has them), classes (C,) and, if there, metadata (R,) are
+            read.
 
     Returns:
         The files.
@@ -31,42 +44,69 @@ def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'l
     Raises:
         IgniteError: the folder cannot be written.
     """
-    classes = tuple(map(str, evaluation.classes))
+    classes, counts = (
+        tuple(map(str, evaluation.classes)),
+        np.asarray(getattr(evaluation, 'counts', evaluation.matrices)),
+    )
+    patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
     figures = {
-        'confusion.png': plot_confusion(np.sum(getattr(evaluation, 'counts', evaluation.matrices), axis=0), classes),
-        'class_scores.png': plot_class_scores(metrics, classes),
+        'confusion': plot_confusion(counts.sum(0), classes, patients),
+        'class_scores': plot_class_scores(metrics, classes),
     }
-    return [_save(Path(folder) / name, figure) for name, figure in figures.items()]
+    return [path for name, figure in figures.items() for path in _save_all(Path(folder) / name, figure)]
 
 
 def write_paper_overlay(path: 'str | Path', item: object) -> Path:
     """Write :func:`plot_overlay` of a gallery item (roi, image, truth, prediction, um_per_px), 200 dpi.
 
+    Args:
+        path: of the file; its suffix decides the format, e.g. .png, .svg or .pdf.
+
     Raises:
         IgniteError: the file cannot be written.
     """
-    return _save(Path(path), plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi))
+    figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi)
+    return _save(Path(path), figure.savefig, dpi=_DPI)
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def _save(path: Path, write: 'Callable[..., object]', **options) -> Path:
     try:
-        with result_file(path) as partial:
-            figure.savefig(partial, dpi=_DPI)
+        with result_file(path) as partial, matplotlib.rc_context(_EDITABLE):
+            write(partial, **options)
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
     return path
 
 
-def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]') -> Figure:
-    """Row-normalised confusion matrix, percent of the ground truth; rows of absent classes stay gray.
+def _save_all(stem: Path, figure: Figure) -> 'Iterator[Path]':
+    """Write a figure as PNG, SVG and PDF, laid out once.
+
+    The canvases draw it once for each file; ``savefig`` would do so twice.
+    """
+    figure.set_dpi(_DPI)
+    yield _save(stem.with_suffix('.png'), FigureCanvasAgg(figure).print_png)
+    figure.set_layout_engine('none')
+    yield _save(stem.with_suffix('.svg'), FigureCanvasSVG(figure).print_svg)
+    yield _save(stem.with_suffix('.pdf'), FigureCanvasPdf(figure).print_pdf)
+
+
+def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]', patients: 'np.ndarray | None' = None) -> Figure:
+    """Row-normalised confusion matrix: percent of the ground truth, and below it pixels; absent classes' rows stay gray.
 
     Args:
         pooled: (C, C) int64, rows ground truth; or (C, C + 1), the last column of pixels without a prediction.
-        classes: names.
+        classes: C names.
+        patients: (C,) number of patients with each class; None where not known.
     """
+    marginals = Marginals.of(pooled)
+    kept = (marginals.truth > 0) | (marginals.predicted > 0)
+    gone = [name for name, keep in zip(classes, kept) if not keep]
+    pooled = pooled[kept][:, [*kept, *[True] * (pooled.shape[1] - len(classes))]]
+    patients = None if patients is None else patients[kept]
+    classes = tuple(name for name, keep in zip(classes, kept) if keep)
     truth = pooled.sum(1, keepdims=True)
     share = np.divide(100.0 * pooled, truth, out=np.full(pooled.shape, np.nan), where=truth > 0)
-    side = 2.6 + 0.42 * len(classes)
+    side = 2.9 + 0.46 * len(classes)
     figure = Figure(figsize=(side + 0.5, side - 0.4), layout='constrained')
     axis = figure.subplots()
     axis.set_facecolor('#eeeeee')
@@ -74,13 +114,16 @@ def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]') -> Figure:
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.5:  # what rounds to 0 is left blank, so that mistakes stand out
             colour = 'white' if value > 55 else 'black'
-            axis.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=_FONT - 1, color=colour)
+            style = dict(ha='center', va='center', color=colour, in_layout=False)
+            axis.text(column, row - 0.14, f'{value:.0f}', fontsize=_FONT - 1, **style)
+            axis.text(column, row + 0.26, _short(pooled[row, column]), fontsize=_FONT - 3.5, **style)
     for row in np.flatnonzero(truth[:, 0] == 0):
         axis.text(0, row, 'absent', va='center', fontsize=_FONT - 1, color='#666666', style='italic')
     ticks = np.arange(len(classes))
     columns = (*classes, 'no prediction')[: pooled.shape[1]]
     axis.set_xticks(np.arange(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=_FONT)
-    axis.set_yticks(ticks, classes, fontsize=_FONT)
+    labels = [f'{name}\n{_extent(t, patients, row)}' for row, (name, t) in enumerate(zip(classes, truth[:, 0]))]
+    axis.set_yticks(ticks, labels, fontsize=_FONT - 1)
     axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
     axis.set_yticks(ticks[1:] - 0.5, minor=True)
     axis.grid(which='minor', color='white', linewidth=1)
@@ -88,23 +131,50 @@ def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]') -> Figure:
     axis.set_xlabel('prediction', fontsize=_FONT + 1)
     axis.set_ylabel('ground truth', fontsize=_FONT + 1)
     bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
-    bar.set_label('% of the ground truth', fontsize=_FONT)
+    bar.set_label('% of the ground truth (small: pixels)', fontsize=_FONT)
     bar.outline.set_visible(False)
+    if gone:
+        _name_gone(figure, gone, 12 * side)
     return figure
 
 
+def _short(pixels: int) -> str:
+    """A number of pixels in at most four characters, e.g. 749, 1.2k, 43k, 2.1M."""
+    for unit, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+        if pixels >= 0.9995 * unit:
+            value = pixels / unit
+            return f'{value:.1f}{letter}' if value < 9.95 else f'{value:.0f}{letter}'
+    return str(pixels)
+
+
+def _extent(pixels: int, patients: 'np.ndarray | None', row: int) -> str:
+    text = f'{_short(pixels)} px'
+    return text if patients is None else f'{text}, {patients[row]} patient{"s" if patients[row] != 1 else ""}'
+
+
+def _name_gone(figure: Figure, gone: 'list[str]', width: float) -> None:
+    """Name the classes that are left out, at the bottom, in lines of ``width`` characters."""
+    text = textwrap.fill(f'in neither ground truth nor prediction: {", ".join(gone)}', max(30, int(width)))
+    figure.supxlabel('\n'.join(filter(None, (figure.get_supxlabel(), text))), fontsize=_FONT - 1)
+
+
 def plot_class_scores(metrics: dict, classes: 'tuple[str, ...]') -> Figure:
-    """IoU and Dice of each class in the official colours, with the interval as whisker and the mean as a line."""
-    intervals = metrics.get('intervals') or {}
+    """IoU and Dice of each class in the official colours, with the value, the interval as whisker and the mean as a line."""
+    intervals, every = metrics.get('intervals') or {}, metrics['classes']
+    gone = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
+    numbers = {name: number for number, name in enumerate(classes)}
+    classes = tuple(name for name in classes if name not in gone)
     rows = np.arange(len(classes))
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(classes)), layout='constrained')
     for axis, key, mean in zip(figure.subplots(1, 2, sharey=True), ('IoU', 'Dice'), ('mIoU', 'mDice')):
         for row, name in enumerate(classes):
-            value = metrics['classes'][name][key]
+            value = every[name][key]
             if value is None:
                 axis.text(1, row, 'absent', va='center', fontsize=_FONT, color='#666666', style='italic')
                 continue
-            axis.barh(row, value, height=0.72, color=_colour(name, row), edgecolor=_EDGE, linewidth=0.8)
+            axis.barh(row, value, height=0.72, color=_colour(name, numbers[name]), edgecolor=_EDGE, linewidth=0.8)
+            place = dict(transform=axis.get_yaxis_transform(), va='center', ha='right', fontsize=_FONT)
+            axis.text(1.11, row, f'{value:.1f}', **place)
             lines = (intervals.get('classes') or {}).get(name) or {}
             if lines.get(key) and lines.get('patients') != 1:  # of one patient there is no spread
                 _whisker(axis, row, *lines[key])
@@ -119,7 +189,9 @@ def plot_class_scores(metrics: dict, classes: 'tuple[str, ...]') -> Figure:
     axis.set_ylim(len(classes) - 0.4, -0.8)
     if intervals.get('classes'):
         text = f'whiskers: {intervals.get("level", 95)} % intervals, bootstrap over {intervals.get("patients")} '
-        figure.supxlabel(f'{text}{intervals.get("unit", "patient")}s', fontsize=_FONT)
+        figure.supxlabel(f'{text}{intervals.get("unit", "patient")}s', fontsize=_FONT - 1)
+    if gone:
+        _name_gone(figure, gone, 130)
     return figure
 
 

@@ -17,14 +17,21 @@ _COLUMNS = 4
 
 
 def split_table(index: dict, protocol: str) -> Table:
-    """ROIs, patients and megapixels per class and part of one split protocol; '-' where a part has no pixel."""
+    """ROIs, patients and megapixels per class and part of one split protocol; '-' where a part has no pixel.
+
+    Classes that the release lacks have no row; the caption names them.
+    """
     table = Table(title=f'split {protocol}: megapixels of each class')
     table.add_column('class')
     for part in PARTS:
         table.add_column(part, justify='right')
     members = _members(index, protocol)
-    for name, row in zip(CLASSES, _pixels(members).T):
-        table.add_row(name, *(_megapixels(pixels) for pixels in row))
+    pixels = _pixels(members)
+    shown = held_classes(pixels)
+    for i in shown:
+        table.add_row(CLASSES[i], *map(_megapixels, pixels[:, i]))
+    if left_out := _left_out(shown):
+        table.caption = left_out
     unannotated = (sum(r['unannotated'] for r in rois) for rois in members)
     table.add_row('(unannotated)', *(_megapixels(pixels) for pixels in unannotated), end_section=True)
     table.add_row('ROIs', *(str(len(rois)) for rois in members))
@@ -35,34 +42,47 @@ def split_table(index: dict, protocol: str) -> Table:
 def draw_split_shares(index: dict, path: 'str | Path') -> None:
     """Draw for each protocol which share of each class's pixels stands in train, val and test.
 
-    Dashed lines mark the wanted shares: 80 % and 90 % for 8:1:1; for the other protocols what the given test ROIs leave
-    of the class, divided 8:1 (official) or 4:1 (folds).
+    Classes that the release lacks are left out and named. Dashed lines mark the wanted shares: 80 % and 90 % for 8:1:1; for
+    the other protocols what the given test ROIs leave of the class, divided 8:1 (official) or 4:1 (folds).
 
     Args:
         index: of a prepared data set; 'rois' and 'splits' are read.
         path: of the picture; its suffix decides the format.
     """
-    splits = index['splits']
+    splits, shown = index['splits'], held_classes(np.array([r['pixels'] for r in index['rois']]))
     rows = -(-len(splits) // _COLUMNS)
     columns = min(_COLUMNS, len(splits))
-    figure = Figure(figsize=(2 + 3.6 * columns, 0.8 + 4.6 * rows), layout='constrained')
+    figure = Figure(figsize=(2 + 3.6 * columns, 1 + (1.6 + 0.19 * len(shown)) * rows), layout='constrained')
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, protocol in zip(axes.flat, splits):
-        _panel(axis, index, protocol)
+        _panel(axis, index, protocol, shown)
     for axis in axes.flat[len(splits) :]:
         axis.set_visible(False)
     handles = [*axes[0, 0].containers, axes[0, 0].collections[0]]
     figure.legend(handles, [*PARTS, 'wanted'], loc='outside upper center', ncols=len(handles), frameon=False)
-    figure.supxlabel("share of the class's pixels (%)", fontsize='medium')
+    text = "share of the class's pixels (%)"
+    figure.supxlabel(f'{text}\n{_left_out(shown)}'.rstrip(), fontsize='medium')
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
 
 
-def _panel(axis: Axes, index: dict, protocol: str) -> None:
+def held_classes(pixels: np.ndarray) -> np.ndarray:
+    """Ids of the classes that have pixels, of counts (..., 16); all classes if none has."""
+    held = pixels.reshape(-1, len(CLASSES)).any(0)
+    return np.flatnonzero(held) if held.any() else np.arange(len(CLASSES))
+
+
+def _left_out(shown: np.ndarray) -> str:
+    """Which classes have no row; empty if all have one."""
+    names = [name for i, name in enumerate(CLASSES) if i not in shown]
+    return f'not in the data: {", ".join(names)}' if names else ''
+
+
+def _panel(axis: Axes, index: dict, protocol: str, shown: np.ndarray) -> None:
     members = _members(index, protocol)
-    pixels = _pixels(members)
+    pixels = _pixels(members)[:, shown]
     shares = 100 * pixels / np.maximum(1, pixels.sum(0))
-    rows = np.arange(len(CLASSES))
+    rows = np.arange(len(shown))
     for part, share, left in zip(PARTS, shares, shares.cumsum(0) - shares):
         axis.barh(rows, share, left=left, height=0.8, color=PART_COLOURS[part])
     for row, held in enumerate(pixels.T > 0):
@@ -70,7 +90,7 @@ def _panel(axis: Axes, index: dict, protocol: str) -> None:
     present = rows[pixels.any(0)]
     for ends in _wanted(protocol, shares[:, present]):
         axis.vlines(ends, present - 0.5, present + 0.5, color='black', linestyle='--', linewidth=1)
-    axis.set(xlim=(0, 100), ylim=(len(CLASSES) - 0.5, -0.5), yticks=rows, yticklabels=CLASSES)
+    axis.set(xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5), yticks=rows, yticklabels=[CLASSES[i] for i in shown])
     axis.tick_params(axis='y', length=0)
     axis.spines[['top', 'right']].set_visible(False)
     patients = ', '.join(f'{_patients(rois)} {part}' for part, rois in zip(PARTS, members))
@@ -82,7 +102,7 @@ def _panel(axis: Axes, index: dict, protocol: str) -> None:
 
 
 def _mark_missing(axis: Axes, row: int, missing: 'list[str]') -> None:
-    """Say in a class's row that it is absent from the release, or which parts have none of it."""
+    """Say in a class's row that no part has it, or which parts have none of it."""
     if len(missing) == len(PARTS):
         axis.text(2, row, 'absent', va='center', fontsize='small', color='gray', style='italic')
     elif missing:

@@ -10,6 +10,7 @@ from conftest import DEMO_CONFIG, tool
 from PIL import Image
 
 from mmseg_ignite.apis import cross_validate, load_config
+from mmseg_ignite.apis.reporting import ensemble_scores
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation
 from mmseg_ignite.models.ensembles import read_ensemble
@@ -109,6 +110,35 @@ def test_the_run_of_all_folds_shows_all_predictions(prepared, done):
     np.testing.assert_array_equal(matrix, Evaluation.load(done).matrices.sum(0))
     assert not (done / 'fold0' / 'report.html').exists() and (done / 'fold1' / 'report.html').is_file()
     assert not list(done.rglob('.*'))
+
+
+def test_the_folds_stand_in_a_table_and_the_tested_ensemble_beside_them(prepared, done, tmp_path):
+    metrics = json.loads((done / 'metrics.json').read_text())
+    alone = {fold: json.loads((done / fold / 'metrics.json').read_text()) for fold in FOLDS}
+    assert [row['fold'] for row in metrics['folds']['rows']] == list(FOLDS) and 'ensemble' not in metrics
+    for key in ('mIoU', 'mDice', 'aAcc'):
+        values = [alone[fold][key] for fold in FOLDS]
+        assert [row[key] for row in metrics['folds']['rows']] == values
+        assert metrics['folds']['mean'][key] == pytest.approx(np.mean(values))
+        assert metrics['folds']['sd'][key] == pytest.approx(np.std(values, ddof=1))
+    assert 'id="folds"' in (done / 'report.html').read_text(encoding='utf-8')
+    shutil.copytree(done, tmp_path / 'd')
+    tested = dict(alone['fold0'], checkpoint='elsewhere/ensemble.json', mIoU=12.5, split='test')
+    (tmp_path / 'd' / 'test').mkdir()
+    for how in ('again', 'anew'):
+        (tmp_path / 'd' / 'test' / 'metrics.json').write_text(json.dumps(tested))
+        if how == 'again':
+            arguments = ['cross_validate', DEMO_CONFIG, '--work-dir', tmp_path / 'd', '--no-report', *options(prepared)]
+        else:
+            arguments = ['evaluate', '--from', tmp_path / 'd', '--no-report', '--samples', 0]
+        assert tool(*arguments) == 0
+        found = json.loads((tmp_path / 'd' / 'metrics.json').read_text())
+        assert found['folds'] == metrics['folds'] and found['ensemble']['mIoU'] == tested['mIoU']
+        tested['mIoU'] = 25.0
+    assert 'ensemble, test part' in (tmp_path / 'd' / 'tables' / 'folds.csv').read_text()
+    tested['checkpoint'] = 'fold0/iter_2.pth'  # another test in that folder is not the ensemble's
+    (tmp_path / 'd' / 'test' / 'metrics.json').write_text(json.dumps(tested))
+    assert ensemble_scores(tmp_path / 'd') is None
 
 
 def test_another_call_does_nothing_and_says_so(prepared, done, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmseg_ignite.apis import regions, rescore, score_folder
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation import Evaluation, scores
+from mmseg_ignite.evaluation import Evaluation, scores, write_run
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
 from mmseg_ignite.preparation.store import label_path
@@ -64,7 +64,12 @@ def test_label_pngs_of_another_tool(prepared, predicted, tmp_path, encoding, mod
     (folder / 'dataset.json').write_text('{}')  # nnU-Net leaves such files
     (folder / '._a.png').write_bytes(b'macOS')
     write(folder, {f'{name}_overlay': p for name, p in predicted.items()})  # and tools/test.py these
-    assert evaluate(prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2) == 0
+    assert (
+        evaluate(
+            prepared, folder, tmp_path / 'out', '--encoding', encoding, '--boundary-tolerance-um', 2, '--no-report'
+        )
+        == 0
+    )
     result = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     expected = by_hand(prepared, predicted)
     assert {k: result[k] for k in expected} == expected
@@ -140,7 +145,7 @@ def test_a_pixel_without_prediction_is_an_error_of_its_class(prepared, predicted
         hit += ((truth == prediction) & kept & (truth != 255)).sum()
         pixels += (truth != 255).sum()
     result = score_folder(
-        write(tmp_path / 'in', maps), prepared, tmp_path / 'out', 'official', encoding=encoding, samples=0
+        write(tmp_path / 'in', maps), prepared, tmp_path / 'out', 'official', encoding=encoding, samples=0, report=None
     )
     assert result['aAcc'] == pytest.approx(100 * hit / pixels)
     assert sum(row['pixels'] for row in result['classes'].values()) == pixels
@@ -161,7 +166,8 @@ def test_a_saved_run_anew_and_two_compared(prepared, predicted, tmp_path, capsys
 
     worse = {name: np.where(np.arange(p.shape[1]) % 2, p, 0).astype(np.uint8) for name, p in predicted.items()}
     for run, maps in (('good', predicted), ('bad', worse)):
-        assert evaluate(prepared, write(tmp_path / f'{run}_in', maps), tmp_path / run, '--encoding', 'train') == 0
+        folder = write(tmp_path / f'{run}_in', maps)
+        assert evaluate(prepared, folder, tmp_path / run, '--encoding', 'train', '--no-report') == 0
     (tmp_path / 'g.json').write_text(json.dumps({'glass': {'Glass': ['Background'], 'Tissue': 'rest'}}))
     said = shell('evaluate', '--from', tmp_path / 'good', '--out', tmp_path / 'again', '--groupings', tmp_path / 'g.json',
                  '--samples', 200)  # fmt: skip
@@ -182,6 +188,17 @@ def regions_shown(run):
     )
 
 
+def test_a_run_scored_anew_keeps_where_its_figures_come_from(tmp_path):
+    rng = np.random.default_rng()
+    metadata = [dict(roi=f'r{i}', patient=f'p{i}') for i in range(6)]
+    evaluation = Evaluation([m['roi'] for m in metadata], rng.integers(1, 9, (6, 16, 16)), CLASSES, metadata)
+    known = dict(provenance=dict(version='1.2', command='a & b', seed=0), seen_patients=['p1', 'p4'])
+    write_run(tmp_path, evaluation, known, samples=0)
+    again = rescore(tmp_path, tmp_path / 'again', samples=0, report=None)
+    assert {key: again[key] for key in known} == known
+    assert (tmp_path / 'again' / 'metrics.txt').read_text().startswith('WARNING: 2 of 6 test patients')
+
+
 def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepared, predicted, tmp_path):
     """The run moved, the data elsewhere, the predictions gone, and written over by others: never what was not scored."""
     run, folder = tmp_path / 'run', write(tmp_path / 'run' / 'predictions', predicted)
@@ -190,7 +207,8 @@ def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepar
     metrics = json.loads((run / 'metrics.json').read_text())
     assert shown[:10] == [r['roi'] for r in metrics['worst_rois']] and sorted(shown) == sorted(predicted)
     assert '<html lang="ko"' in (run / 'report.html').read_text(encoding='utf-8')
-    assert {p.name for p in (run / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
+    figures = {f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf')}
+    assert {p.name for p in (run / 'figures').iterdir()} == figures
 
     moved = run.rename(tmp_path / 'moved')
     assert tool('evaluate', '--from', moved, '--samples', 200) == 0

@@ -157,7 +157,9 @@ def test_the_report_shows_every_roi_worst_first_and_the_training(prepared, teste
         assert zlib.decompress(base64.b64decode(prediction)) == (raw - 1).tobytes()
     report = (tested / 'report.html').read_text(encoding='utf-8')
     assert '<html lang="en"' in report and 'id="training"' in report
-    assert {p.name for p in (tested / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
+    assert {p.name for p in (tested / 'figures').iterdir()} == {
+        f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf')
+    }
 
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,7 @@ import pytest
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation, confusion_matrix, scores, write_run
+from mmseg_ignite.evaluation.bootstrap import intervals
 from mmseg_ignite.evaluation.boundary import boundary_counts, boundary_scores
 from mmseg_ignite.evaluation.evaluation import score_roi
 from mmseg_ignite.labels import CLASSES
@@ -95,9 +96,12 @@ def test_a_run_folder_holds_what_the_schema_says(tmp_path):
     evaluation, maps = collected(np.random.default_rng(), tolerance=1.5)
     context = dict(checkpoint='x.pth', config='c.py', split='test', protocol='official')
     result = write_run(tmp_path, evaluation, context, {'mine': {'Glass': ['Background'], 'Tissue': 'rest'}}, 300, 4)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['confusion.npz', 'metrics.json', 'metrics.txt', 'per_roi.csv']
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'confusion.npz', 'metrics.json', 'metrics.txt', 'per_roi.csv', 'tables',
+    ]  # fmt: skip
     assert json.loads((tmp_path / 'metrics.json').read_text()) == result
-    assert {**result, **context} == result and result['schema_version'] == 1 and result['rois'] == 12
+    assert {**result, **context} == result and result['schema_version'] == 1
+    assert (result['rois'], result['patients']) == (12, 6)
     assert {**result, **scores(evaluation.matrices.sum(0), CLASSES)} == result
     assert set(result['groupings']) == {'ignite-6', 'mine'} and set(result['groupings']['mine']['groups']) == {
         'Glass',
@@ -128,6 +132,20 @@ def test_strata_are_the_scores_of_their_rois_alone():
     found = strata['scanner']['unknown']
     assert found['rois'] == 6 and found['patients'] == 6 and found['pixels'] == sum(m.sum() for m in chosen)
     assert {k: alone[k] for k in ('mIoU', 'mDice', 'aAcc', 'classes_present')}.items() <= found.items()
+    assert 'intervals' not in found
+
+
+def test_intervals_of_a_stratum_draw_its_own_patients():
+    evaluation, _ = collected(np.random.default_rng(), 10)  # five patients, of two ROIs each
+    strata = evaluation.metrics(samples=200, seed=3)['strata']
+    chosen = range(0, 10, 2)
+    alone = intervals(evaluation.matrices[chosen], [evaluation.metadata[r] for r in chosen], CLASSES, 200, 3)
+    found = strata['scanner']['P1000']
+    assert found['intervals'] == {key: alone['figures'][key] for key in ('mIoU', 'mDice', 'aAcc')}
+    assert 'note' not in found
+    assert all('intervals' not in row for row in strata['patient'].values())  # one patient has no spread
+    few, _ = collected(np.random.default_rng(), 8)
+    assert 'only 4 patients' in few.metrics(samples=200)['strata']['scanner']['unknown']['note']
 
 
 def test_worst_rois_and_what_was_mistaken():

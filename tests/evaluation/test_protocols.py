@@ -7,9 +7,11 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.protocols import (
     IGNITE_6,
     check_groupings,
+    group_intervals,
     group_matrix,
     group_members,
     group_scores,
+    published_intervals,
     published_scores,
 )
 from mmseg_ignite.labels import CLASSES
@@ -78,6 +80,37 @@ def test_published_dice_by_hand(seed):
 def test_published_scores_of_nothing_are_none():
     found = published_scores(np.zeros((16, 16), np.int64))
     assert found['micro_dice'] is found['mean_dice'] is found['groups_mean_dice'] is None
+
+
+@pytest.mark.parametrize('extra', [0, 1])
+def test_intervals_of_groups_and_of_the_published_protocol_are_those_of_a_loop(extra):
+    """The same draws, each scored by itself; a column of pixels without prediction is left out by the protocol alone."""
+    rng = np.random.default_rng()
+    counts = rng.integers(0, 99, (12, 16, 16 + extra)) * (rng.random((12, 16, 1)) < 0.6)
+    metadata = [dict(roi=f'roi{i}', patient=str(i % 6)) for i in range(12)]
+    by_patient = [counts[p::6].sum(0) for p in range(6)]
+    draws = np.random.Generator(np.random.Philox(5)).multinomial(6, [1 / 6] * 6, 300)
+    pooled = [sum(int(n) * m for n, m in zip(draw, by_patient)) for draw in draws]
+
+    def middle(values):
+        known = [v for v in values if v is not None]
+        return pytest.approx(list(np.percentile(known, [2.5, 97.5]))) if known else None
+
+    found, each = published_intervals(counts, metadata, 300, 5), [published_scores(p) for p in pooled]
+    for key in ('micro_dice', 'mean_dice', 'groups_micro_dice', 'groups_mean_dice'):
+        assert found[key] == middle([one[key] for one in each])
+    for key in ('classes', 'groups'):
+        for name, interval in found[key].items():
+            assert interval == middle([one[key][name] for one in each])
+    assert found['patients']['classes']['Background'] == 0
+    assert found['patients']['classes']['Stroma'] == sum(m[3, :16].any() for m in by_patient)
+
+    members = group_members(IGNITE_6, CLASSES)
+    found, each = group_intervals(counts, metadata, members, 300, 5), [group_scores(p, members) for p in pooled]
+    for key in ('mIoU', 'mDice', 'mAcc', 'aAcc'):
+        assert found['figures'][key] == middle([one[key] for one in each])
+    for name in members:
+        assert found['groups'][name]['IoU'] == middle([one['groups'][name]['IoU'] for one in each])
 
 
 @pytest.mark.parametrize(

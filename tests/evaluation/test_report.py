@@ -2,6 +2,7 @@ import json
 import re
 import zlib
 from base64 import b64decode
+from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import pytest
 from report_example import evaluate, example_curves, metrics_of, synthetic_items
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation.report import GalleryItem, write_report
+from mmseg_ignite.evaluation import Evaluation
+from mmseg_ignite.evaluation.report import GalleryItem, charts, write_report
 from mmseg_ignite.evaluation.report.gallery import SIDE, encode_item
 from mmseg_ignite.evaluation.report.palette import class_colours
 from mmseg_ignite.evaluation.report.translations import CLASS_NAMES, TEXTS, both
@@ -122,6 +124,136 @@ def test_worst_regions_are_listed_where_none_is_shown(run, tmp_path):
     assert 'worst' in page.ids() and '12.3' in html and '8.9 %' in html
     _, page = write(tmp_path / 'report.html', {**metrics, 'worst_rois': worst}, evaluation, items)
     assert 'worst' not in page.ids()
+
+
+def visible_text(html):
+    return re.sub(r'<[^>]+>', ' ', re.sub(r'<script.*?</script>|<style.*?</style>', '', html, flags=re.S))
+
+
+def test_provenance_has_short_checksums_with_their_full_value(run, tmp_path):
+    _, evaluation, metrics, _ = run
+    known = dict(version='0.9.1', date='2026-01-02T03:04:05Z', command='tools/test.py "a" <b> & c', seed=0,
+                 config_sha256='ab' * 32, checkpoint_sha256=['cd' * 32, 'ef' * 32], data_sha256='12' * 32)  # fmt: skip
+    html, page = write(tmp_path / 'report.html', {**metrics, 'provenance': known}, evaluation)
+    titles = [a['title'] for t, a in page.tags if a.get('class') == 'hash']
+    assert titles == ['ab' * 32, 'cd' * 32, 'ef' * 32, '12' * 32]
+    text = unescape(visible_text(html))
+    for value in (known['version'], known['date'], known['command'], *titles):
+        assert value in text
+    assert 'provenance' in page.ids() and re.search(r'Seed.*?<code>0</code>', html)
+    _, page = write(tmp_path / 'report.html', {**metrics, 'provenance': {}}, evaluation)
+    assert 'provenance' not in page.ids()
+
+
+def test_seen_patients_are_a_warning_at_the_top(run, tmp_path):
+    _, evaluation, metrics, _ = run
+    html, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': ['1', '<2>'], 'patients': 9}, evaluation)
+    assert [a['role'] for t, a in page.tags if a.get('class') == 'warning'] == ['alert']
+    assert html.index('class="warning"') < html.index('id="overview"')
+    assert '2 of 9 test patients were in the training data of this checkpoint; these scores are too high.' in html
+    assert '시험 환자 9명 중 2명이' in html and '1, &lt;2&gt;' in html
+    _, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': []}, evaluation)
+    assert not [a for _, a in page.tags if a.get('class') == 'warning']
+
+
+def with_absent(run, gone):
+    """The run without the classes ``gone``, and the metrics of the package."""
+    _, evaluation, _, _ = run
+    counts = evaluation.matrices.copy()
+    counts[:, gone], counts[:, :, gone] = 0, 0
+    known = [dict(m, roi=n) for m, n in zip(evaluation.metadata, evaluation.names)]
+    found = Evaluation(evaluation.names, counts, CLASSES, known)
+    return found, found.metrics(samples=100)
+
+
+def test_classes_in_neither_map_are_folded_away(run, tmp_path):
+    evaluation, metrics = with_absent(run, [7, 14])
+    gone = [c for c, row in metrics['classes'].items() if not row['pixels'] and not row['predicted_pixels']]
+    assert {CLASSES[7], CLASSES[14]} <= set(gone) and len(gone) < 16
+    html, page = write(tmp_path / 'report.html', metrics, evaluation)
+    rows = {a['data-class']: a.get('class') for t, a in page.tags if t == 'tr' and 'data-class' in a}
+    assert [CLASSES[int(i)] for i, kind in rows.items() if kind == 'gone'] == gone
+    assert sum(a.get('role') == 'gridcell' and a.get('class') == 'gone' for _, a in page.tags) == 16 * len(gone)
+    assert f'Show absent classes ({len(gone)})' in html
+    evaluation, metrics = with_absent(run, [])
+    evaluation.matrices[0] += 1
+    html, page = write(tmp_path / 'report.html', evaluation.metrics(samples=0), evaluation)
+    assert 'Show absent classes' not in visible_text(html)
+    assert not [a for t, a in page.tags if t == 'tr' and a.get('class') == 'gone']
+
+
+def test_matrix_has_pixels_and_patients_of_each_class(run, tmp_path):
+    _, evaluation, metrics, _ = run
+    html, _ = write(tmp_path / 'report.html', metrics, evaluation)
+    table = html[html.index('class="matrix"') :]
+    found = re.findall(
+        r'<td class="sum">([\d,]+)</td><td class="sum">(\d+)</td></tr>', table[: table.index('</table>')]
+    )
+    for (pixels, patients), i in zip(found, range(16), strict=True):
+        assert int(pixels.replace(',', '')) == evaluation.matrices[:, i].sum()
+        held = {m['patient'] for m, matrix in zip(evaluation.metadata, evaluation.matrices) if matrix[i].any()}
+        assert int(patients) == len(held)
+
+
+def test_intervals_stand_beside_protocol_groups_and_subgroups(tmp_path):
+    rng = np.random.default_rng()
+    known = [dict(roi=f'r{i}', patient=f'p{i % 6}', organ=('lung', 'liver')[i % 6 < 4]) for i in range(12)]
+    evaluation = Evaluation([m['roi'] for m in known], rng.integers(1, 99, (12, 16, 16)), CLASSES, known)
+    metrics = evaluation.metrics(samples=200)
+    html, _ = write(tmp_path / 'report.html', metrics, evaluation)
+
+    def section(name):
+        return html[html.index(f'<section id="{name}"') :].split('</section>')[0]
+
+    def text(interval):
+        return '{:.1f}–{:.1f}'.format(*interval)
+
+    published, group = metrics['published']['intervals'], metrics['groupings']['ignite-6']['intervals']
+    assert text(published['classes']['Stroma']) in section('published')
+    assert text(published['groups_micro_dice']) in section('published')
+    assert text(group['groups']['Tumor']['IoU']) in section('groupings') and text(group['figures']['mDice']) in section(
+        'groupings'
+    )
+    strata = metrics['strata']['organ']
+    assert {name: row['patients'] for name, row in strata.items()} == {'lung': 2, 'liver': 4}
+    for row in strata.values():  # fewer than five patients each: marked
+        for key in ('mIoU', 'mDice', 'aAcc'):
+            assert f'{text(row["intervals"][key])}<sup>†</sup>' in section('strata')
+    assert '†' not in re.sub(r'<p class="note">.*?</p>', '', section('published'))
+
+
+def test_folds_are_a_table(run, tmp_path):
+    _, evaluation, metrics, _ = run
+    rows = [
+        dict(fold=f'fold{k}', rois=3, patients=2, classes_present=5, mIoU=40.0 + k, mDice=50.0, aAcc=60.0)
+        for k in range(5)
+    ]
+    folds = dict(rows=rows, mean=dict(mIoU=42.0, mDice=50.0, aAcc=60.0), sd=dict(mIoU=1.6, mDice=0.0, aAcc=None))
+    html, page = write(tmp_path / 'report.html', {**metrics, 'folds': folds}, evaluation)
+    table = html[html.index('<section id="folds"') :].split('</section>')[0]
+    assert 'folds' in page.ids() and '44.0' in table and '42.0' in table and '1.6' in table and 'nsemble' not in table
+    ensemble = dict(mIoU=47.5, mDice=55.0, aAcc=66.0, rois=9, patients=4, classes_present=6)
+    html, _ = write(tmp_path / 'report.html', {**metrics, 'folds': folds, 'ensemble': ensemble}, evaluation)
+    table = html[html.index('<section id="folds"') :].split('</section>')[0]
+    assert '47.5' in table and 'Ensemble, test part' in table
+
+
+def test_dots_of_the_reliability_chart_have_areas_of_their_pixels():
+    bins = [
+        {'from': i / 5, 'to': (i + 1) / 5, 'pixels': n, 'confidence': 20.0 * i + 10, 'accuracy': 50.0, 'error': 9.0}
+        for i, n in enumerate((1, 4, 0, 45, 50))
+    ]
+    bins[2].update(confidence=None, accuracy=None, error=None)
+    for chart in (charts.reliability(bins), charts.entropy_chart(bins)):
+        radii = [float(r) for r in re.findall(r'<circle [^>]*r="([\d.]+)"', chart)]
+        assert np.square(radii) / np.square(radii).sum() == pytest.approx([0.01, 0.04, 0.45, 0.5], abs=0.002)
+        assert '(45.0 % of the pixels)' in chart and '<rect' not in chart
+
+
+@pytest.mark.parametrize('last', [1, 2, 3, 5, 9, 17, 3113, 20_000])
+def test_ticks_of_iterations_are_whole_numbers(last):
+    ticks = charts._ticks(1, last, whole=True)
+    assert 1 <= len(ticks) <= 7 and all(t == int(t) and 1 <= t <= last for t in ticks)
 
 
 def test_nothing_is_loaded_from_elsewhere(run, tmp_path):

@@ -1,5 +1,6 @@
 """The report in a real browser: Chromium without a window, driven by selenium."""
 
+import contextlib
 import shutil
 import time
 
@@ -11,6 +12,7 @@ from mmseg_ignite.evaluation.report import GalleryItem, write_report
 from mmseg_ignite.evaluation.report.palette import class_colours
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 
+MAPS = ('truth', 'prediction')
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 WRONG, RIGHT = [194, 24, 91, 255], [255, 255, 255, 255]
 TUMOR, STROMA = CLASSES.index('Tumor epithelium'), CLASSES.index('Stroma')
@@ -58,6 +60,13 @@ def report(tmp_path_factory):
     rng = np.random.default_rng()
     items = [*synthetic_items(rng, rois=5), small_item()]
     items[0] = items[0]._replace(roi=HOSTILE)
+    liver, other = CLASSES.index('Liver'), CLASSES.index('Stroma')  # one class is in neither map
+    items = [
+        item._replace(
+            **{k: np.where(getattr(item, k) == liver, other, getattr(item, k)).astype(np.uint8) for k in MAPS}
+        )
+        for item in items
+    ]
     evaluation = evaluate(items)
     metrics = metrics_of(evaluation, rng)
     path = tmp_path_factory.mktemp('report') / 'report.html'
@@ -275,17 +284,21 @@ def test_confusion_matrix_tells_figures_on_hover_and_focus(page):
     counts = np.array(page.js('return Report.data.confusion'))
     present = np.flatnonzero(counts.sum(1))
     i = int(present[0])
-    cells = page.all('.matrix tbody td')
+    cells = page.all('.matrix [role=gridcell]')
     ActionChains(page.browser).move_to_element(cells[16 * i + i]).perform()
     told = page.all('#cell')[0].text
     assert f'{counts[i, i]:,} px' in told and CLASSES[i] in told
-    cells[0].send_keys(Keys.ARROW_RIGHT)
-    assert 'Background → Tumor epithelium: ' in page.all('#cell')[0].text
-    assert page.js('return document.activeElement.cellIndex') == 2
+    cells[16 * i + i].send_keys(Keys.ARROW_RIGHT)
+    right = next(j for j in range(i + 1, 16) if counts[:, j].sum() + counts[j].sum())  # the next class that is shown
+    assert f'{CLASSES[i]} → {CLASSES[right]}: ' in page.all('#cell')[0].text
+    assert page.js('return document.activeElement.cellIndex') == right + 1
     for mode, sums in (('rows', counts.sum(1)), ('columns', counts.sum(0))):
         page.click(f'[data-switch=normalise] [data-value={mode}]')
-        shown = cells[16 * i + i].text
-        assert float(shown or 0) == pytest.approx(100 * counts[i, i] / sums[i], abs=0.51)
+        share, *pixels = cells[16 * i + i].text.split('\n')
+        assert float(share or 0) == pytest.approx(100 * counts[i, i] / sums[i], abs=0.51)
+        if pixels:
+            digits, unit = pixels[0].rstrip('kM'), {'k': 1e3, 'M': 1e6}.get(pixels[0][-1], 1)
+            assert float(digits) * unit == pytest.approx(counts[i, i], rel=0.06)
     page.click('[data-switch=normalise] [data-value=absolute]')
     assert page.js('return document.querySelector(".strong") !== null')
 
@@ -295,7 +308,6 @@ def test_panels_and_large_view(page):
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
     from selenium.webdriver.common.keys import Keys
 
-    page.click('[data-panel=image]')
     page.click('[data-panel=truth]')
     shown = page.js(
         'return [...document.querySelectorAll("[data-roi=small] .pane:not([hidden])")].map(p => p.dataset.kind)'
@@ -333,13 +345,70 @@ def test_regions_far_away_hold_no_pixels(page):
     assert page.js('return Math.max(...[...document.querySelectorAll(".region canvas")].map(c => c.width))') == 1
 
 
-@pytest.mark.parametrize('width', [1400, 800])
-def test_page_is_not_wider_than_the_window(page, width):
-    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+@contextlib.contextmanager
+def window(page, width, height=900):
+    metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
     page.browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
     try:
+        yield
+    finally:
+        page.browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+@pytest.mark.parametrize('width', [1400, 800, 400])
+def test_page_is_not_wider_than_the_window(page, width):
+    with window(page, width):
         for language in ('en', 'ko'):
             page.click(f'[data-switch=language] [data-value={language}]')
             assert page.js('return document.documentElement.scrollWidth') <= width
-    finally:
-        page.browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+def test_tissue_is_the_first_panel_and_four_stand_two_by_two(page):
+    shown = '.region .pane:not([hidden])'
+    first = page.js(
+        f'return [...document.querySelector(".region").querySelectorAll("{shown}")].map(p => p.dataset.kind)'
+    )
+    assert first == ['image', 'truth', 'prediction']
+    page.click('[data-panel=error]')
+    with window(page, 1400):
+        boxes = page.js(
+            'return [...document.querySelectorAll("[data-roi=small] .frame")].map(f => f.getBoundingClientRect().toJSON())'
+        )
+        assert len(boxes) == 4
+        columns, rows = ({round(box[key]) for box in boxes} for key in ('left', 'top'))
+        assert len(columns) == len(rows) == 2
+        assert max(box['right'] for box in boxes) <= 1400
+        assert max(box['bottom'] for box in boxes) - min(box['top'] for box in boxes) < 900
+
+
+def test_absent_classes_are_shown_on_demand(page):
+    counts = np.array(page.js('return Report.data.confusion'))
+    gone = int(((counts.sum(0) + counts.sum(1)) == 0).sum())
+
+    def rows():
+        return page.js(
+            'return [".matrix tbody tr", "#class-table tbody tr", ".desk [data-toggle]"].map('
+            's => [...document.querySelectorAll(s)].filter(e => e.getClientRects().length).length)'
+        )
+
+    assert gone and rows() == [16 - gone] * 3
+    page.click('#classes .toggle')
+    assert rows() == [16] * 3
+    assert {b.get_attribute('aria-pressed') for b in page.all('[data-absent].toggle')} == {'true'}
+    page.click('#confusion .toggle')
+    assert rows() == [16 - gone] * 3
+
+
+def test_tables_that_go_on_say_so(page):
+    def state():
+        return page.js(
+            'const box = document.querySelector("#class-table").parentElement;'
+            'return [box.className, box.previousElementSibling.getClientRects().length > 0]'
+        )  # fmt: skip
+
+    with window(page, 1400):
+        page.until(lambda: state() == ['wide', False], 'a table that fits says that it goes on')
+    with window(page, 400):
+        page.until(lambda: state() == ['wide more-right', True], 'nothing says that the table goes on')
+        page.js('document.querySelector("#class-table").parentElement.scrollLeft = 9999')
+        page.until(lambda: state() == ['wide more-left', True], 'the end of the table is not seen')

@@ -51,21 +51,30 @@ def drawn(figure):
     return Image.open(stream)
 
 
-def test_class_pixels_are_printed_or_named_absent(members):
+def held(members):
+    """Ids of the classes that any ROI holds."""
+    return [c for c in range(16) if any(r['pixels'][c] for rois in members.values() for r in rois)]
+
+
+def test_class_pixels_are_points_with_their_number_or_named_absent(members):
     figure = plot_class_pixels(members)
+    assert 13 not in held(members) and CLASSES[13] in figure.get_supxlabel()
     for axis, rois in zip(figure.axes, members.values()):
-        expected = [sum(r['pixels'][c] for r in rois) for c in range(16)]
+        expected = [sum(r['pixels'][c] for r in rois) for c in held(members)]
+        points = np.concatenate([c.get_offsets() for c in axis.collections])
+        assert sorted(map(tuple, points)) == sorted((n, row) for row, n in enumerate(expected) if n)
+        assert axis.get_xscale() == 'log' and not axis.patches  # the length of a bar says nothing there
         assert texts(axis) == [f'{count:,}' if count else 'absent' for count in expected]
         assert axis.get_title(loc='left').endswith(f'{len(rois)} ROIs, {len({r["patient"] for r in rois})} patients')
     drawn(figure)
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(CLASSES)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [CLASSES[c] for c in held(members)]
 
 
 def test_margin_counts_rois_and_patients(members):
     axis = plot_class_presence(members).axes[0]
     rois = sum(members.values(), [])
-    for row in range(16):
-        holders = [r for r in rois if r['pixels'][row] > 0]
+    for row, label in enumerate(held(members)):
+        holders = [r for r in rois if r['pixels'][label] > 0]
         found = [t.get_text() for t in axis.texts if t.get_position()[1] == row]
         assert found == [str(len(holders)), str(len({r['patient'] for r in holders}))]
 
@@ -73,11 +82,10 @@ def test_margin_counts_rois_and_patients(members):
 def test_matrix_is_the_share_of_annotated_pixels_by_patient():
     first, second = [0] * 16, [0] * 16
     first[3], first[4], second[3] = 30, 10, 7
-    matrix = plot_class_presence(dict(train=[roi('b', '10', second), roi('a', '9', first)])).axes[0].images[0]
-    shares = matrix.get_array()
-    assert shares[3].tolist() == [0.75, 1.0]  # patient 9 before patient 10
-    assert shares[4].tolist() == [0.25, None]
-    assert shares.mask.sum() == 32 - 3
+    axis = plot_class_presence(dict(train=[roi('b', '10', second), roi('a', '9', first)])).axes[0]
+    shares = axis.images[0].get_array()
+    assert [t.get_text() for t in axis.get_yticklabels()] == [CLASSES[3], CLASSES[4]]
+    assert shares.tolist() == [[0.75, 1.0], [0.25, None]]  # patient 9 before patient 10
 
 
 def test_sizes_are_in_the_unit_of_the_axis(members):
@@ -106,7 +114,8 @@ def test_draws_are_printed_with_their_ratio():
         '10 % → 50 %   × 5.0',
         '10 % → never drawn',
     ]
-    assert texts(left)[4:16] == ['not in the training data'] * 12
+    assert [t.get_text() for t in left.get_yticklabels()] == list(CLASSES[:4])
+    assert figure.get_supxlabel() == f'not in the training data: {", ".join(CLASSES[4:])}'
     assert texts(right) == ['25 %', '50 %', '12 %', '0 %']
     drawn(figure)
 
@@ -140,7 +149,9 @@ def test_an_empty_part_and_a_single_roi_are_drawn():
         plot_resolutions(members, None),
     ):  # fmt: skip
         drawn(figure)
-    assert texts(plot_class_pixels(members).axes[1]) == ['absent'] * 16
+    assert texts(plot_class_pixels(members).axes[1]) == ['absent']
+    nothing = dict(train=[roi('a', '1', [0] * 16)], val=[], test=[])
+    assert texts(plot_class_pixels(nothing).axes[0]) == ['absent'] * 16
 
 
 @pytest.mark.parametrize(

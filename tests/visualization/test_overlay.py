@@ -5,7 +5,6 @@ import pytest
 
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 from mmseg_ignite.visualization import colour_labels, draw_overlay
-from mmseg_ignite.visualization.curves import draw_curves, read_scalars
 from mmseg_ignite.visualization.overlay import _legend, blend, colours_of, scale_bar_length
 
 
@@ -67,16 +66,3 @@ def test_the_scale_bar_is_as_long_as_it_says(um_per_px):
     length = scale_bar_length(um_per_px * 1.6, 1000)
     assert black.sum(1)[row] == pytest.approx(length / um_per_px / 1.6, abs=2) and length * 3 < 1600 * um_per_px
     assert not (without[60:, :1012] == 0).all(-1).any()
-
-
-def test_curves_of_a_resumed_and_killed_run(tmp_path):
-    for run, lines in (
-        ('1', '{"loss": 2.0, "step": 1}\n{"loss": 1.5, "step": 2}\n{"loss'),
-        ('2', '{"loss": 1.0, "step": 2}\n'),
-    ):
-        (tmp_path / run / 'vis_data').mkdir(parents=True)
-        (tmp_path / run / 'vis_data' / 'scalars.json').write_text(lines)
-    scalars = read_scalars(tmp_path)
-    assert scalars['loss'] == {1: 2.0, 2: 1.0}
-    draw_curves(scalars, tmp_path / 'curves.png')
-    assert (tmp_path / 'curves.png').stat().st_size > 5000

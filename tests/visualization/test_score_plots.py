@@ -18,10 +18,11 @@ class Run:
 
 @pytest.fixture
 def run():
-    """Ten random matrices in which Liver is absent."""
+    """Ten random matrices in which Liver is only predicted and Keratinization in neither map."""
     rng = np.random.default_rng()
     matrices = rng.integers(0, 50, (10, 16, 16)) + 400 * np.eye(16, dtype=np.int64)
     matrices[:, CLASSES.index('Liver')] = 0
+    matrices[:, -1], matrices[:, :, -1] = 0, 0
     return Run(matrices)
 
 
@@ -32,35 +33,70 @@ def metrics_of(run):
 
 
 def test_figures_are_files_for_print(run, tmp_path):
-    for path in plots.write_figures(tmp_path / 'figures', metrics_of(run), run):
+    written = plots.write_figures(tmp_path / 'figures', metrics_of(run), run)
+    names = {f'{name}.{suffix}' for name in ('confusion', 'class_scores') for suffix in ('png', 'svg', 'pdf')}
+    assert {p.name for p in (tmp_path / 'figures').iterdir()} == {p.name for p in written} == names
+    for path in written:
+        if path.suffix == '.svg':
+            text = path.read_text(encoding='utf-8')
+            assert '>Tumor epithelium' in text and 'font' in text  # text, not outlines
+        if path.suffix == '.pdf':
+            content = path.read_bytes()
+            assert content.startswith(b'%PDF') and b'/Type3' not in content and b'/Subtype /Type3' not in content
+        if path.suffix != '.png':
+            continue
         picture = Image.open(path)
         assert picture.info['dpi'] == pytest.approx((200, 200), abs=0.1)
         assert min(picture.size) > 1000
         assert np.array(picture.convert('L')).std() > 10
-    assert {p.name for p in (tmp_path / 'figures').iterdir()} == {'confusion.png', 'class_scores.png'}
     (tmp_path / 'file').write_text('')
     with pytest.raises(IgniteError, match='cannot be written'):
         plots.write_figures(tmp_path / 'file', metrics_of(run), run)
 
 
 def test_confusion_shows_percent_of_the_truth(run):
-    pooled = run.matrices.sum(0)
-    axis = plots.plot_confusion(pooled, CLASSES).axes[0]
-    written = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axis.texts}
+    pooled, patients = run.matrices.sum(0), np.arange(16)
+    figure = plots.plot_confusion(pooled, CLASSES, patients)
+    axis, written = figure.axes[0], {}
+    for text in axis.texts:
+        written.setdefault((round(text.get_position()[1]), round(text.get_position()[0])), []).append(text.get_text())
     for (row, column), count in np.ndenumerate(pooled):
         share = 100 * count / pooled[row].sum() if pooled[row].any() else np.nan
         if share >= 0.5:
-            assert written.pop((row, column)) == f'{share:.0f}'
-    assert written == {(CLASSES.index('Liver'), 0): 'absent'}
+            percent, pixels = written.pop((row, column))
+            assert percent == f'{share:.0f}'
+            assert float(pixels.rstrip('k')) * (1000 if pixels.endswith('k') else 1) == pytest.approx(count, rel=0.05)
+    assert written == {(CLASSES.index('Liver'), 0): ['absent']}
+    labels = [t.get_text() for t in axis.get_yticklabels()]
+    assert [label.split('\n')[0] for label in labels] == list(CLASSES[:-1])
+    assert labels[1].endswith('px, 1 patient') and labels[5].endswith('px, 5 patients')
+    assert 'neither' in figure.get_supxlabel() and 'Keratinization' in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'text'),
+    [
+        (0, '0'),
+        (749, '749'),
+        (1000, '1.0k'),
+        (9949, '9.9k'),
+        (9951, '10k'),
+        (43_210, '43k'),
+        (2_130_000, '2.1M'),
+        (3 * 10**9, '3.0G'),
+    ],
+)
+def test_pixels_are_short(pixels, text):
+    assert plots._short(pixels) == text
 
 
 def test_pixels_without_prediction_lower_the_shares(run):
     pooled = run.matrices.sum(0)
     counts = np.concatenate([pooled, pooled.sum(1, keepdims=True)], 1)  # half of each class
     axis = plots.plot_confusion(counts, CLASSES).axes[0]
-    assert [t.get_text() for t in axis.get_xticklabels()] == [*CLASSES, 'no prediction']
-    last = [t.get_text() for t in axis.texts if round(t.get_position()[0]) == 16]
-    assert last == ['50'] * 15
+    assert [t.get_text() for t in axis.get_xticklabels()] == [*CLASSES[:-1], 'no prediction']
+    last = [t.get_text() for t in axis.texts if round(t.get_position()[0]) == 15]
+    assert last[::2] == ['50'] * 14
 
 
 def test_bars_have_official_colours_dark_edges_and_whiskers(run):
@@ -68,7 +104,10 @@ def test_bars_have_official_colours_dark_edges_and_whiskers(run):
     left, right = plots.plot_class_scores(metrics, CLASSES).axes
     for axis, key in ((left, 'IoU'), (right, 'Dice')):
         bars = {round(p.get_y() + p.get_height() / 2): p for p in axis.patches}
-        assert CLASSES.index('Liver') not in bars and len(bars) == 15
+        assert CLASSES.index('Liver') not in bars and len(bars) == 14
+        printed = {round(t.get_position()[1]): t.get_text() for t in axis.texts if t.get_position()[1] >= 0}
+        assert printed.pop(CLASSES.index('Liver')) == 'absent'
+        assert printed == {row: f'{metrics["classes"][CLASSES[row]][key]:.1f}' for row in bars}
         for row, bar in bars.items():
             assert bar.get_width() == pytest.approx(metrics['classes'][CLASSES[row]][key])
             assert bar.get_facecolor()[:3] == pytest.approx(np.array(PALETTE[row]) / 255)
@@ -80,6 +119,17 @@ def test_bars_have_official_colours_dark_edges_and_whiskers(run):
     metrics['intervals']['classes']['Stroma']['patients'] = 1
     lines = plots.plot_class_scores(metrics, CLASSES).axes[0].lines
     assert tuple(metrics['intervals']['classes']['Stroma']['IoU']) not in {tuple(line.get_xdata()) for line in lines}
+
+
+def test_a_score_of_nothing_is_printed_and_classes_in_neither_map_are_named(run):
+    metrics = metrics_of(run)
+    metrics['classes']['Stroma'].update(IoU=0.0, Dice=0.0)
+    figure = plots.plot_class_scores(metrics, CLASSES)
+    row = CLASSES.index('Stroma')
+    for axis in figure.axes:
+        assert [t.get_text() for t in axis.texts if t.get_position()[1] == row] == ['0.0']
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(CLASSES[:-1])
+    assert figure.get_supxlabel().endswith('in neither ground truth nor prediction: Keratinization')
 
 
 @pytest.mark.parametrize('shape', [(60, 90), (300, 40), (20, 400)])

@@ -13,6 +13,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 44
 _KEYS, _KEY_WIDTH, _KEY_HEIGHT = 3, 118, 15
 """Names of lines in a row above the axes, and the room of each."""
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#333333')
+_LARGEST = 15
+"""Radius of a dot that stands for all pixels."""
 _POINTS = 300
 """Most points of a line; longer series are averaged in steps."""
 
@@ -28,7 +30,7 @@ class _Frame(NamedTuple):
 
 
 def line_chart(series: 'dict[str, Points]', x_label: str, y_range: 'tuple[float, float] | None' = None) -> Markup:
-    """Lines over a common axis, named at the top; ``x_label`` is a key of the translations."""
+    """Lines over a common axis of whole numbers, named at the top; ``x_label`` is a key of the translations."""
     series = {name: _thin(sorted(p for p in points if all(map(math.isfinite, p)))) for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
     if not series:
@@ -37,7 +39,7 @@ def line_chart(series: 'dict[str, Points]', x_label: str, y_range: 'tuple[float,
     low, high = y_range or (min(0.0, min(ys)), max(ys) or 1.0)
     keys = list(series) if len(series) > 1 else []
     top = _TOP + _KEY_HEIGHT * -(-len(keys) // _KEYS)
-    frame = _frame((min(xs), max(xs)), (low, high), x_label, ', '.join(series), top=top)
+    frame = _frame((min(xs), max(xs)), (low, high), x_label, ', '.join(series), top=top, whole=True)
     for number, (name, points) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         _line(frame, points, colour)
@@ -49,32 +51,27 @@ def line_chart(series: 'dict[str, Points]', x_label: str, y_range: 'tuple[float,
 
 
 def reliability(bins: 'list[dict]') -> Markup:
-    """Accuracy over confidence of ``metrics['calibration']['bins']``; bars are shares of the pixels."""
-    total = sum(b['pixels'] for b in bins) or 1
+    """Accuracy over confidence of ``metrics['calibration']['bins']``; the area of a dot is its share of the pixels."""
     frame = _frame((0, 100), (0, 100), 'confidence', 'reliability', 'accuracy')
-    for b in bins:
-        share, start, end = 100 * b['pixels'] / total, 100 * b['from'], 100 * b['to']
-        form = '<rect class="share" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{:.1f} %</title></rect>'
-        box = frame.x(start), frame.y(share), frame.x(end) - frame.x(start) - 1, frame.y(0) - frame.y(share)
-        frame.svg.append(Markup(form).format(*box, share))
     frame.svg.append(
         Markup('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
             frame.x(0), frame.y(0), frame.x(100), frame.y(100)
         )
     )
     seen = [b for b in bins if b['pixels'] and b['confidence'] is not None]
-    _line(frame, [(b['confidence'], b['accuracy']) for b in seen], _COLOURS[0], dots=True)
+    points = [(b['confidence'], b['accuracy']) for b in seen]
+    _line(frame, points, _COLOURS[0], weights=[b['pixels'] for b in seen])
     return _close(frame)
 
 
 def entropy_chart(bins: 'list[dict]') -> Markup:
-    """Share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``."""
+    """Share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; dots as those of :func:`reliability`."""
     seen = [b for b in bins if b['pixels'] and b['error'] is not None]
     if not seen:
         return Markup('')
     points = [((b['from'] + b['to']) / 2, b['error']) for b in seen]
     frame = _frame((bins[0]['from'], bins[-1]['to']), (0, 100), 'entropy_axis', 'entropy', 'error_axis')
-    _line(frame, points, _COLOURS[1], dots=True)
+    _line(frame, points, _COLOURS[1], weights=[b['pixels'] for b in seen])
     return _close(frame)
 
 
@@ -85,16 +82,27 @@ def _thin(points: Points) -> Points:
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _ticks(low: float, high: float) -> 'list[float]':
-    """Four to six round numbers between two values."""
+def _ticks(low: float, high: float, whole: bool = False) -> 'list[float]':
+    """Up to six round numbers between two values, if ``whole`` integers."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if span / (s * power) <= 6)
+    steps = (s * power for s in (1, 2, 2.5, 5, 10))
+    if whole:
+        steps = (s * max(1, power) for s in (1, 2, 5, 10))
+    step = next(s for s in steps if span / s <= 6)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(xs: 'tuple', ys: 'tuple', x_label: str, alt: str, y_label: 'str | None' = None, top: int = _TOP) -> _Frame:
+def _frame(
+    xs: 'tuple',
+    ys: 'tuple',
+    x_label: str,
+    alt: str,
+    y_label: 'str | None' = None,
+    top: int = _TOP,
+    whole: bool = False,
+) -> _Frame:
     (x0, x1), (y0, y1) = xs, ys
     wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - top - _BOTTOM
 
@@ -108,7 +116,7 @@ def _frame(xs: 'tuple', ys: 'tuple', x_label: str, alt: str, y_label: 'str | Non
     for tick in _ticks(y0, y1):
         svg.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, y(tick), _WIDTH - _RIGHT))
         svg.append(Markup('<text x="{}" y="{:.1f}" class="end">{:g}</text>').format(_LEFT - 7, y(tick) + 4, tick))
-    for tick in _ticks(x0, x1):
+    for tick in _ticks(x0, x1, whole):
         svg.append(
             Markup('<text x="{:.1f}" y="{}" class="mid">{:g}</text>').format(x(tick), _HEIGHT - _BOTTOM + 17, tick)
         )
@@ -126,17 +134,23 @@ def _label(key: str, place: str) -> Markup:
     return Markup('').join(form.format(language, text) for language, text in zip(LANGUAGES, TEXTS[key]))
 
 
-def _line(frame: _Frame, points: Points, colour: str, dots: bool = False) -> None:
+def _line(frame: _Frame, points: Points, colour: str, weights: 'list[float] | None' = None) -> None:
+    """A line, with dots where it has few points; ``weights`` gives their areas."""
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     path = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)
     frame.svg.append(Markup('<path class="line" stroke="{}" d="M{}"/>').format(colour, path))
-    if dots or len(points) < 40:
-        for (x, y), (px, py) in zip(points, places):
+    form = '<circle cx="{:.1f}" cy="{:.1f}" r="{:.2f}" fill="{}"><title>{:g}: {:.4g}{}</title></circle>'
+    if weights is not None:
+        for (x, y), (px, py), weight in zip(points, places, weights):
+            share = weight / sum(weights)
             frame.svg.append(
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"><title>{:g}: {:.4g}</title></circle>').format(
-                    px, py, colour, x, y
+                Markup(form).format(
+                    px, py, _LARGEST * share**0.5, colour, x, y, f' ({100 * share:.1f} % of the pixels)'
                 )
             )
+    elif len(points) < 40:
+        for (x, y), (px, py) in zip(points, places):
+            frame.svg.append(Markup(form).format(px, py, 3, colour, x, y, ''))
 
 
 def _close(frame: _Frame) -> Markup:

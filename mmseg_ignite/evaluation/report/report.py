@@ -11,6 +11,10 @@ from markupsafe import Markup
 
 from ...errors import IgniteError
 from ...files import result_file
+from ...visualization.curves import panels
+from ..bootstrap import FEW_PATIENTS
+from ..confusion import Marginals
+from ..rois import holders
 from . import charts
 from .gallery import GalleryItem, encode_item
 from .palette import class_colours
@@ -19,6 +23,7 @@ from .translations import CLASS_NAMES, LANGUAGES, TEXTS, both, class_name
 _HERE = Path(__file__).parent
 _HEADLINE = ('mIoU', 'mDice', 'aAcc', 'fwIoU', 'kappa')
 _CONTEXT = ('config', 'checkpoint', 'split', 'protocol')
+_PROVENANCE = ('version', 'date', 'seed', 'command', 'config_sha256', 'checkpoint_sha256', 'data_sha256')
 _MANY = 12
 """Subgroups of a column with more rows than this are folded."""
 
@@ -39,7 +44,8 @@ def write_report(
     Args:
         path: of the file.
         metrics: what ``metrics.json`` holds.
-        evaluation: names (R,), matrices (R, C, C) int64 (or ``counts``, if it has them) and classes (C,) are read.
+        evaluation: names (R,), metadata (R,), matrices (R, C, C) int64 (or ``counts``, if it has them) and classes (C,) are
+            read.
         gallery: regions to show, among those of ``evaluation``.
         curves: as :func:`mmseg_ignite.visualization.curves.read_scalars` gives.
         language: 'en' or 'ko', shown first; the reader may change it.
@@ -50,16 +56,23 @@ def write_report(
     """
     if language not in LANGUAGES:
         raise IgniteError(f'the language of the report is {language!r}; one of {", ".join(LANGUAGES)} was expected.')
+    classes = _classes(evaluation)
     page = _template().stream(
         language=language,
         metrics=metrics,
         headline=[_figure(metrics, key) for key in _HEADLINE if metrics.get(key) is not None],
         context=_context(metrics),
-        classes=_classes(evaluation.classes),
+        classes=classes,
+        absent=sum(c['gone'] for c in classes),
+        provenance=_provenance(metrics),
+        seen=sorted(set(metrics.get('seen_patients') or ())),
         pixels=int(_counts(evaluation).sum()),
         unpredicted=_counts(evaluation).shape[2] > len(evaluation.classes),
         strata={column: rows for column, rows in (metrics.get('strata') or {}).items() if rows},
         groupings=metrics.get('groupings') or {},
+        gone_groups=_gone_groups(metrics),
+        folds=_folds(metrics),
+        few=FEW_PATIENTS,
         curves=_curve_charts(curves or {}),
         regions=_regions(gallery, evaluation),
         has_gallery=gallery is not None and gallery != (),
@@ -110,6 +123,33 @@ def _context(metrics: dict) -> dict:
     return {key: metrics[key] for key in keys if metrics.get(key)}
 
 
+def _provenance(metrics: dict) -> 'list[dict]':
+    """What made the figures, as far as known; an ensemble has several checkpoints."""
+    known = metrics.get('provenance') or {}
+    rows = [(key, known.get(key)) for key in _PROVENANCE]
+    return [
+        dict(key=key, values=[str(v) for v in (value if isinstance(value, (list, tuple)) else [value])])
+        for key, value in rows
+        if value not in (None, '', [])
+    ]
+
+
+def _gone_groups(metrics: dict) -> 'set[str]':
+    """Groups of the published protocol that are in neither ground truth nor prediction."""
+    groups = ((metrics.get('groupings') or {}).get('ignite-6') or {}).get('groups') or {}
+    return {name for name, row in groups.items() if not row['pixels'] and not row['predicted_pixels']}
+
+
+def _folds(metrics: dict) -> 'list[dict]':
+    """Rows of the table of folds: each fold, mean, standard deviation, and the ensemble where it was tested."""
+    folds = metrics.get('folds')
+    if not folds:
+        return []
+    rows = [dict(row, name=row['fold']) for row in folds['rows']]
+    rows += [dict(folds['mean'], key='mean', summary=True), dict(folds['sd'], key='sd', summary=True)]
+    return rows + ([dict(metrics['ensemble'], key='ensemble', summary=True)] if metrics.get('ensemble') else [])
+
+
 def _figure(metrics: dict, key: str) -> dict:
     """A headline figure: value, interval, and their places on a scale of 0..100 (kappa: 0..1)."""
     figures = (metrics.get('intervals') or {}).get('figures') or {}
@@ -126,8 +166,22 @@ def _figure(metrics: dict, key: str) -> dict:
     )
 
 
-def _classes(names: 'Iterable[str]') -> 'list[dict]':
-    return [dict(id=i, name=str(name), colours=class_colours(str(name), i)) for i, name in enumerate(names)]
+def _classes(evaluation: object) -> 'list[dict]':
+    """Name and colours of each class, its pixels and patients in the ground truth; gone if it is in neither map."""
+    counts = _counts(evaluation)
+    pooled = Marginals.of(counts.sum(0))
+    patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
+    return [
+        dict(
+            id=i,
+            name=str(name),
+            colours=class_colours(str(name), i),
+            pixels=int(pooled.truth[i]),
+            patients=None if patients is None else int(patients[i]),
+            gone=not pooled.truth[i] and not pooled.predicted[i],
+        )
+        for i, name in enumerate(evaluation.classes)
+    ]
 
 
 def _data(metrics: dict, evaluation: object) -> dict:
@@ -136,7 +190,7 @@ def _data(metrics: dict, evaluation: object) -> dict:
         confusion=_counts(evaluation).sum(0).tolist(),
         classes=[
             dict(en=c['name'], ko=CLASS_NAMES.get(c['name'], c['name']), **c['colours']._asdict())
-            for c in _classes(evaluation.classes)
+            for c in _classes(evaluation)
         ],
         texts={key: dict(zip(LANGUAGES, text)) for key, text in TEXTS.items()},
     )
@@ -144,12 +198,10 @@ def _data(metrics: dict, evaluation: object) -> dict:
 
 def _curve_charts(curves: 'dict[str, dict[int, float]]') -> 'list[tuple[str, Markup]]':
     """(key of the translations, SVG) of losses, learning rate and validation scores, as far as they were logged."""
-    losses = [name for name in curves if 'loss' in name]
-    scores = [name for name in ('mIoU', 'mDice', 'aAcc') if name in curves]
     result = []
-    for key, names, y_range in (('loss', losses, None), ('lr', ['lr'], None), ('validation', scores, (0.0, 100.0))):
-        svg = charts.line_chart({n: list(curves[n].items()) for n in names if n in curves}, 'iteration', y_range)
-        if svg:
+    for key, names in panels(curves).items():
+        y_range = (0.0, 100.0) if key == 'validation' else None
+        if svg := charts.line_chart({n: list(curves[n].items()) for n in names}, 'iteration', y_range):
             result.append((key, svg))
     return result
 

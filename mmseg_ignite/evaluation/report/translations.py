@@ -93,7 +93,7 @@ TEXTS = {
         '클래스 평균은 신뢰구간의 가운데에 있지 않을 수 있습니다. 어떤 클래스가 빠진 표본은 나머지로 평균합니다.',
     ),
     'few_patients': (
-        'Only {patients} patients: the intervals are not to be trusted.',
+        'Only {patients} patients: the intervals are not reliable.',
         '환자가 {patients}명뿐이므로 신뢰구간을 믿을 수 없습니다.',
     ),
     # tables
@@ -111,10 +111,46 @@ TEXTS = {
         '단위 %. 막대는 점수, 가로선은 {level} % 신뢰구간입니다. 정답에 없는 클래스는 점수가 없고 '
         '평균에도 들어가지 않습니다. 제목을 누르면 정렬됩니다.',
     ),
-    'holders_note': (
-        'The interval of a class that few patients hold means little; with one patient there is none.',
-        '해당 클래스를 가진 환자가 적으면 신뢰구간은 큰 의미가 없고, 한 명이면 표시하지 않습니다.',
+    'few_note': (
+        'Intervals marked † are over fewer than {n} patients and are not reliable; with one patient there is none.',
+        '† 표시한 신뢰구간은 환자가 {n}명 미만이라 믿기 어렵고, 한 명이면 표시하지 않습니다.',
     ),
+    'show_absent': ('Show absent classes ({n})', '없는 클래스 보기({n})'),
+    'scroll_hint': ('The table continues to the side: scroll or swipe.', '표가 옆으로 이어집니다. 밀어서 보세요.'),
+    'seen_patients': (
+        '{n} of {m} test patients were in the training data of this checkpoint; these scores are too high.',
+        '시험 환자 {m}명 중 {n}명이 이 체크포인트의 학습 데이터에 있었으므로, 점수가 실제보다 높습니다.',
+    ),
+    'seen_patients_list': ('Patients: {names}', '환자: {names}'),
+    # provenance
+    'provenance': ('Provenance', '출처'),
+    'provenance_note': (
+        'What made these figures. Checksums are SHA-256, cut short: point at one to see all of it; a click selects it whole.',
+        '이 수치를 만든 조건입니다. 체크섬은 줄여 표시한 SHA-256이며, 가리키면 전체가 보이고 누르면 전체가 선택됩니다.',
+    ),
+    'version': ('mmseg_ignite', 'mmseg_ignite'),
+    'date': ('Date (UTC)', '날짜(UTC)'),
+    'seed': ('Seed', '시드'),
+    'command': ('Command', '명령'),
+    'config_sha256': ('Config', '설정 파일'),
+    'checkpoint_sha256': ('Checkpoint', '체크포인트'),
+    'data_sha256': ('Index of the data', '데이터 색인'),
+    # folds
+    'folds': ('Folds', '교차 검증'),
+    'folds_note': (
+        'Each fold is scored on its own patients, which its training has not seen. SD is the standard deviation over the '
+        'folds (n − 1). The figures above are of all regions pooled, so they differ from the mean of the folds.',
+        '각 폴드는 학습에 쓰지 않은 환자로 평가했습니다. SD는 폴드 간 표준편차(n − 1)입니다. '
+        '위의 수치는 모든 영역을 합쳐 계산하므로 폴드 평균과 다릅니다.',
+    ),
+    'ensemble_note': (
+        'The ensemble of all folds is scored on the test part, so on other patients: its scores and those of the folds do '
+        'not compare directly.',
+        '모든 폴드의 앙상블은 시험 데이터(다른 환자)로 평가했으므로 폴드의 점수와 직접 비교할 수 없습니다.',
+    ),
+    'fold': ('Fold', '폴드'),
+    'sd': ('SD', '표준편차'),
+    'ensemble': ('Ensemble, test part', '앙상블, 시험 데이터'),
     'absent': ('not in the ground truth', '정답에 없음'),
     'published_note': (
         'As published: one confusion matrix of all test pixels, unannotated left out; ground truth of Background left out, '
@@ -135,9 +171,9 @@ TEXTS = {
     # confusion
     'confusion_note': (
         'Rows are ground truth, columns the prediction: on the diagonal (blue) what is right, off it (orange) what was '
-        'taken for what. Point at a cell, or move with the arrow keys.',
-        '행은 정답, 열은 예측입니다. 대각선(파랑)은 맞은 것, 그 밖(주황)은 잘못 본 것입니다. 칸을 가리키거나 화살표 키로 '
-        '이동하세요.',
+        'taken for what. The small figure is the number of pixels. Point at a cell, or move with the arrow keys.',
+        '행은 정답, 열은 예측입니다. 대각선(파랑)은 맞은 것, 그 밖(주황)은 잘못 본 것입니다. 작은 숫자는 픽셀 수입니다. '
+        '칸을 가리키거나 화살표 키로 이동하세요.',
     ),
     'rows': ('By truth (rows)', '행 정규화'),
     'columns': ('By prediction (columns)', '열 정규화'),
@@ -168,8 +204,9 @@ TEXTS = {
     'reliability': ('Reliability', '신뢰도 도표'),
     'reliability_note': (
         'Dots on the dashed line: of pixels predicted with a confidence of 80 %, 80 % are right. Below it the network is '
-        'overconfident. Bars: share of the pixels.',
-        '점이 점선 위에 있으면 확신도 80 %인 픽셀의 80 %가 맞다는 뜻입니다. 점선 아래는 과신입니다. 막대는 픽셀 비율입니다.',
+        'overconfident. The area of a dot is its share of the pixels.',
+        '점이 점선 위에 있으면 확신도 80 %인 픽셀의 80 %가 맞다는 뜻입니다. 점선 아래는 과신입니다. '
+        '점의 넓이는 픽셀 비율입니다.',
     ),
     'ece': ('Expected calibration error', '기대 보정 오차(ECE)'),
     'confidence': ('confidence (%)', '확신도 (%)'),
@@ -188,7 +225,9 @@ TEXTS = {
     'boundary_F1': ('Boundary F1', '경계 F1'),
     'NSD': ('Surface Dice (NSD)', '표면 Dice(NSD)'),
     # curves
-    'loss': ('Training loss', '학습 손실'),
+    'loss': ('Training loss, total', '전체 학습 손실'),
+    'cross_entropy': ('Cross-entropy', '교차 엔트로피'),
+    'dice': ('Dice loss', 'Dice 손실'),
     'lr': ('Learning rate', '학습률'),
     'validation': ('Validation (%)', '검증 (%)'),
     'iteration': ('iteration', '반복 횟수'),
@@ -200,7 +239,7 @@ TEXTS = {
         '(모든 화면이 함께 움직입니다). 영역의 mIoU는 그 영역에 있는 클래스의 평균입니다.',
     ),
     'panels': ('Panels', '보기'),
-    'image': ('Image', '원본'),
+    'image': ('Tissue (H&E)', '조직(H&E)'),
     'truth': ('Ground truth', '정답'),
     'prediction': ('Prediction', '예측'),
     'error': ('Errors', '오류'),
@@ -218,7 +257,12 @@ TEXTS = {
     'none': ('None', '없음'),
     'wrong': ('wrong', '틀림'),
     'right': ('right', '맞음'),
-    'bare': ('Tissue without colour is not annotated.', '색이 없는 조직은 주석이 없는 곳입니다.'),
+    'unlabelled_note': (
+        'Tissue in its H&E colours is not annotated, or its class is hidden. In ground truth and prediction, near-white or '
+        'light gray is Background.',
+        'H&E 염색 색이 그대로 보이는 조직은 주석이 없거나 숨긴 클래스입니다. 정답과 예측에서 흰색에 가깝거나 옅은 회색은 '
+        '배경입니다.',
+    ),
     'mistaken': ('Mistaken most', '가장 많이 혼동'),
     'of_pixels': ('{share} % of the annotated pixels', '주석 픽셀의 {share} %'),
     'per_class': ('Scores by class', '클래스별 점수'),

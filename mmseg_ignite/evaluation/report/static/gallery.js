@@ -6,7 +6,7 @@
   const KINDS = ['image', 'truth', 'prediction', 'error'], IGNORE = 255;
   const WRONG = [194, 24, 91], RIGHT = [255, 255, 255];
   const classes = Report.data.classes;
-  const state = { opacity: .55, panels: new Set(['truth', 'prediction']), hidden: new Set() };
+  const state = { opacity: .55, panels: new Set(['image', 'truth', 'prediction']), hidden: new Set() };
   const scratch = document.createElement('canvas');
 
   /* ---- unpacking ---- */
@@ -163,6 +163,7 @@
         stage.append(canvas, caption, bar, cross);
         return { stage, canvas, bar, cross, kind };
       });
+      holder.dataset.panels = this.stages.length;
       holder.replaceChildren(...this.stages.map(s => s.stage));
       this.paint();
     },

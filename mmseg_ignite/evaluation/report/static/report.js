@@ -3,7 +3,7 @@
 const Report = (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
   const root = document.documentElement;
-  const listeners = { language: [], palette: [] };
+  const listeners = { language: [], palette: [], absent: [] };
 
   /* Storage may be forbidden (private windows, files from disk): then the choice lasts as long as the page. */
   function remembered(key) {
@@ -62,6 +62,41 @@ const Report = (() => {
     listeners.palette.forEach(f => f());
   }
 
+  function isShown(element) {
+    return element.offsetParent !== null;
+  }
+  /* Classes that are in neither ground truth nor prediction, shown or not, everywhere at once. */
+  function toggleAbsent() {
+    const shown = root.toggleAttribute('data-absent');
+    for (const button of document.querySelectorAll('[data-absent].toggle')) button.setAttribute('aria-pressed', String(shown));
+    listeners.absent.forEach(f => f());
+  }
+
+  /* A table wider than its place says so: it fades out at the side where it goes on, and a sentence stands above it. */
+  function watchWidth(box) {
+    const hint = document.createElement('p');
+    hint.className = 'scroll-hint';
+    for (const language of ['en', 'ko']) {
+      const part = document.createElement('span');
+      part.lang = language;
+      part.textContent = data.texts.scroll_hint[language];
+      hint.append(part);
+    }
+    box.before(hint);
+    const update = () => {
+      const rest = box.scrollWidth - box.clientWidth;
+      hint.hidden = rest <= 1;
+      box.classList.toggle('more-left', rest > 1 && box.scrollLeft > 1);
+      box.classList.toggle('more-right', rest > 1 && box.scrollLeft < rest - 1);
+      if (rest > 1) box.tabIndex = 0;
+      else box.removeAttribute('tabindex');
+    };
+    box.addEventListener('scroll', update, { passive: true });
+    const observer = new ResizeObserver(update);
+    observer.observe(box);
+    for (const child of box.children) observer.observe(child);
+  }
+
   /* Tables: a press on a heading sorts by it, another one turns the order; what has no value stays last. */
   function sortable(table) {
     table.tHead.addEventListener('click', event => {
@@ -89,12 +124,12 @@ const Report = (() => {
 
   /* Confusion matrix: one cell is in the tab order, arrow keys move it. */
   function confusion(table) {
-    const counts = data.confusion, n = counts.length, width = counts[0].length, readout = document.getElementById('cell');
+    const counts = data.confusion, readout = document.getElementById('cell');
     const rowSums = counts.map(row => row.reduce((a, b) => a + b, 0));
     const columnSums = counts[0].map((_, j) => counts.reduce((sum, row) => sum + row[j], 0));
     const most = Math.max(1, ...counts.flat());
-    const cells = [...table.tBodies[0].rows].map(row => [...row.cells].slice(1));
-    const heads = [...table.tHead.rows[0].cells].slice(1);
+    const cells = [...table.tBodies[0].rows].map(row => [...row.querySelectorAll('[role=gridcell]')]);
+    const heads = [...table.tHead.querySelectorAll('th')];
     let lit = null;
 
     const share = (value, whole) => whole ? value / whole : null;
@@ -114,7 +149,13 @@ const Report = (() => {
       cells.forEach((row, i) => row.forEach((cell, j) => {
         const part = mode === 'absolute' ? Math.sqrt(counts[i][j] / most) : share(counts[i][j], mode === 'rows' ? rowSums[i] : columnSums[j]);
         const shown = mode === 'absolute' ? short(counts[i][j]) : part === null ? '–' : part < .0005 ? '' : (100 * part).toFixed(part < .0995 ? 1 : 0);
-        cell.textContent = shown;
+        cell.replaceChildren(shown);
+        if (mode !== 'absolute' && shown && part !== null) {
+          const pixels = document.createElement('span');
+          pixels.className = 'count';
+          pixels.textContent = short(counts[i][j]);
+          cell.append(pixels);
+        }
         cell.classList.toggle('dim', part === null);
         const heat = part ? .05 + .9 * part ** .75 : .02;
         cell.classList.toggle('strong', heat > .65);
@@ -137,7 +178,10 @@ const Report = (() => {
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (i < 0 || !step) return;
       event.preventDefault();
-      const next = cells[Math.min(n - 1, Math.max(0, i + step[0]))][Math.min(width - 1, Math.max(0, j + step[1]))];
+      let [row, column] = [i + step[0], j + step[1]];
+      while (cells[row]?.[column] && !isShown(cells[row][column])) { row += step[0]; column += step[1]; }
+      const next = cells[row]?.[column];
+      if (!next) return;
       event.target.tabIndex = -1;
       next.tabIndex = 0;
       next.focus();
@@ -145,7 +189,15 @@ const Report = (() => {
     function labelCells() {
       cells.forEach((row, i) => row.forEach((cell, j) => cell.setAttribute('aria-label', describe(i, j))));
     }
-    cells[0][0].tabIndex = 0;
+    /* The first cell that is shown is the one in the tab order, unless another that is shown has been chosen. */
+    function enter() {
+      if (cells.flat().some(cell => cell.tabIndex === 0 && isShown(cell))) return;
+      cells.flat().forEach(cell => { cell.tabIndex = -1; });
+      const first = cells.flat().find(isShown);
+      if (first) first.tabIndex = 0;
+    }
+    enter();
+    listeners.absent.push(enter);
     for (const kind of ['mouseover', 'focusin']) table.addEventListener(kind, event => show(event.target));
     table.addEventListener('keydown', move);
     onSwitch('normalise', fill);
@@ -154,6 +206,8 @@ const Report = (() => {
   }
 
   document.querySelectorAll('table.sortable').forEach(sortable);
+  document.querySelectorAll('.wide').forEach(watchWidth);
+  for (const button of document.querySelectorAll('[data-absent].toggle')) button.addEventListener('click', toggleAbsent);
   confusion(document.querySelector('.matrix'));
   for (const [name, set, allowed] of [['language', setLanguage, ['en', 'ko']], ['palette', setPalette, ['official', 'safe']]]) {
     onSwitch(name, value => { remember(name, value); set(value); });
