@@ -7,6 +7,7 @@ from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
+from ..engine.checkpoints import safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..errors import IgniteError
@@ -17,6 +18,7 @@ from .configuration import check_data, is_ours, selected
 from .reporting import PREDICTIONS, publish
 
 
+@safe_checkpoints()
 def test(
     cfg: Config,
     checkpoint: 'str | Path',

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..engine.checkpoints import open_checkpoint
+from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..errors import IgniteError
@@ -15,6 +15,7 @@ from ..models.weights import set_encoder_weights
 from .configuration import check_data
 
 
+@safe_checkpoints()
 def train(
     cfg: Config,
     resume: bool = False,
