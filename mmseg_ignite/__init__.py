@@ -17,7 +17,8 @@ with _quiet_imports():
     from . import datasets, engine, evaluation, models
     from .engine import compatibility as _compatibility
     from .errors import IgniteError
+    from .packaged import config_path
 
 _compatibility.apply()
 
-__all__ = ['IgniteError', '__version__', 'datasets', 'engine', 'evaluation', 'models']
+__all__ = ['IgniteError', '__version__', 'config_path', 'datasets', 'engine', 'evaluation', 'models']

@@ -72,6 +72,6 @@ def test_import_beside_the_other_stack_ends_in_one_sentence(tmp_path):
     done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and last.startswith('ImportError: mmseg_ignite cannot start') and 'pip uninstall' in last
-    doctor = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
+    doctor = [sys.executable, '-c', 'import mmseg_ignite_command; mmseg_ignite_command.main()', 'doctor']
     done = subprocess.run(doctor, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
     assert done.returncode == 1 and 'FAIL  stack' in done.stdout and 'Traceback' not in done.stderr

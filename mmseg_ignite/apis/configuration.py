@@ -1,13 +1,16 @@
 """Reading a config and checking what a user can get wrong in it before anything is built."""
 
 import copy
+import posixpath
 from pathlib import Path
 
 from mmengine.config import Config
 
 import mmseg_ignite
 
+from ..engine.distributed import is_main_process
 from ..errors import IgniteError
+from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
 from ..preparation.store import check_context, read_index, select
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -16,18 +19,20 @@ _SHARED = ('data_root', 'protocol', 'crops')
 
 
 def _find(config: 'str | Path') -> Path:
-    """The config itself, or the packaged one of that name (for those who have no checkout)."""
-    path = Path(config)
+    """The file of a config: a path, or a packaged config by its bare file name or as ``mmseg_ignite::segformer/NAME.py``."""
+    name, path = str(config), Path(config)
     if path.is_file():
         return path
-    packaged = Path(mmseg_ignite.__file__).parent / '.mim' / 'configs'
-    found = sorted(packaged.rglob(path.name)) if path.suffix == '.py' else []
-    if not found:
-        raise IgniteError(
-            f'{config} is no file; a config such as configs/segformer/'
-            'segformer_mit-b0_1xb8-20k_ignite-512x512.py was expected: check the path.'
-        )
-    return found[0]
+    if not name.startswith(PREFIX):
+        packaged = packaged_configs()
+        if name not in map(posixpath.basename, packaged):
+            beside = [str(path.with_name(one.name)) for one in path.parent.glob('*.py')]
+            hint = did_you_mean(name, [PREFIX + one for one in packaged] + beside)
+            raise IgniteError(f'{config} is not a file; a config (.py) was expected{hint}')
+    found = config_path(name)
+    if is_main_process():
+        print(f'config: {found}')
+    return Path(found)
 
 
 def load_config(

@@ -370,7 +370,7 @@ def test_doctor_passes_here():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [x for x in done.stdout.splitlines() if x[:4] in ('PASS', 'WARN', 'FAIL')]
-    assert len(lines) == 8 and 'WARN  data' in done.stdout and 'PASS  model' in done.stdout
+    assert len(lines) == 8 and 'WARN  data' in done.stdout and '1 x 16 x 32 x 32' in done.stdout
 
 
 def test_two_processes_without_cuda_score_as_one(prepared, tested, tmp_path):

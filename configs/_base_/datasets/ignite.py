@@ -15,8 +15,10 @@ train_pipeline = [
     dict(type='RandomScannerEffects'),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
+# By these names mmseg's own inference functions find the loaders; IGNITEDataset reads the prepared arrays in their place.
 test_pipeline = [
-    dict(type='LoadIGNITERegion'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
 train_dataloader = dict(
