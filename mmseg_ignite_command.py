@@ -27,9 +27,11 @@ def usage(found: 'dict[str, Path]') -> str:
         name: ast.get_docstring(ast.parse(path.read_text('utf-8'))).splitlines()[0] for name, path in found.items()
     }
     lines = [f'  {name:<{width}}  {line}' for name, line in first.items()]
-    return '\n'.join(
-        ['usage: mmseg-ignite COMMAND ...', '', *lines, '', 'mmseg-ignite COMMAND --help lists its arguments.']
-    )
+    notes = [
+        'mmseg-ignite COMMAND --help lists its arguments.',
+        "MMSEG_IGNITE_VERBOSE=1 shows the whole of mmengine's log on the console.",
+    ]
+    return '\n'.join(['usage: mmseg-ignite COMMAND ...', '', *lines, '', *notes])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .engine.allocator import keep_freed_memory
 from .errors import IgniteError
+from .messages import quiet_warnings
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -20,6 +21,7 @@ def run(main: Callable[[], None]) -> None:
     a closed terminal) end it as Ctrl-C does, so that temporary files go.
     """
     keep_freed_memory()
+    quiet_warnings()
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

@@ -181,16 +181,22 @@ def test_configs_by_name(tmp_path):
 
 
 def test_a_config_that_imports_the_package_itself_is_read_by_plain_mmengine(tmp_path):
-    """In a fresh process, which has not imported mmseg_ignite; also our configs by path."""
+    """In a fresh process, which has not imported mmseg_ignite; also our configs by path.
+
+    The import prints nothing and leaves mmengine's loader of checkpoints as it is.
+    """
     (tmp_path / 'child.py').write_text(
         f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
     )
     code = f"""
 import sys
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+loader = CheckpointLoader._schemes['']
 Config.fromfile({str(DEMO_CONFIG)!r}, import_custom_modules=False)
 assert 'mmseg_ignite' not in sys.modules
 assert Config.fromfile('child.py').train_cfg.max_iters == 7
+assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
 """
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     run = [sys.executable, '-c', code]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import barrier
-from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
 from ..engine.checkpoints import safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
+from ..engine.runner import QuietRunner
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
 from ..models.ensembles import check_unseen, is_ensemble, load_members, read_ensemble, set_members
@@ -55,7 +55,7 @@ def test(
     if amp:
         cfg.test_cfg.fp16 = True  # mmengine's name for autocast, whichever half precision the device has
     prepare_launch(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = QuietRunner.from_cfg(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
     load_members(runner.model.module if runner.distributed else runner.model, members)
     predictions = Path(out or Path(cfg.work_dir) / PREDICTIONS)

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
+from ..engine.runner import QuietRunner
 from ..errors import IgniteError
 from ..models.weights import set_encoder_weights
 from .configuration import check_data
@@ -54,7 +55,7 @@ def train(
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else CUDA's matrix products are refused
     prepare_launch(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = QuietRunner.from_cfg(cfg)
     runner.train()
     return runner
 

@@ -1,12 +1,10 @@
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_CONFIG, ROOT
+from conftest import DEMO_CONFIG
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -33,24 +31,16 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-def test_mmengine_keeps_its_own_loader_outside_of_our_functions():
-    """In a process of its own, so that nothing else has changed it; errors restore it too."""
-    code = """
-from mmengine.runner import CheckpointLoader
-before = CheckpointLoader._schemes['']
-import mmseg_ignite
-assert CheckpointLoader._schemes[''] is before
-from mmseg_ignite.engine import safe_checkpoints
-try:
-    with safe_checkpoints():
-        assert CheckpointLoader._schemes[''] is not before
-        1 / 0
-except ZeroDivisionError:
-    pass
-assert CheckpointLoader._schemes[''] is before
-"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def test_mmengine_has_its_own_loader_back_after_our_functions():
+    """Also after errors, and from inside another such context."""
+    before = CheckpointLoader._schemes['']
+    with pytest.raises(ZeroDivisionError), safe_checkpoints():
+        ours = CheckpointLoader._schemes['']
+        with safe_checkpoints():
+            pass
+        assert CheckpointLoader._schemes[''] is ours is not before
+        raise ZeroDivisionError
+    assert CheckpointLoader._schemes[''] is before
 
 
 @pytest.mark.parametrize('way', ['resume', 'load_from', 'init_cfg', 'test'])
