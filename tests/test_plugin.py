@@ -1,10 +1,14 @@
 """The package in the hands of plain mmengine and mmseg: their inference functions, loaders and config names."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import cv2
+import mmseg
 import numpy as np
 import pytest
 from conftest import DEMO_CONFIG, ROOT
@@ -12,6 +16,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.hub import get_config, get_model
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.registry import DATASETS
 
@@ -118,6 +123,15 @@ def test_mmseg_inferencer_labels_paths_and_arrays(checkpoint, images, expected, 
     assert drawn['visualization'].shape == (*expected[0].shape, 3)
 
 
+def test_mmseg_reads_no_truncated_image_with_our_configs(checkpoint, images, tmp_path):
+    model = init_model(str(DEMO_CONFIG), checkpoint, 'cpu')
+    for path in map(Path, images):
+        damaged = tmp_path / path.name
+        damaged.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(OSError, match='truncated'):
+            inference_model(model, str(damaged))
+
+
 def build(prepared, pipeline, **kwargs):
     init_default_scope('mmseg')
     return DATASETS.build(
@@ -202,6 +216,59 @@ assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
     run = [sys.executable, '-c', code]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
+
+
+def examples():
+    """The configs that docs/plugin.md shows."""
+    text = (ROOT / 'docs' / 'plugin.md').read_text()
+    indented = [textwrap.dedent(block) for block in re.findall(r'(?:^    .*\n)+', text, re.M) if '_base_' in block]
+    return indented, re.search(r'```python\n(.*?)```', text, re.S)[1]
+
+
+def test_the_bases_that_the_docs_show_are_read(tmp_path):
+    indented, _ = examples()
+    assert len(indented) == 3
+    for text in indented:
+        (tmp_path / 'child.py').write_text(text)
+        cfg = Config.fromfile(str(tmp_path / 'child.py'))
+        assert cfg.model.type == 'TissueSegmentor'
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            wanted = ('data/mine', 'official') if 'official' in text else ('data/ignite', 'patient-8-1-1')
+            assert (loader.dataset.data_root, loader.dataset.protocol) == wanted
+
+
+def test_the_config_that_the_docs_show_trains_with_plain_mmengine(prepared, tmp_path):
+    """mmseg's SegFormer with our data, transforms, loss and metric, by mmengine's own runner, then mmseg's inference."""
+    configs = Path(mmseg.__file__).parent / '.mim' / 'configs'
+    text = examples()[1].replace("'../segformer/", f"'{configs}/segformer/").replace('data/ignite', str(prepared))
+    (tmp_path / 'segformer.py').write_text(
+        text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
+    )
+    cfg = Config.fromfile(str(tmp_path / 'segformer.py'))
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'work'),
+            'model.data_preprocessor.size': (64, 64),
+            'model.backbone.init_cfg': None,
+            'train_cfg.max_iters': 1,
+            'train_cfg.val_interval': 1,
+            'default_hooks.checkpoint.interval': 1,
+            **{
+                f'{loader}_dataloader.{key}': value
+                for loader in ('train', 'val', 'test')
+                for key, value in (('num_workers', 0), ('persistent_workers', False))
+            },
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scores = runner.test()
+    assert 0 <= scores['mIoU'] <= 100 and len(runner.test_evaluator.metrics[0].rois) == len(
+        runner.test_dataloader.dataset
+    )
+    model = init_model(cfg, str(tmp_path / 'work' / 'iter_1.pth'), 'cpu')
+    image = np.full((70, 90, 3), 128, np.uint8)
+    assert inference_model(model, image).pred_sem_seg.shape == (70, 90)
 
 
 def test_a_packaged_config_is_taken_by_its_bare_name_and_said(tmp_path, monkeypatch, capsys):
