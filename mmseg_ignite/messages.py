@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmengine.logging
@@ -19,6 +20,7 @@ _UNWANTED = (
 )
 """Messages that ask nothing of the user, by their first words."""
 _WANTED = ('Auto resumed', 'resumed epoch', 'Did not find')
+_STACK = tuple(str(Path(find_spec(name).origin).parent) + os.sep for name in ('mmengine', 'mmcv', 'mmseg'))
 _WANTED_SOURCES = ('logger_hook', 'checkpoint_hook', 'early_stopping_hook')
 
 
@@ -35,7 +37,7 @@ class ConsoleFilter(logging.Filter):
             return False
         if record.levelno != logging.INFO or record.module in _WANTED_SOURCES or message.startswith(_WANTED):
             return True
-        return not {'mmengine', 'mmcv', 'mmseg'} & set(Path(record.pathname).parts)
+        return not record.pathname.startswith(_STACK)
 
 
 def quiet_console(logger: logging.Logger) -> None:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import warnings
 
+import mmengine
 import pytest
 from conftest import DEMO_CONFIG, ROOT
 
 from mmseg_ignite.messages import ConsoleFilter, quiet_console, quiet_warnings
+
+MMENGINE = mmengine.__path__[0] + '/'
 
 
 def record(message, path, level=logging.INFO):
@@ -20,19 +23,19 @@ def record(message, path, level=logging.INFO):
 @pytest.mark.parametrize(
     ('message', 'path', 'level', 'shown'),
     [
-        ('Iter(train) [1/4] loss: 3.7', 'site-packages/mmengine/hooks/logger_hook.py', logging.INFO, True),
-        ('Saving checkpoint at 2 iterations', 'site-packages/mmengine/hooks/checkpoint_hook.py', logging.INFO, True),
-        ('resumed epoch: 0, iter: 4', 'site-packages/mmengine/runner/runner.py', logging.INFO, True),
-        ('Did not find last_checkpoint', 'site-packages/mmengine/logging/logger.py', logging.INFO, True),
-        ('time is over', 'mmseg_ignite/engine/hooks/time_budget_hook.py', logging.INFO, True),
-        ('of a third package', 'site-packages/mine/hook.py', logging.INFO, True),
-        ('Config: model = ...', 'site-packages/mmengine/runner/runner.py', logging.INFO, False),
-        ('paramwise_options -- x', 'site-packages/mmengine/logging/logger.py', logging.INFO, False),
-        ('Exp name: x', 'site-packages/mmengine/hooks/logger_hook.py', logging.INFO, False),
-        ('The prefix is not set in metric class X', 'site-packages/mmengine/logging/logger.py', logging.WARNING, False),
-        ('the model and the checkpoint differ', 'site-packages/mmengine/logging/logger.py', logging.WARNING, True),
-        ('it failed', 'site-packages/mmengine/runner/runner.py', logging.ERROR, True),
-        ('asked for by log_level', 'site-packages/mmengine/runner/runner.py', logging.DEBUG, True),
+        ('Iter(train) [1/4] loss: 3.7', MMENGINE + 'hooks/logger_hook.py', logging.INFO, True),
+        ('Saving checkpoint at 2 iterations', MMENGINE + 'hooks/checkpoint_hook.py', logging.INFO, True),
+        ('resumed epoch: 0, iter: 4', MMENGINE + 'runner/runner.py', logging.INFO, True),
+        ('Did not find last_checkpoint', MMENGINE + 'logging/logger.py', logging.INFO, True),
+        ('time is over', str(ROOT / 'mmseg_ignite/engine/hooks/time_budget_hook.py'), logging.INFO, True),
+        ('of a third package', '/home/mmseg/mine/hook.py', logging.INFO, True),
+        ('Config: model = ...', MMENGINE + 'runner/runner.py', logging.INFO, False),
+        ('paramwise_options -- x', MMENGINE + 'logging/logger.py', logging.INFO, False),
+        ('Exp name: x', MMENGINE + 'hooks/logger_hook.py', logging.INFO, False),
+        ('The prefix is not set in metric class X', MMENGINE + 'logging/logger.py', logging.WARNING, False),
+        ('the model and the checkpoint differ', MMENGINE + 'logging/logger.py', logging.WARNING, True),
+        ('it failed', MMENGINE + 'runner/runner.py', logging.ERROR, True),
+        ('asked for by log_level', MMENGINE + 'runner/runner.py', logging.DEBUG, True),
     ],
 )
 def test_which_records_reach_the_console(message, path, level, shown):
@@ -71,7 +74,7 @@ def test_the_environment_brings_the_whole_log_back(monkeypatch, tmp_path, value,
     logger.addHandler(logging.StreamHandler(stream))
     logger.addHandler(logging.FileHandler(tmp_path / 'log'))
     quiet_console(logger)
-    logger.handle(record('Config: model = ...', 'site-packages/mmengine/runner/runner.py'))
+    logger.handle(record('Config: model = ...', MMENGINE + 'runner/runner.py'))
     logger.handlers[1].close()
     assert ('Config' in stream.getvalue()) == shown and 'Config' in (tmp_path / 'log').read_text()
 
