@@ -1,4 +1,4 @@
-"""Packaging: the package, and configs and tools under mmseg_ignite/.mim as mmseg does."""
+"""Packaging: the package and its command, and configs and tools under mmseg_ignite/.mim as mmseg does."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.p
 
 
 class BuildWithConfigs(build_py):
-    """Copy configs and tools into the built package; an editable install reads them from the checkout."""
+    """Copy configs and tools into the built package; a checkout has links in their places."""
 
     def run(self) -> None:
         super().run()
@@ -21,6 +21,7 @@ class BuildWithConfigs(build_py):
                 target = Path(self.build_lib) / 'mmseg_ignite' / '.mim' / folder
                 shutil.rmtree(target, ignore_errors=True)
                 shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copy(HERE / 'model-index.yml', target.parent)
 
 
 setup(
@@ -32,6 +33,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmseg_ignite', 'mmseg_ignite.*']),
+    py_modules=['mmseg_ignite_command'],
+    entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
     package_data={'mmseg_ignite.evaluation.report': ['templates/*', 'static/*']},
     cmdclass=dict(build_py=BuildWithConfigs),
     install_requires=[

@@ -11,11 +11,14 @@ _fault = stack_fault()
 if _fault:
     raise ImportError(f'mmseg_ignite cannot start: {_fault}')
 
-from .engine import compatibility as _compatibility  # noqa: E402
+from .messages import quiet_imports as _quiet_imports  # noqa: E402
+
+with _quiet_imports():
+    from . import datasets, engine, evaluation, models
+    from .engine import compatibility as _compatibility
+    from .errors import IgniteError
+    from .packaged import config_path
 
 _compatibility.apply()
 
-from . import datasets, engine, evaluation, models  # noqa: E402
-from .errors import IgniteError  # noqa: E402
-
-__all__ = ['IgniteError', '__version__', 'datasets', 'engine', 'evaluation', 'models']
+__all__ = ['IgniteError', '__version__', 'config_path', 'datasets', 'engine', 'evaluation', 'models']

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .engine.allocator import keep_freed_memory
 from .errors import IgniteError
+from .messages import quiet_warnings
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -23,6 +24,7 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # a file name or a sign that the terminal does not know ends no run
             stream.reconfigure(errors='backslashreplace')
+    quiet_warnings()
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

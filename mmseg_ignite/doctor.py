@@ -1,4 +1,9 @@
-"""Checks of a machine, run by path (not imported), so that they work where the package cannot be imported."""
+"""Check this machine: Python, torch, the mm-packages, OpenCV, disk, data, and the model on a small image.
+
+Prints a line for each check: PASS, WARN or FAIL, with what to do. Exits with status 1 if one fails.
+"""
+
+# Run by path, not imported, so that it works where the package cannot be imported.
 
 import argparse
 import importlib
@@ -37,7 +42,8 @@ def check_distributions() -> RESULT:
     fault = stack_fault()
     if fault:
         return 'FAIL', fault
-    return 'PASS', ', '.join(f'{d} {installed(d)}' for pair in STACK.values() for d in pair if installed(d))
+    named = {package: [f'{d} {installed(d)}' for d in pair if installed(d)] for package, pair in STACK.items()}
+    return 'PASS', ', '.join(one[0] if one else f'{package} without metadata' for package, one in named.items())
 
 
 def check_imports() -> RESULT:
@@ -87,29 +93,26 @@ def check_forward() -> RESULT:
     try:
         import torch
         from mmengine.config import Config
-        from mmengine.config.utils import MODULE2PACKAGE  # noqa: F401
         from mmengine.registry import init_default_scope
-        from mmengine.utils import get_installed_path
         from mmseg.registry import MODELS
 
-        import mmseg_ignite  # noqa: F401
+        from mmseg_ignite import config_path
 
         init_default_scope('mmseg')
-        base = Path(get_installed_path(MODULE2PACKAGE['mmseg'])) / '.mim' / 'configs/_base_/models/segformer_mit-b0.py'
-        model = Config.fromfile(str(base)).model
+        model = Config.fromfile(config_path('segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py')).model
         model.decode_head.norm_cfg = dict(type='BN')
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
         with torch.inference_mode():
             shape = MODELS.build(model).to(device).eval()(torch.zeros(1, 3, 128, 128, device=device)).shape
     except Exception as error:
-        return 'FAIL', f'SegFormer-B0 does not run ({type(error).__name__}: {error}): mend the lines above first.'
+        return 'FAIL', f'SegFormer-B0 does not run ({type(error).__name__}: {error}): fix the lines above first.'
     return 'PASS', f'SegFormer-B0 runs on {device}: 1 x 3 x 128 x 128 -> {" x ".join(map(str, shape))}'
 
 
 def main() -> None:
-    """Print a line a check; exit with 1 if one fails."""
+    """Print a line for each check; exit with status 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--data-root', default='data/ignite')
+    parser.add_argument('--data-root', default='data/ignite', help='prepared data set to check (default: %(default)s)')
     args = parser.parse_args()
     failed = False
     for name, check in dict(
@@ -126,7 +129,3 @@ def main() -> None:
         failed |= status == 'FAIL'
         print(f'{status}  {name:<8} {text}', flush=True)
     sys.exit(failed)
-
-
-if __name__ == '__main__':
-    main()

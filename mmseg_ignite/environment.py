@@ -1,10 +1,12 @@
-"""Is the installed stack whole? Standard library only: it must run where the stack is broken.
+"""Checks of the installed stack. Standard library only: this module must run where the stack is broken.
 
-Two stacks serve. The maintained one is the onedl-* trio; the original one is mmengine, mmcv and
-mmsegmentation. Both install the same import packages, so side by side one overwrites the other.
+Two stacks are supported. The maintained one is the onedl-* trio; the original one is mmengine, mmcv and
+mmsegmentation. Both install the same import packages, so side by side one overwrites the other. A source tree on the
+Python path, which has no distribution metadata, is accepted too.
 """
 
 from importlib import metadata
+from importlib.util import find_spec
 
 STACK = {  # import package -> (maintained distribution, original distribution)
     'mmengine': ('onedl-mmengine', 'mmengine'),
@@ -22,6 +24,11 @@ def installed(distribution: str) -> 'str | None':
         return None
 
 
+def importable(package: str) -> bool:
+    """Whether an import package is on the Python path, whoever put it there. The package is not imported."""
+    return find_spec(package) is not None
+
+
 def stack_fault() -> 'str | None':
     """One sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
     for package, candidates in STACK.items():
@@ -33,6 +40,8 @@ def stack_fault() -> 'str | None':
                 f'"pip install {candidates[0]}".'
             )
         if not found:
+            if importable(package):
+                continue
             return (
                 f'the package {package} is not installed: run "pip install {candidates[0]}" '
                 f'(or install {candidates[1]}, see docs/installation.md).'

@@ -25,12 +25,40 @@ ORIGINAL = {'mmengine', 'mmcv', 'mmsegmentation'}
 )
 def test_stack_fault(monkeypatch, distributions, words):
     monkeypatch.setattr(environment, 'installed', lambda name: '1.0' if name in distributions else None)
+    monkeypatch.setattr(environment, 'importable', lambda package: False)
     fault = environment.stack_fault()
     assert fault is None if words is None else words in fault
 
 
 def test_the_installed_stack_is_whole():
     assert environment.stack_fault() is None
+
+
+def test_a_source_tree_without_metadata_is_accepted(tmp_path):
+    """mmseg on the Python path, as from a checkout: nothing says of which distribution it is. Its configs are found too."""
+    code = """
+import sys
+from importlib import metadata
+from types import ModuleType
+version = metadata.version
+def hidden(name):
+    if name in ('onedl-mmsegmentation', 'mmsegmentation'):
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = hidden
+own = sys.modules['mmseg.version'] = ModuleType('mmseg.version')  # as in mmsegmentation, which states its version itself
+own.__version__, own.version_info = '1.2.2', (1, 2, 2)
+import mmseg_ignite
+from mmengine.config import Config
+assert Config.fromfile('child.py').model.type == 'EncoderDecoder'
+"""
+    (tmp_path / 'child.py').write_text("_base_ = 'mmseg::_base_/models/segformer_mit-b0.py'\n")
+    run = [sys.executable, '-c', code]
+    done = subprocess.run(
+        run, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout and not done.stderr  # no messages of the imported packages either
 
 
 def test_import_beside_the_other_stack_ends_in_one_sentence(tmp_path):
@@ -44,6 +72,6 @@ def test_import_beside_the_other_stack_ends_in_one_sentence(tmp_path):
     done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and last.startswith('ImportError: mmseg_ignite cannot start') and 'pip uninstall' in last
-    doctor = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
+    doctor = [sys.executable, '-c', 'import mmseg_ignite_command; mmseg_ignite_command.main()', 'doctor']
     done = subprocess.run(doctor, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
     assert done.returncode == 1 and 'FAIL  stack' in done.stdout and 'Traceback' not in done.stderr

@@ -1,12 +1,14 @@
-"""Check the machine: PASS, WARN or FAIL a line, each with its mend. Works where the stack is broken."""
+"""Check this machine: one line for each check, with what to do. Works where the installation is broken."""
 
-import importlib.util
-import runpy
 import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 if __name__ == '__main__':
-    spec = importlib.util.find_spec('mmseg_ignite')  # finds the package without importing it
-    if spec is None:
+    package = find_spec('mmseg_ignite')  # finds the package without importing it
+    if package is None:
         sys.exit('FAIL  mmseg_ignite is not installed: run "make setup", or "pip install ." in its checkout.')
-    runpy.run_path(str(Path(spec.origin).with_name('doctor.py')), run_name='__main__')
+    spec = spec_from_file_location('doctor', Path(package.origin).with_name('doctor.py'))
+    doctor = module_from_spec(spec)
+    spec.loader.exec_module(doctor)
+    doctor.main()

@@ -1,5 +1,5 @@
 _base_ = [
-    'mmseg::_base_/models/segformer_mit-b0.py', '../_base_/datasets/ignite.py', '../_base_/default_runtime.py',
+    '../_base_/models/segformer_mit-b0.py', '../_base_/datasets/ignite.py', '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_20k.py'
 ]
 # ImageNet-1k weights; --weights FILE or --weights none of tools/train.py takes others or none.
@@ -9,5 +9,5 @@ model = dict(
     type='TissueSegmentor',
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(type='FastMixVisionTransformer', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    decode_head=dict(type='FastSegformerHead', num_classes=16, loss_decode=dict(_delete_=True, type='TissueLoss')),
+    decode_head=dict(type='FastSegformerHead', loss_decode=dict(_delete_=True, type='TissueLoss')),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(384, 384)))

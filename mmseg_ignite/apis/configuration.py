@@ -1,33 +1,37 @@
 """Reading a config and checking what a user can get wrong in it before anything is built."""
 
 import copy
+import posixpath
 from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import mmseg_ignite
-
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
+from ..engine.distributed import is_main_process
+from ..engine.runner import QuietRunner
 from ..errors import IgniteError
+from ..packaged import PACKAGED, PREFIX, config_path, did_you_mean, packaged_configs
 from .checks import LOADERS, check_config, is_ours
 from .options import apply_options
 
 
 def _find(config: 'str | Path') -> Path:
-    """The config itself, or the packaged one of that name (for those who have no checkout)."""
-    path = Path(config)
+    """The file of a config: a path, or a packaged config by its bare file name or as ``mmseg_ignite::segformer/NAME.py``."""
+    name, path = str(config), Path(config)
     if path.is_file():
         return path
-    packaged = Path(mmseg_ignite.__file__).parent / '.mim' / 'configs'
-    found = sorted(packaged.rglob(path.name)) if path.suffix == '.py' else []
-    if not found:
-        raise IgniteError(
-            f'{config} is no file; a config such as configs/segformer/'
-            'segformer_mit-b0_1xb8-20k_ignite-512x512.py was expected: check the path.'
-        )
-    return found[0]
+    if not name.startswith(PREFIX):
+        packaged = packaged_configs()
+        if name not in map(posixpath.basename, packaged):
+            beside = [str(path.with_name(one.name)) for one in path.parent.glob('*.py')]
+            hint = did_you_mean(name, [PREFIX + one for one in packaged] + beside)
+            raise IgniteError(f'{config} is not a file; a config (.py) was expected{hint}')
+    found = config_path(name)
+    if is_main_process():
+        print(f'config: {found}')
+    return Path(found)
 
 
 def load_config(
@@ -100,9 +104,7 @@ def _share_crops(cfg: Config, dataset: dict, head: str, options: 'set[str]') -> 
 
 @lru_cache
 def _default_crops() -> dict:
-    roots = (Path(mmseg_ignite.__file__).parents[1], Path(mmseg_ignite.__file__).parent / '.mim')
-    bases = [root / 'configs' / '_base_' / 'datasets' / 'ignite.py' for root in roots]
-    return Config.fromfile(str(next(base for base in bases if base.is_file()))).crops
+    return Config.fromfile(str(PACKAGED / 'configs' / '_base_' / 'datasets' / 'ignite.py')).crops
 
 
 def build_runner(cfg: Config, training: bool = False) -> Runner:
@@ -112,7 +114,7 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
         IgniteError: a part cannot be built.
     """
     try:
-        runner = Runner.from_cfg(cfg)
+        runner = QuietRunner.from_cfg(cfg)
         if training:
             runner.train_loop  # noqa: B018  builds it, and the data set
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

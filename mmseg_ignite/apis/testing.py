@@ -7,6 +7,7 @@ from mmengine.dist import barrier
 from mmseg.evaluation import IoUMetric
 
 from ..datasets.ignite import PROTOCOL
+from ..engine.checkpoints import safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..engine.optim_wrappers import use_half_precision
@@ -25,6 +26,7 @@ from .leakage import seen_by
 from .reporting import PREDICTIONS, publish, run_files
 
 
+@safe_checkpoints()
 def test(
     cfg: Config,
     checkpoint: 'str | Path',

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..engine.checkpoints import open_checkpoint
+from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, start_afresh
@@ -18,6 +18,7 @@ from .checks import check_data, check_score_names
 from .configuration import build_runner, resolved
 
 
+@safe_checkpoints()
 def train(
     cfg: Config,
     resume: bool = False,

@@ -11,6 +11,7 @@ from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE
 from ..preparation.store import CONTEXT, check_context, image_path, label_path, metadata, read_index, select
 from .crop_stream import CropStream, seeded
+from .transforms.loading import read_arrays, transform_name
 
 DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'
 """Defaults of the data sets, and of the configs."""
@@ -21,9 +22,9 @@ _FIXED = dict(reduce_zero_label=False, ignore_index=IGNORE, img_suffix='.npy', s
 class IGNITEDataset(BaseSegDataset):
     """ROIs of a prepared IGNITE data set (see ``tools/prepare_ignite.py``).
 
-    Labels are train ids 0..15; 255 marks unannotated pixels. Load them with :class:`LoadIGNITERegion`; every
-    transform of mmseg may follow it. Each sample also carries ``roi`` (the name), ``patient``, ``um_per_px`` and
-    ``metadata`` (organ, scanner, ... of the release).
+    Labels are train ids 0..15; 255 marks unannotated pixels. LoadImageFromFile and LoadAnnotations of a pipeline read the
+    prepared arrays here, :class:`LoadIGNITERegion` reads both; every transform of mmseg may follow. Each sample also
+    carries ``roi`` (the name), ``patient``, ``um_per_px`` and ``metadata`` (organ, scanner, ... of the release).
 
     Args:
         data_root (str): The prepared folder, the one with ``index.json``. Defaults to 'data/ignite'.
@@ -37,7 +38,8 @@ class IGNITEDataset(BaseSegDataset):
 
     Raises:
         IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, an ROI without
-            context that is to be used, or ``reduce_zero_label=True``.
+            context that is to be used, ``reduce_zero_label=True``, or a loader of the pipeline with an argument that arrays do
+            not take.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[list(colour) for colour in PALETTE])
@@ -52,6 +54,7 @@ class IGNITEDataset(BaseSegDataset):
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
         _check_fixed(kwargs)
+        kwargs['pipeline'] = read_arrays(kwargs.get('pipeline') or [])
         super().__init__(data_root=data_root, **{**kwargs, **_FIXED})
 
     @property
@@ -142,11 +145,7 @@ class IGNITECropDataset(IGNITEDataset):
 
     def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: 'dict | None' = None, **kwargs) -> None:
         self._crops = dict(crops or {})
-        loaders = [
-            t['type']
-            for t in kwargs.get('pipeline', ())
-            if isinstance(t, dict) and str(t['type']).split('.')[-1] in _LOADERS
-        ]
+        loaders = [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in _LOADERS]
         if loaders:
             raise IgniteError(
                 f'the pipeline of IGNITECropDataset holds {loaders[0]}, but its crops are read already: remove it.'

@@ -1,7 +1,14 @@
 """Around mmengine's runner: checkpoints, process groups, hooks."""
 
-from .checkpoints import load_weights, open_checkpoint
+from .checkpoints import load_weights, open_checkpoint, safe_checkpoints
 from .hooks import PredictionWriterHook, TrainingCurvesHook
 from .optim_wrappers import HalfOptimWrapper
 
-__all__ = ['HalfOptimWrapper', 'PredictionWriterHook', 'TrainingCurvesHook', 'load_weights', 'open_checkpoint']
+__all__ = [
+    'HalfOptimWrapper',
+    'PredictionWriterHook',
+    'TrainingCurvesHook',
+    'load_weights',
+    'open_checkpoint',
+    'safe_checkpoints',
+]

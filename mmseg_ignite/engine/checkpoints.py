@@ -1,11 +1,14 @@
 """The one place where checkpoint files are opened and loaded into models. Code in a file is never run."""
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from ..errors import IgniteError
 
@@ -43,7 +46,8 @@ def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
     if not path.is_file():
         raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        known = torch.serialization.get_safe_globals()  # leaving the context must not remove these
+        with torch.serialization.safe_globals([g for g in SAFE_GLOBALS if g not in known]):
             checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         reason = (
@@ -71,6 +75,26 @@ def _check_finite(weights: object, path: Path) -> None:
             f'{path} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}), so its training diverged: take an '
             'earlier checkpoint.'
         )
+
+
+@contextlib.contextmanager
+def safe_checkpoints() -> Iterator[None]:
+    """Let mmengine open local files by :func:`open_checkpoint` too: for ``with``, or as a decorator.
+
+    Its own loader falls back to unpickling whatever a file holds. Training and testing of :mod:`mmseg_ignite.apis` run
+    inside, so that ``resume``, ``load_from`` and ``init_cfg`` never run a file's code; on leaving, mmengine's loader is
+    back. Put it around calls of plain mmengine or mmseg, e.g. ``mmseg.apis.init_model``, to have the same there.
+    """
+    plain = CheckpointLoader._schemes['']
+    CheckpointLoader.register_scheme('', _load_from_local, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader.register_scheme('', plain, force=True)
+
+
+def _load_from_local(filename: str, map_location: object = None) -> dict:
+    return open_checkpoint(filename, map_location)
 
 
 def _first_line(error: Exception) -> str:

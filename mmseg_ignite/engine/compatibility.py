@@ -1,21 +1,20 @@
-"""What both stacks need before a config is read or a checkpoint opened. Applied once, on import."""
+"""What both stacks need before a config is read or a checkpoint is opened. Applied once, when the package is imported."""
 
+import torch
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.runner import CheckpointLoader
 
 from ..environment import stack_distribution
-from .checkpoints import open_checkpoint
+from .checkpoints import SAFE_GLOBALS
 
 
 def apply() -> None:
-    """Let ``mmseg::`` and ``mmseg_ignite::`` bases be found, and open local checkpoints safely.
+    """Make ``mmseg::`` and ``mmseg_ignite::`` bases known, and let plain mmengine read checkpoints of its own runner.
 
-    mmengine maps the module mmseg to the distribution 'mmsegmentation' alone, so that
-    ``_base_ = ['mmseg::...']`` fails beside onedl-mmsegmentation. Its loader of local files either refuses its own
-    checkpoints (0.10.7 with torch >= 2.6, on resume) or falls back to unpickling whatever the file holds.
+    mmengine maps the module mmseg to the distribution 'mmsegmentation' alone, so that ``_base_ = ['mmseg::...']`` fails
+    beside onedl-mmsegmentation. mmengine 0.10.7 cannot read the log history in its own checkpoints with torch 2.6 or
+    newer; so its types, and nothing else, join torch's list of what ``weights_only=True`` accepts. How mmengine opens
+    checkpoints stays as it is, see :func:`.checkpoints.safe_checkpoints`.
     """
-    MODULE2PACKAGE['mmseg'] = stack_distribution('mmseg')
+    MODULE2PACKAGE['mmseg'] = stack_distribution('mmseg') or 'mmseg'
     MODULE2PACKAGE['mmseg_ignite'] = 'mmseg_ignite'
-    CheckpointLoader.register_scheme(
-        '', lambda filename, map_location=None: open_checkpoint(filename, map_location), force=True
-    )
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)

@@ -213,7 +213,8 @@ def test_boundaries_of_a_test_with_context_are_those_of_its_label_pngs(prepared,
 
 def test_overlays_with_context_are_of_the_roi(prepared, tested, with_context, tmp_path):
     """As drawn from the prepared ROI and the written prediction."""
-    arguments = ['--work-dir', tmp_path, '--out', tmp_path / 'out', '--no-report', '--allow-seen-patients', *options(prepared)]
+    arguments = ['--work-dir', tmp_path, '--out', tmp_path / 'out', '--no-report', '--allow-seen-patients']
+    arguments += options(prepared)
     assert tool('test', DEMO_CONFIG, tested / 'iter_2.pth', *arguments, 'protocol=official',
                 'test_dataloader.dataset.use_context=True') == 0  # fmt: skip
     assert not (tmp_path / 'report.html').exists() and not (tmp_path / 'predictions').exists()
@@ -373,7 +374,7 @@ def test_doctor_passes_here():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [x for x in done.stdout.splitlines() if x[:4] in ('PASS', 'WARN', 'FAIL')]
-    assert len(lines) == 8 and 'WARN  data' in done.stdout and 'PASS  model' in done.stdout
+    assert len(lines) == 8 and 'WARN  data' in done.stdout and '1 x 16 x 32 x 32' in done.stdout
 
 
 def test_two_processes_without_cuda_score_as_one(prepared, tested, tmp_path):

@@ -1,12 +1,16 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from conftest import DEMO_CONFIG
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmseg_ignite.engine import load_weights, open_checkpoint
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import test as run_test
+from mmseg_ignite.engine import compatibility, load_weights, open_checkpoint, safe_checkpoints
 from mmseg_ignite.errors import IgniteError
 
 
@@ -20,10 +24,54 @@ class Hostile:
 
 def test_a_hostile_checkpoint_does_not_run(tmp_path):
     torch.save(dict(state_dict={}, x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
-    for read in (open_checkpoint, CheckpointLoader.load_checkpoint):  # the latter is what mmengine's runner calls
-        with pytest.raises(IgniteError, match='other than weights'):
-            read(str(tmp_path / 'bad.pth'))
+    with safe_checkpoints():
+        for read in (open_checkpoint, CheckpointLoader.load_checkpoint):  # the latter is what mmengine's runner calls
+            with pytest.raises(IgniteError, match='other than weights'):
+                read(str(tmp_path / 'bad.pth'))
     assert not (tmp_path / 'ran').exists()
+
+
+def test_mmengine_has_its_own_loader_back_after_our_functions():
+    """Also after errors, and from inside another such context."""
+    before = CheckpointLoader._schemes['']
+    with pytest.raises(ZeroDivisionError), safe_checkpoints():
+        ours = CheckpointLoader._schemes['']
+        with safe_checkpoints():
+            pass
+        assert CheckpointLoader._schemes[''] is ours is not before
+        raise ZeroDivisionError
+    assert CheckpointLoader._schemes[''] is before
+
+
+@pytest.mark.parametrize('way', ['resume', 'load_from', 'init_cfg', 'test'])
+def test_training_and_testing_open_no_hostile_checkpoint(prepared, tmp_path, way):
+    """Whichever setting names it."""
+    torch.save(dict(state_dict={}, meta={}, x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
+    bad = str(tmp_path / 'bad.pth')
+    cfg = load_config(DEMO_CONFIG, dict(data_root=str(prepared)), str(tmp_path / 'work'))
+    cfg.train_dataloader.num_workers, cfg.train_dataloader.persistent_workers = 0, False
+    cfg.crops.crop_size = (32, 32)
+    (tmp_path / 'work').mkdir()
+    if way == 'resume':
+        (tmp_path / 'work' / 'last_checkpoint').write_text(bad)
+    elif way == 'load_from':
+        cfg.load_from = bad
+    elif way == 'init_cfg':
+        cfg.model.decode_head.init_cfg = dict(type='Pretrained', checkpoint=bad)
+    with pytest.raises(IgniteError, match='other than weights'):
+        run_test(cfg, bad) if way == 'test' else train(cfg, resume=way == 'resume')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_plain_loading_reads_what_the_runner_stores(tmp_path):
+    """As mmengine 0.10.7 does with torch 2.6 and newer: torch.load without any list of its own; also after ours."""
+    compatibility.apply()
+    torch.save(dict(history=HistoryBuffer([1.0], [1]), a=np.arange(3)), tmp_path / 'x.pth')
+    open_checkpoint(tmp_path / 'x.pth')
+    assert torch.load(tmp_path / 'x.pth', weights_only=True)['history'].mean() == 1
+    torch.save(dict(x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'bad.pth', weights_only=True)
 
 
 def test_attributes_of_other_objects_are_not_reached(tmp_path):

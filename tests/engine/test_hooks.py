@@ -1,9 +1,10 @@
 """What the hooks add to a training."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 
 from mmseg_ignite.engine.hooks import ScoreSmoothingHook, ValidationOverlayHook
 from mmseg_ignite.errors import IgniteError
@@ -23,6 +24,27 @@ def test_smoothed_score_is_the_weighted_mean_of_all_validations(request):
         expected = sum(w * s for w, s in zip(weights, scores)) / sum(weights)
         assert metrics['mIoU_smoothed'] == pytest.approx(expected)
         assert metrics['mIoU'] == score
+
+
+@pytest.mark.parametrize('wrong', [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_left_out_and_said_once(request, tmp_path, wrong):
+    """The mean of the others, by one hook and by those of resumed runs; also after a NaN that an older version stored."""
+    MMLogger.get_instance(request.node.name, log_file=str(tmp_path / 'log'))
+    hub, hook, finite = runner(request.node.name), ScoreSmoothingHook(weight=0.3), []
+    for score in (wrong, 40.0, wrong, 20.0, wrong):
+        metrics = dict(mIoU=score)
+        hook.after_val_epoch(hub, metrics)
+        finite += [score] if math.isfinite(score) else []
+        weights = [0.3 * 0.7**age for age in range(len(finite) - 1, -1, -1)]
+        if finite:
+            expected = sum(w * s for w, s in zip(weights, finite)) / sum(weights)
+            assert metrics['mIoU_smoothed'] == pytest.approx(expected)
+        else:
+            assert math.isnan(metrics['mIoU_smoothed'])
+    assert (tmp_path / 'log').read_text().count('leaves such validations out') == 1
+    hub.message_hub.update_info('mIoU_smoothed', (math.nan, 0.5))
+    hook.after_val_epoch(hub, metrics := dict(mIoU=30.0))
+    assert metrics['mIoU_smoothed'] == pytest.approx(30)
 
 
 def test_a_validation_of_its_own_is_not_smoothed(request):

@@ -108,10 +108,39 @@ def test_metadata_boundaries_and_calibration_are_kept():
     assert result['boundary']['tolerance_um'] == 1.0 and result['boundary']['mean_NSD'] > 0
     annotated = sum(int((d['gt_sem_seg']['data'] != 255).sum()) for d in data)
     assert sum(b['pixels'] for b in result['calibration']['bins']) == annotated
-    for sample, one in zip(data, logits):  # probabilities are taken as they are
-        sample['seg_logits'] = dict(data=one.softmax(0))
+    for sample, one in zip(data, logits):
+        del sample['seg_logits']
+        sample['seg_probabilities'] = dict(data=one.softmax(0))
     run(metric, data)
     assert metric.evaluation.metrics(samples=100)['calibration']['ece'] == pytest.approx(result['calibration']['ece'])
+
+
+@pytest.mark.parametrize('key', ['seg_logits', 'seg_probabilities'])
+def test_the_key_says_whether_scores_are_logits(key):
+    """Also for scores that could be either: logits that are positive and add up to 1."""
+    rng = np.random.default_rng()
+    data = samples(rng, range(16))
+    both = [torch.from_numpy(rng.dirichlet(np.ones(16), (30, 40)).transpose(2, 0, 1)) for _ in data]
+    for sample, one in zip(data, both):
+        sample[key] = dict(data=one)
+    metric = TissueMetric(calibration=True)
+    run(metric, data)
+    expected = np.stack([one.numpy() for one in both])
+    if key == 'seg_logits':
+        expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
+    truth = np.concatenate([d['gt_sem_seg']['data'].numpy() for d in data])
+    bins = metric.evaluation.metrics(samples=100)['calibration']['bins']
+    sums = [b['pixels'] * b['confidence'] for b in bins if b['pixels']]
+    assert sum(sums) == pytest.approx(100 * expected.max(1)[truth != 255].sum(), rel=1e-5)
+
+
+def test_calibration_without_scores_of_every_class_is_refused():
+    data = samples(np.random.default_rng(), range(16), 1)
+    with pytest.raises(IgniteError, match='keep_logits'):
+        run(TissueMetric(calibration=True), data)
+    data[0]['seg_logits'] = dict(data=torch.rand(1, 30, 40))  # what a head of one output channel stores
+    with pytest.raises(IgniteError, match='1 channels.*16 classes'):
+        run(TissueMetric(calibration=True), data)
 
 
 def test_what_cannot_work_is_said_at_once():

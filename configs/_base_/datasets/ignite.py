@@ -18,8 +18,11 @@ train_pipeline = [
     dict(type='RandomScannerEffects'),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
+# By these names mmseg's own inference functions find the loaders; IGNITEDataset reads the prepared arrays in their place.
+# Of a damaged image file Pillow says so, while OpenCV makes up the rest.
 test_pipeline = [
-    dict(type='LoadIGNITERegion'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
 train_dataloader = dict(

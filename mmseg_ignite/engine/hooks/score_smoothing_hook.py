@@ -1,6 +1,10 @@
 """Choosing checkpoints by a score that one lucky validation does not decide."""
 
+import logging
+import math
+
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
@@ -14,7 +18,9 @@ class ScoreSmoothingHook(Hook):
     Few validation ROIs make their scores jump. mmengine's own hooks take the smoothed one like any other:
     ``default_hooks.checkpoint.save_best='mIoU_smoothed'`` and
     ``custom_hooks=[..., dict(type='EarlyStoppingHook', monitor='mIoU_smoothed', rule='greater', patience=5)]``.
-    It is logged with the others, and a resumed training goes on with it.
+    It is logged with the others, and a resumed training goes on with it. A score that is NaN or infinite (a validation
+    without an annotated pixel) is left out of the mean, with one warning a run; the smoothed score is then the mean of the
+    validations before, and NaN if there are none.
 
     Args:
         score (str): Which score. Defaults to 'mIoU', the mean over the classes present in the ground truth.
@@ -31,6 +37,7 @@ class ScoreSmoothingHook(Hook):
         if not 0 < weight <= 1:
             raise IgniteError(f'the weight of ScoreSmoothingHook is {weight!r}; above 0 and at most 1 was expected.')
         self.score, self.weight = score, weight
+        self._warned = False
 
     def after_val_epoch(self, runner: Runner, metrics: 'dict[str, float] | None' = None) -> None:
         if self.score not in (metrics or {}):
@@ -43,7 +50,17 @@ class ScoreSmoothingHook(Hook):
         key = f'{self.score}_smoothed'
         # In the message hub, which mmengine stores in checkpoints.
         total, weight = runner.message_hub.runtime_info.get(key, (0.0, 0.0))
-        total = (1 - self.weight) * total + self.weight * metrics[self.score]
-        weight = (1 - self.weight) * weight + self.weight
-        runner.message_hub.update_info(key, (total, weight))
-        metrics[key] = total / weight
+        if not math.isfinite(total):  # stored by a version that added such scores
+            total, weight = 0.0, 0.0
+        if math.isfinite(metrics[self.score]):
+            total = (1 - self.weight) * total + self.weight * metrics[self.score]
+            weight = (1 - self.weight) * weight + self.weight
+            runner.message_hub.update_info(key, (total, weight))
+        elif not self._warned:
+            print_log(
+                f'{self.score} of this validation is {metrics[self.score]}: {key} leaves such validations out.',
+                'current',
+                logging.WARNING,
+            )
+            self._warned = True
+        metrics[key] = total / weight if weight else math.nan

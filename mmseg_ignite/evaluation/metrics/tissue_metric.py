@@ -29,8 +29,10 @@ class TissueMetric(BaseMetric):
         groupings (dict, optional): {grouping: {group: [class names] or 'rest'}}, scored beside the built-in ones. Defaults
             to None.
         boundary_tolerance_um (float, optional): Also count boundaries, at this tolerance in um. Defaults to None.
-        calibration (bool): Also count by confidence, of samples with ``seg_logits`` (or probabilities there), which
-            a TissueSegmentor keeps with ``test_cfg.keep_logits=True``. Defaults to False.
+        calibration (bool): Also count by confidence. A sample gives either ``seg_probabilities``, (C, H, W) float, 0..1,
+            used as they are; or ``seg_logits``, (C, H, W) float, of which the softmax is taken. A TissueSegmentor with
+            ``test_cfg.keep_logits=True`` stores logits, and with symmetries or as an ensemble the logarithms of mean
+            probabilities, whose softmax is these probabilities. Defaults to False.
         bootstrap_samples (int): Samples of the intervals; 0 for none. Defaults to 10,000.
         collect_device (str): 'cpu' or 'gpu', where a distributed run collects. Defaults to 'cpu'.
         prefix (str, optional): Put before the names of the logged scores. Defaults to None.
@@ -64,8 +66,8 @@ class TissueMetric(BaseMetric):
         """Count the pixels of each sample of a batch.
 
         Raises:
-            IgniteError: a sample without a name or, for the calibration, without logits; or a grouping that does not fit the
-                classes.
+            IgniteError: a sample without a name or, for the calibration, without scores of every class; or a grouping that
+                does not fit the classes.
         """
         if not self.results:
             check_groupings(self.options['groupings'], self.dataset_meta['classes'])
@@ -75,11 +77,6 @@ class TissueMetric(BaseMetric):
                 raise IgniteError(
                     "a sample has neither 'roi' nor 'img_path', by which ROIs are told apart: add one to the meta_keys of "
                     'PackSegInputs.'
-                )
-            if self.calibration and 'seg_logits' not in sample:
-                raise IgniteError(
-                    'calibration=True of TissueMetric needs the logits, which the predictions lack: set '
-                    'model.test_cfg.keep_logits=True as well.'
                 )
             known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
             truth, prediction = (
@@ -92,9 +89,25 @@ class TissueMetric(BaseMetric):
                     prediction,
                     len(self.dataset_meta['classes']),
                     self.boundary_tolerance_um,
-                    _probabilities(sample['seg_logits']['data']) if self.calibration else None,
+                    self._probabilities(sample) if self.calibration else None,
                 )
             )
+
+    def _probabilities(self, sample: dict) -> np.ndarray:
+        """The probabilities (C, H, W) of a sample; its key says whether they are stored or their logits."""
+        key = next((k for k in ('seg_probabilities', 'seg_logits') if k in sample), None)
+        if key is None:
+            raise IgniteError(
+                'calibration=True of TissueMetric needs seg_logits or seg_probabilities, which the predictions lack: set '
+                'model.test_cfg.keep_logits=True as well.'
+            )
+        scores, classes = sample[key]['data'], len(self.dataset_meta['classes'])
+        if len(scores) != classes:
+            raise IgniteError(
+                f'{key} has {len(scores)} channels and the data set {classes} classes; calibration=True of TissueMetric '
+                'needs a channel for each class: set calibration=False.'
+            )
+        return (scores if key == 'seg_probabilities' else scores.float().softmax(0)).cpu().numpy()
 
     def evaluate(self, size: int) -> dict:
         """Collect from all processes and score.
@@ -112,11 +125,3 @@ class TissueMetric(BaseMetric):
         )
         self.summary = self.evaluation.scores()
         return {k: self.summary[k] if self.summary[k] is not None else float('nan') for k in LOGGED}
-
-
-def _probabilities(scores: torch.Tensor) -> np.ndarray:
-    """(C, H, W) probabilities of logits, or of probabilities as they are (averaged ones, of which there are no logits)."""
-    corner = scores[:, :64, :64]
-    if bool((corner >= 0).all()) and torch.allclose(corner.sum(0), corner.new_ones(()), atol=1e-3):
-        return scores.cpu().numpy()
-    return scores.float().softmax(0).cpu().numpy()

@@ -1,0 +1,14 @@
+"""mmengine's registries under the scope ``mmseg_ignite``, which what comes from ``mmseg_ignite::`` bases of configs has.
+
+Each is a child of mmseg's, where the classes of this package are registered, and finds whatever that finds. mmengine
+imports this module by its name when it meets the scope.
+"""
+
+from mmengine.registry import Registry
+from mmseg import registry
+
+CHILDREN = [
+    Registry(node.name, parent=node, scope='mmseg_ignite', locations=['mmseg_ignite'])
+    for node in vars(registry).values()
+    if isinstance(node, Registry)
+]

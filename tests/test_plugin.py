@@ -1,0 +1,299 @@
+"""The package in the hands of plain mmengine and mmseg: their inference functions, loaders and config names."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import cv2
+import mmseg
+import numpy as np
+import pytest
+from conftest import DEMO_CONFIG, ROOT
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.hub import get_config, get_model
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+from mmseg.registry import DATASETS
+
+import mmseg_ignite
+from mmseg_ignite.apis import Predictor, load_config, train
+from mmseg_ignite.engine import safe_checkpoints
+from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation.store import image_path, label_path
+
+NAME = 'segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py'
+FULL_CHILD = f"_base_ = ['mmseg_ignite::{NAME}']\n"
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+def settings(prepared):
+    return {
+        'data_root': str(prepared),
+        'train_cfg.max_iters': 1,
+        'train_cfg.val_interval': 1,
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.batch_size': 2,
+        'crops.crop_size': (64, 64),
+        'default_hooks.checkpoint.interval': 1,
+        **{
+            f'{loader}_dataloader.{key}': value
+            for loader in ('train', 'val', 'test')
+            for key, value in (('num_workers', 0), ('persistent_workers', False))
+        },
+    }
+
+
+@pytest.fixture(scope='module')
+def checkpoint(prepared, tmp_path_factory):
+    """What our training leaves, of a config whose base is named as in another package."""
+    work_dir = tmp_path_factory.mktemp('plugin')
+    (work_dir / 'child.py').write_text(FULL_CHILD)
+    train(load_config(work_dir / 'child.py', settings(prepared), str(work_dir / 'work')))
+    return str(work_dir / 'work' / 'iter_1.pth')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """A PNG and a JPEG of H&E-like noise, no multiple of the network's stride in size."""
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng()
+    paths = []
+    for suffix in ('png', 'jpg'):
+        image = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (91, 75), interpolation=cv2.INTER_CUBIC)
+        paths.append(str(folder / f'tissue.{suffix}'))
+        cv2.imwrite(paths[-1], image)
+    return paths
+
+
+@pytest.fixture(scope='module')
+def expected(checkpoint, images):
+    """The labels of our own Predictor."""
+    predictor = Predictor(load_config(DEMO_CONFIG), checkpoint, 'cpu')
+    labels = [predictor.predict(path) for path in images]
+    assert all(len(np.unique(one)) > 1 for one in labels)
+    return labels
+
+
+CONFIGS = dict(
+    ours=str(DEMO_CONFIG),
+    child=FULL_CHILD,
+    region_loader=FULL_CHILD + "test_pipeline = [dict(type='LoadIGNITERegion'), dict(type='PackSegInputs')]\n",
+)
+
+
+def config_file(tmp_path, text):
+    if not text.startswith('_base_'):
+        return text
+    (tmp_path / 'child.py').write_text(text)
+    return str(tmp_path / 'child.py')
+
+
+@pytest.mark.parametrize('loader', ['plain', 'safe'])
+@pytest.mark.parametrize('config', CONFIGS)
+def test_mmseg_inference_model_labels_paths_and_arrays(checkpoint, images, expected, tmp_path, config, loader):
+    path = config_file(tmp_path, CONFIGS[config])
+    if loader == 'safe':
+        with safe_checkpoints():
+            model = init_model(path, checkpoint, 'cpu')
+    else:
+        model = init_model(path, checkpoint, 'cpu')
+    assert tuple(model.dataset_meta['classes']) == CLASSES
+    found = [
+        *inference_model(model, images),
+        inference_model(model, images[0]),
+    ]  # by path first: arrays change the config
+    found += inference_model(model, [cv2.imread(one) for one in images])
+    for sample, labels in zip(found, [*expected, expected[0], *expected], strict=True):
+        np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), labels)
+
+
+def test_mmseg_inferencer_labels_paths_and_arrays(checkpoint, images, expected, tmp_path):
+    (tmp_path / 'child.py').write_text(FULL_CHILD)
+    for config in (str(DEMO_CONFIG), str(tmp_path / 'child.py')):
+        inferencer = MMSegInferencer(config, checkpoint, device='cpu', show_progress=False)
+        found = inferencer(images)['predictions'] + inferencer([cv2.imread(one) for one in images])['predictions']
+        for labels, wanted in zip(found, expected * 2, strict=True):
+            np.testing.assert_array_equal(labels, wanted)
+    drawn = inferencer(images[0], return_vis=True, out_dir=str(tmp_path / 'out'))
+    assert drawn['visualization'].shape == (*expected[0].shape, 3)
+
+
+def test_mmseg_reads_no_truncated_image_with_our_configs(checkpoint, images, tmp_path):
+    model = init_model(str(DEMO_CONFIG), checkpoint, 'cpu')
+    for path in map(Path, images):
+        damaged = tmp_path / path.name
+        damaged.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(OSError, match='truncated'):
+            inference_model(model, str(damaged))
+
+
+def build(prepared, pipeline, **kwargs):
+    init_default_scope('mmseg')
+    return DATASETS.build(
+        dict(type='IGNITEDataset', data_root=str(prepared), split='test', pipeline=pipeline, **kwargs)
+    )
+
+
+@pytest.mark.parametrize('prefix', ['', 'mmseg.', 'mmcv.', 'class'])
+@pytest.mark.parametrize('context', [False, True])
+def test_stock_loaders_read_the_prepared_arrays(prepared, prefix, context):
+    image = LoadImageFromFile if prefix == 'class' else f'{prefix}LoadImageFromFile'
+    labels = f'{prefix}LoadAnnotations' if prefix in ('', 'mmseg.') else 'LoadAnnotations'
+    pipeline = [dict(type=image, backend_args=None), dict(type=labels, reduce_zero_label=False)]
+    both = build(prepared, pipeline, use_context=context)
+    whole = build(prepared, [dict(type='LoadIGNITERegion')], use_context=context)
+    for stock, ours in zip(both, whole, strict=True):
+        for key in ('img', 'gt_seg_map'):
+            np.testing.assert_array_equal(stock[key], ours[key])
+        assert stock['img_shape'] == ours['img_shape'] == ours['img'].shape[:2]
+        assert stock['seg_fields'] == ours['seg_fields'] == ['gt_seg_map']
+
+
+def test_labels_that_are_loaded_after_a_resize_keep_their_size(prepared):
+    """As in mmseg's own test pipelines."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale_factor=0.5), dict(type='LoadAnnotations')]
+    for context in (False, True):
+        for sample in build(prepared, pipeline, use_context=context):
+            name = sample['roi'] + '_with_context' * context
+            image = np.load(image_path(prepared, name))
+            assert sample['gt_seg_map'].shape == image.shape[:2] == sample['ori_shape']
+            assert sample['img'].shape[0] == (image.shape[0] + 1) // 2
+            if not context:
+                np.testing.assert_array_equal(sample['gt_seg_map'], np.load(label_path(prepared, name)))
+
+
+@pytest.mark.parametrize(
+    ('transform', 'words'),
+    [
+        (dict(type='LoadImageFromFile', to_float32=True), 'to_float32=True'),
+        (dict(type='mmseg.LoadImageFromFile', color_type='grayscale'), "color_type='grayscale'"),
+        (dict(type='LoadAnnotations', reduce_zero_label=True), 'reduce_zero_label=True'),
+    ],
+)
+def test_arguments_that_arrays_do_not_take_are_refused(prepared, transform, words):
+    with pytest.raises(IgniteError, match=f'{words}.*leave it out'):
+        build(prepared, [transform])
+
+
+def test_configs_by_name(tmp_path):
+    """With the scope of another package, by mmengine's functions and by ours."""
+    (tmp_path / 'child.py').write_text(FULL_CHILD)
+    ours = Config.fromfile(str(DEMO_CONFIG))
+    for cfg in (
+        Config.fromfile(str(tmp_path / 'child.py')),
+        get_config(f'mmseg_ignite::{NAME}'),
+        Config.fromfile(mmseg_ignite.config_path(NAME)),
+        load_config(f'mmseg_ignite::{NAME}'),
+    ):
+        assert cfg.model.decode_head == ours.model.decode_head
+    assert type(get_model(f'mmseg_ignite::{NAME}')).__name__ == 'TissueSegmentor'
+
+
+def test_a_config_that_imports_the_package_itself_is_read_by_plain_mmengine(tmp_path):
+    """In a fresh process, which has not imported mmseg_ignite; also our configs by path.
+
+    The import prints nothing and leaves mmengine's loader of checkpoints as it is.
+    """
+    (tmp_path / 'child.py').write_text(
+        f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
+    )
+    code = f"""
+import sys
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+loader = CheckpointLoader._schemes['']
+Config.fromfile({str(DEMO_CONFIG)!r}, import_custom_modules=False)
+assert 'mmseg_ignite' not in sys.modules
+assert Config.fromfile('child.py').train_cfg.max_iters == 7
+assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    run = [sys.executable, '-c', code]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
+
+
+def examples():
+    """The configs that docs/plugin.md shows."""
+    text = (ROOT / 'docs' / 'plugin.md').read_text()
+    indented = [textwrap.dedent(block) for block in re.findall(r'(?:^    .*\n)+', text, re.M) if '_base_' in block]
+    return indented, re.search(r'```python\n(.*?)```', text, re.S)[1]
+
+
+def test_the_bases_that_the_docs_show_are_read(tmp_path):
+    indented, _ = examples()
+    assert len(indented) == 3
+    for text in indented:
+        (tmp_path / 'child.py').write_text(text)
+        cfg = Config.fromfile(str(tmp_path / 'child.py'))
+        assert cfg.model.type == 'TissueSegmentor'
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            wanted = ('data/mine', 'official') if 'official' in text else ('data/ignite', 'patient-8-1-1')
+            assert (loader.dataset.data_root, loader.dataset.protocol) == wanted
+
+
+def test_the_config_that_the_docs_show_trains_with_plain_mmengine(prepared, tmp_path):
+    """mmseg's SegFormer with our data, transforms, loss and metric, by mmengine's own runner, then mmseg's inference."""
+    configs = Path(mmseg.__file__).parent / '.mim' / 'configs'
+    text = examples()[1].replace("'../segformer/", f"'{configs}/segformer/").replace('data/ignite', str(prepared))
+    (tmp_path / 'segformer.py').write_text(
+        text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
+    )
+    cfg = Config.fromfile(str(tmp_path / 'segformer.py'))
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'work'),
+            'model.data_preprocessor.size': (64, 64),
+            'model.backbone.init_cfg': None,
+            'train_cfg.max_iters': 1,
+            'train_cfg.val_interval': 1,
+            'default_hooks.checkpoint.interval': 1,
+            **{
+                f'{loader}_dataloader.{key}': value
+                for loader in ('train', 'val', 'test')
+                for key, value in (('num_workers', 0), ('persistent_workers', False))
+            },
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    scores = runner.test()
+    assert 0 <= scores['mIoU'] <= 100 and len(runner.test_evaluator.metrics[0].rois) == len(
+        runner.test_dataloader.dataset
+    )
+    model = init_model(cfg, str(tmp_path / 'work' / 'iter_1.pth'), 'cpu')
+    image = np.full((70, 90, 3), 128, np.uint8)
+    assert inference_model(model, image).pred_sem_seg.shape == (70, 90)
+
+
+def test_a_packaged_config_is_taken_by_its_bare_name_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in (DEMO_CONFIG.name, f'mmseg_ignite::{NAME}'):
+        assert load_config(name).work_dir == f'work_dirs/{DEMO_CONFIG.stem}'
+        said = capsys.readouterr().out
+        assert said.startswith('config: ') and said.strip().endswith(f'.mim/configs/{NAME}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        (f'confgis/segformer/{DEMO_CONFIG.name}', f'did you mean mmseg_ignite::{NAME}'),
+        (f'/nowhere/{DEMO_CONFIG.name}', f'did you mean mmseg_ignite::{NAME}'),
+        ('mine/segformr.py', 'did you mean mine/segformer.py'),
+        ('mmseg_ignite::segformer/segformer_mit-b0_1xb8-demo_ignite-512x512.py', 'did you mean segformer/segformer_'),
+        ('mmseg_ignite::zzz.py', 'check the path'),
+        ('quite_another.py', 'check the path'),
+        ('ignite.py', 'is not a file'),  # a base, no config
+    ],
+)
+def test_a_wrong_path_never_becomes_another_config(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'segformer.py').write_text('')
+    with pytest.raises(IgniteError, match=words):
+        load_config(name)
