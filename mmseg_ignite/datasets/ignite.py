@@ -38,8 +38,8 @@ class IGNITEDataset(BaseSegDataset):
 
     Raises:
         IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, an ROI without
-            context that is to be used, ``reduce_zero_label=True``, or a loader of the pipeline with an argument that arrays do
-            not take.
+            context that is to be used, ``reduce_zero_label=True``, or a loader of the pipeline with an argument that arrays
+            do not take.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[list(colour) for colour in PALETTE])
