@@ -32,7 +32,7 @@ $(DEMO)/trained: $(DEMO)/ignite/index.json
 	touch $@
 
 $(DEMO)/segformer/report.html: $(DEMO)/trained
-	$(BIN)/python tools/test.py $(CONFIG) "$$(cat $(DEMO)/segformer/last_checkpoint)" \
+	$(BIN)/python tools/test.py $(CONFIG) $(DEMO)/segformer \
 	  --work-dir $(DEMO)/segformer --out $(DEMO)/overlays
 
 demo: $(DEMO)/segformer/report.html

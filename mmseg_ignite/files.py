@@ -154,11 +154,12 @@ def check_place(folder: 'str | os.PathLike') -> None:
     """Check that results may be written into a folder, which need not exist yet.
 
     Raises:
-        IgniteError: it lies in a release or a prepared data set, or cannot be written.
+        IgniteError: it is a release, lies in its images or annotations or in a prepared data set, or cannot be written.
     """
     real = Path(os.path.realpath(folder))
     for place in (real, *real.parents):
-        if (place / 'data_overview.csv').is_file():
+        inside = real.relative_to(place).parts
+        if (place / 'data_overview.csv').is_file() and inside[:1] in ((), ('images',), ('annotations',)):
             raise IgniteError(
                 f'{folder} lies in the release {place}, which stays as it is: choose a folder outside it.'
             )

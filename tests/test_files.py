@@ -266,6 +266,7 @@ def test_releases_and_prepared_data_take_no_results(tmp_path, release, prepared)
     with pytest.raises(IgniteError, match='stays as it is'):
         check_outputs([tmp_path / 'link' / 'new' / 'a.png'])
     check_outputs([release.parent / 'out' / 'a.png', tmp_path / 'a.png'])
+    check_outputs([release / 'work_dirs' / 'run' / 'a.png'])  # as of somebody who works where the release was unpacked
 
 
 def test_hidden_files_are_not_seen(tmp_path):
