@@ -264,7 +264,7 @@ def test_releases_and_prepared_data_take_no_results(tmp_path, release, prepared)
             check_outputs([folder / 'a.png'])
     (tmp_path / 'link').symlink_to(release)
     with pytest.raises(IgniteError, match='stays as it is'):
-        check_outputs([tmp_path / 'link' / 'new' / 'a.png'])
+        check_outputs([tmp_path / 'link' / 'images' / 'a.png'])
     check_outputs([release.parent / 'out' / 'a.png', tmp_path / 'a.png'])
     check_outputs([release / 'work_dirs' / 'run' / 'a.png'])  # as of somebody who works where the release was unpacked
 
