@@ -47,6 +47,7 @@ def panels(scalars: 'dict[str, dict[int, float]]') -> 'dict[str, list[str]]':
     return {key: names for key, names in found.items() if names}
 
 
+_COLUMNS = 3
 _TITLES = dict(
     loss='training loss, total',
     cross_entropy='cross-entropy',
@@ -59,16 +60,18 @@ _TITLES = dict(
 def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> None:
     """Draw losses, learning rate and validation scores over iterations, as far as they were logged (see :func:`panels`)."""
     found = panels(scalars)
-    figure = Figure(
-        figsize=(5 * max(1, len(found)), 4), layout='constrained'
-    )  # pyplot would change a notebook's backend
-    axes = figure.subplots(1, max(1, len(found)), squeeze=False)[0]
+    columns = min(_COLUMNS, max(1, len(found)))
+    rows = -(-len(found) // columns) or 1
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout='constrained')  # pyplot would change a notebook's backend
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[max(1, len(found)) :]:
+        axis.remove()
     for axis, (key, names) in zip(axes, found.items()):
         for name in names:
             points = sorted(scalars[name].items())
             axis.plot(*zip(*points), label=name, linewidth=1.5, marker='.' if len(points) < 40 else None)
         axis.set(title=_TITLES[key], xlabel='iteration')
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if key == 'validation':
             axis.set_ylim(0, 100)

@@ -11,7 +11,7 @@ from ...visualization.curves import draw_curves, read_scalars
 
 @HOOKS.register_module()
 class TrainingCurvesHook(Hook):
-    """Leave ``curves.png`` in the work dir: losses, learning rate, validation mIoU over iterations.
+    """Leave ``curves.png`` in the work dir: total loss, cross-entropy, Dice loss, learning rate, validation scores.
 
     The figures are those that mmengine logs, of all the work dir's runs, so that a resumed training shows whole.
     Runs after the logger and the validation.

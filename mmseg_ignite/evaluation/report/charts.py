@@ -13,8 +13,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 44
 _KEYS, _KEY_WIDTH, _KEY_HEIGHT = 3, 118, 15
 """Names of lines in a row above the axes, and the room of each."""
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#333333')
-_LARGEST = 15
-"""Radius of a dot that stands for all pixels."""
+_LARGEST, _SMALLEST = 15, 1.2
+"""Radius of a dot that stands for all pixels, and of one that would be too small to be seen."""
 _POINTS = 300
 """Most points of a line; longer series are averaged in steps."""
 
@@ -145,7 +145,7 @@ def _line(frame: _Frame, points: Points, colour: str, weights: 'list[float] | No
             share = weight / sum(weights)
             frame.svg.append(
                 Markup(form).format(
-                    px, py, _LARGEST * share**0.5, colour, x, y, f' ({100 * share:.1f} % of the pixels)'
+                    px, py, max(_SMALLEST, _LARGEST * share**0.5), colour, x, y, f' ({100 * share:.1f} % of the pixels)'
                 )
             )
     elif len(points) < 40:
