@@ -1,6 +1,5 @@
 """Predicting images by the same model and inference as testing."""
 
-import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, read_image
 from ..inference.tiling import grid
 from ..labels import CLASSES, release_ids
 from ..models.ensembles import is_ensemble, load_members, read_ensemble, set_members
-from .configuration import load_config
+from .configuration import load_config, resolved
 
 MIN_SIDE = 32
 """px; MiT's coarsest stage has one token for 32 x 32 px, a smaller image has none."""
@@ -64,7 +63,7 @@ class Predictor:
     ) -> None:
         checkpoint_files(checkpoint)
         device = find_device(device)
-        cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
+        cfg = resolved(config) if isinstance(config, Config) else load_config(config)
         cfg.model.backbone.init_cfg = None
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         self.pipeline = Compose(_without_loading(_test_pipeline(cfg)))

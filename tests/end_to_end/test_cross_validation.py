@@ -278,6 +278,16 @@ def test_a_wrong_call_is_one_sentence_and_status_2(prepared, done, tmp_path, cap
     assert stamps(done) == before and not list((tmp_path / 'new').glob('**/*.pth'))
 
 
+def test_a_pipeline_that_drops_the_patients_is_refused_before_the_training(prepared, tmp_path):
+    (tmp_path / 'c.py').write_text(
+        f"_base_ = ['{DEMO_CONFIG}']\ntest_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadIGNITERegion'), "
+        "dict(type='PackSegInputs')]))\n"
+    )
+    with pytest.raises(IgniteError, match='drops roi and patient'):
+        cross_validate(tmp_path / 'c.py', str(tmp_path / 'w'), dict(data_root=str(prepared)))
+    assert not (tmp_path / 'w').exists()
+
+
 @pytest.mark.parametrize('task', ['5', '-1', 'x', ''])
 def test_a_wrong_task_of_an_array_is_named(prepared, tmp_path, monkeypatch, task):
     monkeypatch.setenv('SLURM_ARRAY_TASK_ID', task)

@@ -334,6 +334,15 @@ def wrong(prepared, trained, tmp_path):
         ('train', [config, *work, '--weights', 'no.pth', *good], 'no.pth'),
         ('train', [config, *work, *good, 'protocol=fold9'], 'fold9'),
         ('train', [config, '--work-dir', tmp_path / 'junk.pth', *good], 'is a file'),
+        ('train', [config, *work, *good, 'data/ignite'], 'KEY=VALUE'),
+        ('train', [config, *work, *good, 'protocoll=official'], 'did you mean protocol?'),
+        ('train', [config, *work, *good, 'train_cfg.max_iters=abc'], 'train_cfg.max_iters'),
+        ('train', [config, *work, *good, 'train_dataloader.dataset.reduce_zero_label=True'], 'reduce_zero_label'),
+        ('train', [config, '--work-dir', trained, *good], '--overwrite'),
+        ('train', [config, *work, '--resume', '--overwrite', *good], 'give one of them'),
+        ('test', [config, checkpoint, *work, *good, 'model.decode_head.num_classes=17'], '16 classes'),
+        ('test', [config, checkpoint, *work, *good, 'protocol=official'], '--allow-seen-patients'),
+        ('predict', [config, checkpoint, tmp_path, '--device', 'gpu', '--out', tmp_path / 'o'], 'gpu'),
         ('test', [config, checkpoint, *work, '--cfg-options', 'data_root=no/such/data'], 'no/such/data'),
         ('test', [config, 'no.pth', *work, *good], 'no.pth'),
         ('test', [config, tmp_path / 'other.pth', *work, *good], 'another model'),
@@ -352,7 +361,7 @@ def wrong(prepared, trained, tmp_path):
     ]
 
 
-@pytest.mark.parametrize('number', range(20))
+@pytest.mark.parametrize('number', range(29))
 def test_a_wrong_call_is_one_sentence_and_status_2(prepared, trained, tmp_path, capsys, number):
     name, arguments, word = wrong(prepared, trained, tmp_path)[number]
     assert tool(name, *arguments) == 2
@@ -365,7 +374,7 @@ def test_a_wrong_call_is_one_sentence_and_status_2(prepared, trained, tmp_path, 
 
 
 def test_all_wrong_calls_are_tried(prepared, trained, tmp_path):
-    assert len(wrong(prepared, trained, tmp_path)) == 20
+    assert len(wrong(prepared, trained, tmp_path)) == 29
 
 
 def test_doctor_passes_here():
