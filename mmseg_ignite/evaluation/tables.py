@@ -182,3 +182,5 @@ _TABLES: 'dict[str, Callable[[dict], Iterator[Row]]]' = {
     'subgroups': _subgroups,
     'folds': _folds,
 }
+TABLE_FILES = tuple(f'{FOLDER}/{name}.{kind}' for name in _TABLES for kind in ('csv', 'tex'))
+"""Paths in a run folder that :func:`write_tables` writes or removes."""
