@@ -182,5 +182,5 @@ _TABLES: 'dict[str, Callable[[dict], Iterator[Row]]]' = {
     'subgroups': _subgroups,
     'folds': _folds,
 }
-TABLE_FILES = tuple(f'{FOLDER}/{name}.{suffix}' for name in _TABLES for suffix in ('csv', 'tex'))
-"""All that :func:`write_tables` may write."""
+TABLE_FILES = tuple(f'{FOLDER}/{name}.{kind}' for name in _TABLES for kind in ('csv', 'tex'))
+"""Paths in a run folder that :func:`write_tables` writes or removes."""

@@ -19,7 +19,8 @@ from ..files import result_file
 from ..labels import CLASSES, PALETTE
 from .overlay import blend, scale_bar_length
 
-FIGURE_FILES = tuple(f'{name}.{suffix}' for name in ('confusion', 'class_scores') for suffix in ('png', 'svg', 'pdf'))
+FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf'))
+"""Names of the files of :func:`write_figures`."""
 _DPI = 200
 _EDITABLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
 """Text stays text, in PDF as TrueType, since publishers refuse Type 3 fonts."""

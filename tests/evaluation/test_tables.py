@@ -11,7 +11,7 @@ import pytest
 from mmseg_ignite.evaluation import Evaluation, write_run
 from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.folds import fold_scores
-from mmseg_ignite.evaluation.tables import csv_cell, latex_text, write_csv, write_latex, write_tables
+from mmseg_ignite.evaluation.tables import TABLE_FILES, csv_cell, latex_text, write_csv, write_latex, write_tables
 from mmseg_ignite.labels import CLASSES
 
 
@@ -51,7 +51,8 @@ def test_csv_tables_hold_the_figures_unrounded(tmp_path):
     assert published['classes', 'Background']['Dice'] == ''
     strata = {(row['column'], row['value']): row for row in read(tmp_path / 'tables' / 'subgroups.csv')}
     assert float(strata['organ', 'lung']['aAcc high']) == result['strata']['organ']['lung']['intervals']['aAcc'][1]
-    assert not (tmp_path / 'tables' / 'folds.csv').exists()
+    found = {f'tables/{path.name}' for path in (tmp_path / 'tables').iterdir()}
+    assert found == {name for name in TABLE_FILES if 'folds' not in name} and len(found) == 10
 
 
 def test_latex_tables_have_intervals_and_no_absent_classes(tmp_path):

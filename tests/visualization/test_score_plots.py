@@ -34,8 +34,8 @@ def metrics_of(run):
 
 def test_figures_are_files_for_print(run, tmp_path):
     written = plots.write_figures(tmp_path / 'figures', metrics_of(run), run)
-    names = {f'{name}.{suffix}' for name in ('confusion', 'class_scores') for suffix in ('png', 'svg', 'pdf')}
-    assert {p.name for p in (tmp_path / 'figures').iterdir()} == {p.name for p in written} == names
+    assert {p.name for p in (tmp_path / 'figures').iterdir()} == {p.name for p in written} == set(plots.FIGURE_FILES)
+    assert len(plots.FIGURE_FILES) == 6
     for path in written:
         if path.suffix == '.svg':
             text = path.read_text(encoding='utf-8')
