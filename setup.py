@@ -56,6 +56,7 @@ setup(
         tensorboard=['tensorboard'],
         dev=[
             'pytest',
+            'pytest-xdist',
             'hypothesis',
             'scikit-learn',
             'ruff',
