@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import mmseg_ignite  # noqa: F401  registers everything before a test touches a registry
 from mmseg_ignite.preparation import prepare, write_synthetic_release
@@ -14,6 +15,22 @@ ROOT = Path(__file__).parents[1]
 REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
 CONFIGS = ROOT / 'configs' / 'segformer'
 DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def config_texts_once():
+    """mmengine formats the text of a config anew for each checkpoint and log, half the time of these short trainings."""
+    texts, pretty_text = {}, Config.pretty_text.fget
+
+    def once(cfg):
+        key = repr(cfg._cfg_dict)
+        if key not in texts:
+            texts[key] = pretty_text(cfg)
+        return texts[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'pretty_text', property(once))
+        yield
 
 
 def tool(name, *arguments):

@@ -45,7 +45,7 @@ def check_config(cfg: Config) -> None:
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     for part in _READ:
         _check_types(cfg.get(part), part)
-    _check_classes(cfg)
+    check_classes(cfg)
 
 
 def _get(cfg: Config, name: str) -> object:
@@ -98,31 +98,32 @@ def _registered() -> 'set[str]':
     return names
 
 
-def _check_classes(cfg: Config) -> None:
-    """Raise IgniteError if the network has another number of classes than the data."""
-    heads = [('decode_head', cfg.model.get('decode_head')), ('auxiliary_head', cfg.model.get('auxiliary_head'))]
-    for loader in LOADERS:
-        dataset = (cfg.get(loader) or {}).get('dataset')
-        if not is_ours(dataset):
-            continue
+def check_classes(cfg: Config, *loaders: str) -> None:
+    """Raise IgniteError if the network has another number of classes than the data of these loaders.
+
+    Without loaders, those data sets count that name their classes, else all.
+    """
+    datasets = {name: (cfg.get(name) or {}).get('dataset') for name in loaders or LOADERS}
+    datasets = {name: dataset for name, dataset in datasets.items() if is_ours(dataset)}
+    named = {name: dataset for name, dataset in datasets.items() if (dataset.get('metainfo') or {}).get('classes')}
+    for name, dataset in (datasets if loaders else named or datasets).items():
         classes = (dataset.get('metainfo') or {}).get('classes')
         expected = NUM_CLASSES if classes is None else len(classes)
-        for name, head in _heads(heads):
+        for place, head in _heads(cfg):
             found = head.get('num_classes', expected)
-            if found != expected:
-                hint = (
-                    ' (Unannotated is not a class here: those pixels are ignored)'
-                    if classes is None and found == NUM_CLASSES + 1
-                    else ''
-                )
-                raise IgniteError(
-                    f'model.{name}.num_classes is {found}, but the data set of {loader} has {expected} classes{hint}: set it '
-                    f'to {expected}, or name fewer classes in metainfo of all data sets.'
-                )
+            if found == expected:
+                continue
+            unannotated = classes is None and found == NUM_CLASSES + 1
+            hint = ' (Unannotated is not a class here: those pixels are ignored)' if unannotated else ''
+            raise IgniteError(
+                f'model.{place}.num_classes is {found}, but the data set of {name} has {expected} classes{hint}: set it to '
+                f'{expected}, or name the classes in metainfo of all data sets.'
+            )
 
 
-def _heads(heads: 'list[tuple[str, object]]') -> 'Iterator[tuple[str, Mapping]]':
-    for name, head in heads:
+def _heads(cfg: Config) -> 'Iterator[tuple[str, Mapping]]':
+    for name in ('decode_head', 'auxiliary_head'):
+        head = cfg.model.get(name)
         for number, one in enumerate(head if isinstance(head, (list, tuple)) else [head]):
             if isinstance(one, Mapping):
                 yield (f'{name}.{number}' if isinstance(head, (list, tuple)) else name), one

@@ -128,9 +128,10 @@ def score_folder(
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
     seen = [] if checkpoint is None else seen_by(checkpoint, data, entries, allow_seen_patients)
     folder = Path(predictions)
+    inputs = [folder / f'{e["name"]}{suffix}.png' for e in entries for suffix in ('', WITH_CONTEXT)]
+    check_outputs(run_files(out, report), inputs)
     cropped = _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
     files = {e['name']: find_prediction(folder, e['name']) for e in entries}
-    check_outputs(run_files(out, report), files.values())
     if encoding == 'auto':
         encoding = _tell_encoding(folder, files.values())
 

@@ -235,7 +235,9 @@ def find_type(name: object) -> 'type | Callable | None':
     """What a ``type`` of a config stands for in mmseg's registries and their parents; None if nothing."""
     if not isinstance(name, str):
         return name if callable(name) else None
-    return next((found for registry in REGISTRIES if (found := registry.get(name)) is not None), None)
+    names = dict.fromkeys([name, name.split('.')[-1]])  # a scope, as in mmseg.LoadImageFromFile, may be that of a child
+    found = (registry.get(one) for one in names for registry in REGISTRIES)
+    return next((kind for kind in found if kind is not None), None)
 
 
 def _is_class(kind: object, base: type) -> bool:

@@ -19,7 +19,7 @@ from ..models.ensembles import is_ensemble, load_members, set_members
 from ..preparation.store import INDEX, roi_name
 from ..provenance import file_sha256, provenance, text_sha256
 from ..visualization.writers import prediction_files
-from .checks import check_data, check_work_dir, selected
+from .checks import check_classes, check_data, check_work_dir, selected
 from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved
 from .leakage import seen_by
@@ -65,6 +65,7 @@ def test(
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
+    check_classes(cfg, 'test_dataloader')
     check_data(cfg, 'test_dataloader')
     dataset = cfg.test_dataloader.dataset
     entries = selected(dataset) if is_our_data(dataset) else []

@@ -14,7 +14,7 @@ from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, 
 from ..errors import IgniteError
 from ..files import check_place
 from ..models.weights import set_encoder_weights
-from .checks import check_data, check_score_names
+from .checks import check_classes, check_data, check_score_names
 from .configuration import build_runner, resolved
 
 
@@ -50,6 +50,7 @@ def train(
         )
     cfg = resolved(cfg)
     check_score_names(cfg)
+    check_classes(cfg, 'train_dataloader', 'val_dataloader')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_place(cfg.work_dir)
     if amp:

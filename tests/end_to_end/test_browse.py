@@ -168,7 +168,8 @@ def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypa
     low, high = np.sort(np.bincount(labels[labels != IGNORE]).argsort()[-2:])
     names = (CLASSES[high], CLASSES[low])
     config.write_text(f'_base_ = [{str(DEMO_CONFIG)!r}]\n'
-                      f'train_dataloader = dict(dataset=dict(metainfo=dict(classes={names})))\n')  # fmt: skip
+                      f'train_dataloader = dict(dataset=dict(metainfo=dict(classes={names})))\n'
+                      'model = dict(decode_head=dict(num_classes=2))\n')  # fmt: skip
     seen, sheets, plot_draws = [], [], dataset_plots.plot_draws
     monkeypatch.setattr(dataset_plots, 'plot_draws', lambda draws: seen.append(draws) or plot_draws(draws))
     monkeypatch.setattr(

@@ -189,7 +189,8 @@ def begun(done, tmp_path):
     shutil.copytree(done / 'fold0', fold)
     for path in (*fold.glob('2*'), fold / 'predictions'):
         shutil.rmtree(path)
-    for name in ('metrics.json', 'confusion.npz', 'iter_2.pth'):
+    shutil.rmtree(fold / 'tables')
+    for name in ('metrics.json', 'metrics.txt', 'per_roi.csv', 'confusion.npz', 'iter_2.pth'):
         (fold / name).unlink()
     known = json.loads((fold / 'fold.json').read_text())
     del known['checkpoint']

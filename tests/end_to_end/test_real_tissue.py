@@ -3,10 +3,22 @@
 import json
 
 import numpy as np
+import pytest
+import torch
 from conftest import DEMO_CONFIG, tool
 from PIL import Image
 
 
+@pytest.fixture
+def two_threads():
+    """With one thread PyTorch takes slower convolutions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures('two_threads')
 def test_real_tissue_is_learned_from_random_weights(real_release, tmp_path):
     """After some 45 s of training the score is far above that of calling everything the commonest class."""
     data, work_dir = tmp_path / 'ignite', tmp_path / 'work'

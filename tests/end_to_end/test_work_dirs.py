@@ -99,7 +99,8 @@ def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tm
     run = tmp_path / 'run'
     shutil.copytree(trained, run)
     (run / 'notes.txt').write_text('mine')
-    (run / 'metrics.json').write_text('{}')
+    (run / 'metrics.json').write_text('{"schema_version": 1, "mIoU": 9.0}')
+    (run / 'report.html').write_text('not ours')
     before = content(run)
     with pytest.raises(IgniteError, match='--resume.*--overwrite'):
         train(config(prepared, run))
@@ -109,6 +110,7 @@ def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tm
     train(config(prepared, run, **{'train_cfg.max_iters': 1}), overwrite=True)
     assert {path.name for path in run.glob('*.pth')} == {'iter_1.pth', 'best_mIoU_iter_1.pth'}
     assert (run / 'notes.txt').read_text() == 'mine' and not (run / 'metrics.json').exists()
+    assert (run / 'report.html').read_text() == 'not ours'
     assert len(list(run.glob('*/vis_data/scalars.json'))) == 1
     with pytest.raises(IgniteError, match='give one of them'):
         train(config(prepared, run), resume=True, overwrite=True)

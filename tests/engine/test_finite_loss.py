@@ -76,13 +76,12 @@ def test_the_best_checkpoint_is_not_replaced_by_such_weights(prepared, tmp_path,
     saved = []
     monkeypatch.setattr('mmengine.hooks.CheckpointHook.after_val_epoch', lambda *a: saved.append(a))
     model = torch.nn.Linear(2, 2)
-    TissueCheckpointHook(save_best='mIoU', rule='greater').after_val_epoch(
-        SimpleNamespace(model=model, iter=3), {'mIoU': 1.0}
-    )
+    found = SimpleNamespace(model=model, iter=3)
+    TissueCheckpointHook(save_best='mIoU', rule='greater').after_val_epoch(found, {'mIoU': 1.0})
     assert len(saved) == 1
     torch.nn.init.constant_(model.bias, float('inf'))
     with pytest.raises(IgniteError, match='bias'):
-        TissueCheckpointHook(save_best='mIoU', rule='greater').after_val_epoch(runner, {})
+        TissueCheckpointHook(save_best='mIoU', rule='greater').after_val_epoch(found, {})
     assert len(saved) == 1
 
 

@@ -71,7 +71,10 @@ def configured(prepared, work_dir, chosen, iterations):
     for name in chosen:
         options.update(OPTIONS.get(name, {}))
     cfg = load_config(DEMO_CONFIG, options, str(work_dir))
-    cfg.custom_hooks = [*cfg.custom_hooks, *(HOOKS[name] for name in chosen if name in HOOKS)]
+    kept = [
+        hook for hook in cfg.custom_hooks if hook.type not in ('TrainingCurvesHook', 'ValidationOverlayHook')
+    ]  # slow
+    cfg.custom_hooks = [*kept, *(HOOKS[name] for name in chosen if name in HOOKS)]
     return cfg
 
 
