@@ -21,7 +21,7 @@ from .errors import IgniteError
 from .version import __version__
 
 WRITTEN_BY = f'mmseg_ignite {__version__}'
-_TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0}
+_TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0, '.py': 0}
 """Bytes at the end of a file of each type that its signature precedes: the last chunk of a PNG."""
 _RUN = 'confusion.npz'
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
@@ -51,14 +51,18 @@ def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def result_file(path: 'str | os.PathLike') -> Iterator[Path]:
+def result_file(path: 'str | os.PathLike', replace: bool = False) -> Iterator[Path]:
     """:func:`atomic_file` for a result: it is signed, and a file that we did not write is not replaced.
+
+    Args:
+        replace: replace any file; for folders that were checked before.
 
     Raises:
         IgniteError: ``path`` exists and is not ours, see :func:`is_ours`.
     """
     path = Path(path)
-    _check_ours(path)
+    if not replace:
+        _check_ours(path)
     with atomic_file(path) as partial:
         yield partial
         if path.suffix in _TAILS:
@@ -71,7 +75,9 @@ def _signature(suffix: str, checksum: int) -> bytes:
     if suffix == '.png':
         chunk = b'tEXtSoftware\0' + text
         return struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
-    return b'<!-- ' + text + b' -->\n' if suffix in ('.html', '.svg') else b'% ' + text + b'\n'
+    if suffix in ('.html', '.svg'):
+        return b'<!-- ' + text + b' -->\n'
+    return (b'# ' if suffix == '.py' else b'% ') + text + b'\n'
 
 
 def _signed(content: bytes, suffix: str) -> bytes:

@@ -7,7 +7,7 @@ iterations = 4000
 model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(init_cfg=None))
 crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
 # Crops this small are read in passing: a worker would take more from two cores than it gives. With a GPU, num_workers=4.
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(crops=crops))
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=1)
 test_dataloader = dict(num_workers=1)
 # Half precision where the device computes in it, so on some CPUs too; type='OptimWrapper', dtype=None for float32.

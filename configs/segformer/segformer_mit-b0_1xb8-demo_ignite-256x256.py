@@ -10,9 +10,9 @@ train_pipeline = [
     dict(type='RandomDihedral'),
     dict(type='PackSegInputs', meta_keys=_base_.meta_keys),
 ]
-train_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, crops=crops, pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
-test_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
+train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1)
+test_dataloader = dict(num_workers=1)
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=3.))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),

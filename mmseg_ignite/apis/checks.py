@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
+from os import PathLike
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -64,6 +65,11 @@ def _check_values(cfg: Config) -> None:
         value = _get(cfg, name)
         if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
             raise IgniteError(f'{name} is {value!r}; a number of 0 or more was expected: correct it.')
+    for loader in LOADERS:
+        dataset = (cfg.get(loader) or {}).get('dataset')
+        for key in ('data_root', 'protocol', 'split') if is_ours(dataset) else ():
+            if not isinstance(dataset.get(key, ''), (str, PathLike)):
+                raise IgniteError(f'{key} of {loader} is {dataset[key]!r}; a text was expected: correct it.')
     seed = _get(cfg, 'randomness.seed')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32):
         raise IgniteError(f'randomness.seed is {seed!r}; an integer from 0 to 4294967295 was expected: correct it.')

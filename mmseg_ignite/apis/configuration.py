@@ -73,7 +73,8 @@ def resolved(cfg: Config, options: 'dict | None' = None) -> Config:
 
     - Top-level ``data_root`` and ``protocol`` reach every data set of this package that does not set its own. As options of
       a command they reach all of them, but for one with an option of its own (``val_dataloader.dataset.protocol=...``).
-    - Top-level ``crops`` reach a data set that still has those of ``configs/_base_/datasets/ignite.py``.
+    - Top-level ``crops`` reach the training data: each setting in which the data set does not differ from
+      ``configs/_base_/datasets/ignite.py``.
     - Loaders without workers get no settings that torch allows with workers only.
 
     Raises:
@@ -89,17 +90,22 @@ def resolved(cfg: Config, options: 'dict | None' = None) -> Config:
             for key, default in (('data_root', DATA_ROOT), ('protocol', PROTOCOL)):
                 if key not in dataset or (key in options and f'{name}.dataset.{key}' not in options):
                     dataset[key] = cfg.get(key, default)
-            _share_crops(cfg, dataset, f'{name}.dataset.crops.', options)
+            _share_crops(cfg, dataset)
+    shared = {option.split('.')[0] for option in options} & {'data_root', 'protocol', 'crops'}
+    if shared and not any(is_ours((cfg.get(name) or {}).get('dataset')) for name in LOADERS):
+        raise IgniteError(
+            f'the option {min(shared)} reaches no data set, since the config has none of mmseg_ignite: leave it out.'
+        )
+    cfg.settings_are_shared = True
     check_config(cfg)
     return cfg
 
 
-def _share_crops(cfg: Config, dataset: dict, head: str, options: 'set[str]') -> None:
-    if 'crops' not in cfg or 'crops' not in dataset:
-        return
-    if any(option.split('.')[0] == 'crops' for option in options) or dataset.crops == _default_crops():
-        own = {option.removeprefix(head) for option in options if option.startswith(head)}
-        dataset.crops = {**copy.deepcopy(cfg.crops), **{key: dataset.crops[key] for key in own if key in dataset.crops}}
+def _share_crops(cfg: Config, dataset: dict) -> None:
+    if 'crops' in cfg and ('crops' in dataset or str(dataset.get('type')).endswith('IGNITECropDataset')):
+        own, default = dataset.get('crops') or {}, _default_crops()
+        own = {key: value for key, value in own.items() if key not in default or value != default[key]}
+        dataset['crops'] = {**copy.deepcopy(cfg.crops), **own}
 
 
 @lru_cache

@@ -89,7 +89,7 @@ def cross_validate(
     for fold in every:
         fold.check()
     pooled = [folder / PREDICTIONS / f'{name}.png' for fold in every for name in fold.parts['val']]
-    check_outputs([*run_files(folder, report), *pooled])
+    check_outputs([*run_files(folder, report), folder / ENSEMBLE, *pooled])
     for number in chosen:
         every[number].check_start(resume)
     for number in chosen:

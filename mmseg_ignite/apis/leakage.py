@@ -42,10 +42,9 @@ def seen_by(
     patients = {str(entry['patient']) for entry in entries}
     stated = ensemble_patients(checkpoint) if ensemble else set()
     seen = sorted(patients & stated | set(seen_patients(records, patients, count_validation)))
-    if not stated and not any(records):
-        warnings.warn(
-            f'{checkpoint} does not state its training patients, so whether it has seen those scored is unknown.'
-        )
+    if not stated and (silent := records.count(None)):
+        who = f'{silent} of the {len(records)} members of {checkpoint}' if ensemble else checkpoint
+        warnings.warn(f'{who} does not state its training patients, so whether it has seen those scored is unknown.')
     if not allowed:
         checksum = file_sha256(Path(data) / INDEX)
         same = not any(record and record.data_sha256 not in (None, checksum) for record in records)

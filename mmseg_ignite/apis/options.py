@@ -25,7 +25,8 @@ from ..models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmen
 
 REGISTRIES = tuple(r for r in vars(mmseg.registry).values() if isinstance(r, Registry))
 _MISSING = object()
-_TOP = ('data_root', 'protocol', 'crops', 'default_scope', 'auto_scale_lr', 'compile', 'custom_imports', 'tta_model')
+_TOP = ('data_root', 'protocol', 'crops', 'default_scope', 'auto_scale_lr', 'compile', 'tta_model', 'test_pipeline')
+"""Top-level settings that are read beside the arguments of mmengine's Runner."""
 
 
 class OptionText(str):
@@ -129,13 +130,13 @@ def apply_options(cfg: Config, options: 'Mapping[str, object]') -> None:
     cfg.merge_from_dict(values)
     for key in options:
         if not key.startswith('+'):
+            _check_variable(key, before)
             _check_key(key, before, cfg._cfg_dict)
 
 
 def _parsed(text: OptionText, present: object) -> object:
-    if isinstance(present, str):
-        stripped = parse_value(text) if text[:1] in '\'"' else str(text)
-        return None if text == 'None' else stripped
+    if isinstance(present, str) and text != 'None' and text[:1] not in ('"', "'", '[', '('):
+        return str(text)
     return parse_value(text)
 
 
@@ -177,6 +178,21 @@ def _check_kind(name: str, present: object, value: object) -> None:
         fits, expected = True, ''
     if not fits:
         raise IgniteError(f'the option {name} is {value!r}; {expected} was expected.')
+
+
+def _check_variable(name: str, cfg: Mapping) -> None:
+    """Raise IgniteError if an option changes a variable of the config file, which nothing reads afterwards."""
+    top, *rest = name.split('.')
+    read = {*_TOP, *_signature(Runner.__init__)} - {'data_preprocessor'}  # the Runner reads it only for a model without one
+    if top not in cfg or top in read:
+        return
+    copies = [key for key in _dotted(cfg) if key.split('.')[0] != top and _find(cfg, key) == cfg[top]]
+    used = [key for key in copies if key.split('.')[0] in read][:3]
+    hint = f' in {", ".join(".".join([key, *rest]) for key in used)}' if used else ''
+    raise IgniteError(
+        f'the option {name} changes a variable of the config file, which nothing reads afterwards: change what was made of '
+        f'it{hint}. To change it all the same, write +{name}=...'
+    )
 
 
 def _check_key(name: str, before: Mapping, merged: Mapping) -> None:

@@ -1,5 +1,6 @@
 """Training by mmengine's runner."""
 
+import contextlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,10 @@ from mmengine.runner import Runner
 from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
-from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, start_afresh
+from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
 from ..files import check_place
-from ..models.weights import set_encoder_weights
+from ..models.weights import inherit_records, set_encoder_weights
 from .checks import check_classes, check_data, check_score_names
 from .configuration import build_runner, resolved
 
@@ -61,35 +62,45 @@ def train(
         _add_tensorboard(cfg)
     _set_hooks(cfg)
     cfg.resume = resume or bool(cfg.get('resume'))
-    resumed = _set_start(cfg, weights)
+    resumed = _set_start(cfg, weights, overwrite)
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else CUDA's matrix products are refused
     prepare_launch(cfg)
-    if not resumed and is_main_process():
-        start_afresh(cfg.work_dir, overwrite)
-    runner = build_runner(cfg, training=True)
+    fresh = not resumed and is_main_process()
+    with fresh_start(cfg.work_dir, overwrite) if fresh else contextlib.nullcontext():
+        runner = build_runner(cfg, training=True)
     runner.train()
     return runner
 
 
-def _set_start(cfg: Config, weights: 'str | None') -> bool:
+def _set_start(cfg: Config, weights: 'str | None', overwrite: bool) -> bool:
     """Choose the weights to start from, and read them, so that a fault is found before the data are opened.
 
     Returns:
         Whether an earlier training of the work dir is continued.
     """
-    latest = latest_checkpoint(cfg.work_dir) if cfg.resume and not cfg.get('load_from') else None
+    latest = latest_checkpoint(cfg.work_dir) if cfg.resume else None
     if latest is not None:
         _check_resumable(latest)
         cfg.load_from = str(latest)
         cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
-    elif cfg.get('load_from'):
+        return True
+    if cfg.resume and not cfg.get('load_from') and (best := replaced_files(cfg.work_dir)):
+        raise IgniteError(
+            f'{cfg.work_dir} holds {best[0].name}, from which no training can be resumed: start again with --overwrite, or '
+            'from these weights in another work dir with --cfg-options load_from=FILE.'
+        )
+    for path in filter(None, (cfg.get('load_from'), weights)):
+        if overwrite and Path(path).absolute() in [old.absolute() for old in replaced_files(cfg.work_dir)]:
+            raise IgniteError(f'{path} is part of the training that --overwrite replaces: copy it elsewhere first.')
+    if cfg.get('load_from'):
         cfg.load_from = str(find_checkpoint(cfg.load_from))
         open_checkpoint(cfg.load_from)
         cfg.model.backbone.init_cfg = None
     else:
         set_encoder_weights(cfg, weights)
-    return latest is not None
+        inherit_records(cfg)
+    return False
 
 
 def _check_resumable(latest: Path) -> None:

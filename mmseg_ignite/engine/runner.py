@@ -1,8 +1,12 @@
-"""mmengine's runner with a readable console."""
+"""mmengine's runner with a readable console, which writes over no file of others."""
 
+from pathlib import Path
+
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from ..files import is_ours, result_file
 from ..messages import quiet_console
 
 
@@ -14,3 +18,12 @@ class QuietRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         quiet_console(logger)
         return logger
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the resolved config into the work dir, beside a config of the same name that somebody wrote there."""
+        path = Path(self.work_dir) / (Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py')
+        if path.exists() and not is_ours(path):
+            path = path.with_name(f'{path.stem}_{self.timestamp}.py')
+        with result_file(path) as partial:
+            self.cfg.dump(str(partial))

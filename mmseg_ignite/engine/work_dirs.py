@@ -3,16 +3,18 @@
 import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import IgniteError
-from ..files import check_writable, is_ours
+from ..files import check_outputs, check_writable, is_ours
 
 POINTER = 'last_checkpoint'
-ABORTED = 'aborted'
-"""Folder for the logs of runs that ended before their first checkpoint."""
-_CHECKPOINTS = ('iter_*.pth', 'epoch_*.pth', 'best_*.pth')
-_TRAINING = (POINTER, 'curves.png', 'progress', ABORTED)
+ABORTED, REPLACED = 'aborted', '.replaced'
+"""Folders for the logs of runs that ended before their first checkpoint, and, for a moment, for a run that is replaced."""
+CURVES = 'curves.png'
+_CHECKPOINT = re.compile(r'(?:best_.+_)?(?:iter|epoch)_(\d+)\.pth')
+_RESUMABLE = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 _RESULTS = (
     'confusion.npz', 'per_roi.csv', 'metrics.txt', 'metrics.json', 'report.html', 'figures', 'tables', 'predictions',
 )  # fmt: skip
@@ -25,7 +27,7 @@ def checkpoints(work_dir: 'str | Path') -> 'list[Path]':
     found = [
         (int(number[1]), path)
         for path in Path(work_dir).glob('*.pth')
-        if path.is_file() and (number := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))
+        if path.is_file() and (number := _RESUMABLE.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -63,34 +65,77 @@ def find_checkpoint(checkpoint: 'str | Path') -> Path:
     return path
 
 
-def start_afresh(work_dir: 'str | Path', overwrite: bool = False) -> None:
-    """Make a work dir ready for a new training, so that files of two runs never mix.
+@contextlib.contextmanager
+def fresh_start(work_dir: 'str | Path', overwrite: bool = False) -> Iterator[None]:
+    """Make a work dir ready for a new training, so that files of two runs never mix; inside, the training is prepared.
 
-    Logs of runs that ended before their first checkpoint move to ``aborted``.
+    Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is set
+    aside, deleted at the end, and put back if an exception ends the block.
 
     Args:
-        overwrite: delete the earlier run: checkpoints, logs, curves, scores and predictions. Other files stay.
+        overwrite: replace the earlier run: checkpoints, logs, curves, scores and predictions of ours. Other files stay.
 
     Raises:
-        IgniteError: the folder holds an earlier training and ``overwrite`` is False, or it cannot be written.
+        IgniteError: the folder holds an earlier training and ``overwrite`` is False, or a file of somebody else of a name
+            that a training writes; or it cannot be written.
     """
     folder = Path(work_dir)
     check_writable(folder)
-    used = sorted(path for pattern in _CHECKPOINTS for path in folder.glob(pattern))
+    used = [path for path in sorted(folder.glob('*.pth')) if path.is_file() and _CHECKPOINT.fullmatch(path.name)]
     if used and not overwrite:
         raise IgniteError(
             f'{folder} holds an earlier training ({used[0].name}): continue it with --resume, replace it with --overwrite, '
             'or choose another --work-dir.'
         )
-    logs = [path for path in folder.iterdir() if path.is_dir() and _LOGS.fullmatch(path.name)]
-    if overwrite:
-        _delete([*used, *logs, *(folder / name for name in _TRAINING), *_own_results(folder)])
+    if not used:
+        _check_foreign(folder)
+    logs = [path for path in folder.iterdir() if _LOGS.fullmatch(path.name) and (path / 'vis_data').is_dir()]
+    if not overwrite:
+        _move(logs, folder, folder / ABORTED)
+        yield
         return
-    for path in logs:
-        target = folder / ABORTED / path.name
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+    aside = folder / REPLACED
+    if aside.exists():
+        raise IgniteError(
+            f'{aside} was left by a run that was killed while it replaced another: move its files back, or delete it.'
+        )
+    progress = folder.glob('progress/*/iter_*.jpg')
+    training = [path for path in (folder / POINTER, folder / CURVES) if path.is_file()]
+    moved = [*used, *logs, *training, *progress, *_own_results(folder)]
+    try:
+        _move(moved, folder, aside)
+        yield
+    except BaseException:
+        _move([path for path in aside.rglob('*') if not path.is_dir()], aside, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    emptied = {parent for path in moved for parent in path.parents if folder in parent.parents}
+    for parent in sorted(emptied, key=lambda parent: -len(parent.parts)):
+        with contextlib.suppress(OSError):  # a folder that still holds other files stays
+            parent.rmdir()
+
+
+def replaced_files(work_dir: 'str | Path') -> 'list[Path]':
+    """The checkpoints that ``overwrite`` replaces."""
+    return [path for path in Path(work_dir).glob('*.pth') if _CHECKPOINT.fullmatch(path.name)]
+
+
+def _check_foreign(folder: Path) -> None:
+    """Raise IgniteError if a folder without a training holds a file that one would replace."""
+    pointer = folder / POINTER
+    if pointer.exists() and not (pointer.is_file() and _names_a_checkpoint(pointer)):
+        raise IgniteError(
+            f'{pointer} is not a pointer to a checkpoint and would be replaced: choose another --work-dir.'
+        )
+    check_outputs([folder / CURVES])
+
+
+def _names_a_checkpoint(pointer: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        text = pointer.read_text(encoding='utf-8')
+        return len(text) < 5000 and _RESUMABLE.fullmatch(Path(text.strip()).name) is not None
+    return False
 
 
 def _own_results(folder: Path) -> 'list[Path]':
@@ -101,11 +146,11 @@ def _own_results(folder: Path) -> 'list[Path]':
     return [path for path in files if path.is_file() and is_ours(path)]
 
 
-def _delete(paths: 'list[Path]') -> None:
+def _move(paths: 'list[Path]', source: Path, target: Path) -> None:
+    """Move files and folders of one folder into another, at the same places; what is there already is replaced."""
     for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a folder that still holds other files stays
-                path.parent.rmdir()
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir():
+            shutil.rmtree(place)
+        path.replace(place)

@@ -16,7 +16,7 @@ import torch
 from ..engine.checkpoints import load_weights
 from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
-from ..files import write_json
+from ..files import write_result
 
 FORMAT = 1
 
@@ -120,4 +120,4 @@ def write_ensemble(path: 'str | Path', checkpoints: 'Sequence[str | Path]', pati
     path = Path(path)
     names = [Path(checkpoint).relative_to(path.parent).as_posix() for checkpoint in checkpoints]
     known = dict(patients=sorted(set(patients), key=str)) if patients else {}
-    write_json(path, dict(format=FORMAT, checkpoints=names, **known))
+    write_result(path, dict(format=FORMAT, checkpoints=names, **known))

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -58,8 +59,7 @@ def set_encoder_weights(cfg: Config, choice: 'str | None') -> None:
     A file may hold an encoder or a whole segmentor, in mmseg's names or in those of SegFormer's authors (``mit_b0.pth``).
 
     Args:
-        cfg: changed in place: ``model.backbone.init_cfg``, and ``inherited_record`` with what the file states about its
-            own training.
+        cfg: changed in place: ``model.backbone.init_cfg``.
         choice: None keeps the config's own; 'none' is random weights; else a file.
 
     Raises:
@@ -81,13 +81,42 @@ def set_encoder_weights(cfg: Config, choice: 'str | None') -> None:
         weights, path = from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
         _check_encoder(weights, cfg, Path(source))
         with atomic_file(path) as partial:
-            torch.save(weights, partial)
+            torch.save(dict(state_dict=weights, meta=content.get('meta') or {}), partial)
     else:
         _check_encoder(weights, cfg, path)
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in weights) else None
     backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **({'prefix': prefix} if prefix else {}))
-    if (record := TrainingRecord.of_meta(content.get('meta'))) is not None:
-        cfg.inherited_record = record.as_meta()
+
+
+def inherit_records(cfg: Config) -> None:
+    """Let a training know which patients the weights that its parts start from have seen.
+
+    Reads every local file that an ``init_cfg`` or ``pretrained`` of the model names, and sets ``inherited_record``.
+
+    Raises:
+        IgniteError: such a file is missing or damaged.
+    """
+    inherited = None
+    for source in dict.fromkeys(_sources(cfg.model)):
+        if '://' not in source:
+            record = TrainingRecord.of_meta(open_checkpoint(source).get('meta'))
+            inherited = inherited if record is None else record.following(inherited)
+    if inherited is not None:
+        cfg.inherited_record = inherited.as_meta()
+
+
+def _sources(node: object) -> 'Iterator[str]':
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if isinstance(value, str) and (
+                key == 'pretrained' or (key == 'checkpoint' and node.get('type') == 'Pretrained')
+            ):
+                yield value
+            else:
+                yield from _sources(value)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _sources(item)
 
 
 def _check_encoder(weights: 'dict[str, torch.Tensor]', cfg: Config, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..files import write_json
+from ..files import write_result
 from ..labels import MAX_STRAY_SHARE
 
 SEVERITIES = ('error', 'warning', 'info')
@@ -149,7 +149,7 @@ def printable(name: str) -> str:
 def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 'list[Finding]') -> None:
     """Write ``audit.json``: format, release, number of ROIs audited, counts by severity, and all findings."""
     counts = Counter(f.severity for f in findings)
-    write_json(
+    write_result(
         path,
         dict(
             format=2,

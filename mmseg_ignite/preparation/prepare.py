@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import IgniteError
-from ..files import atomic_directory, write_json
+from ..files import atomic_directory, check_outputs, check_place, is_ours, write_json
 from ..labels import CLASSES
 from ..visualization.split_shares import draw_split_shares, split_table
 from .audit import Audit, audit_release
@@ -60,6 +60,7 @@ def audit(
     """
     console = console or Console()
     with _disk_errors(out):
+        _check_places(release, Path(out))
         result = audit_release(release, exclude, drop_faulty, context=context, console=console, label_map=label_map)
         console.print(findings_table(result.findings))
         _stop_on_errors(release, out, result, drop_faulty)
@@ -106,7 +107,8 @@ def prepare(
         known = _known(out, overview.ids)
         _check_room(overview.records, out, known, context)
         index = _publish(release, out, exclude, drop_faulty, context, known, console, label_map)
-        audit_path(out).unlink(missing_ok=True)
+        if is_ours(audit_path(out)):
+            audit_path(out).unlink()
     _report(index, known, console)
     return index
 
@@ -116,6 +118,9 @@ def _check_places(release: 'str | Path', out: Path) -> None:
     source, target = Path(release).resolve(), out.resolve()
     if target in (source, *source.parents):
         raise IgniteError(f'the release {release} lies in the output folder {out}: choose another output folder.')
+    if target.parent != source:
+        check_place(target.parent)
+    check_outputs([audit_path(target)] if target.parent != source else [])
 
 
 def _publish(

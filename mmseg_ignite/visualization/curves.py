@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..files import atomic_file
+from ..files import result_file
 
 
 def read_scalars(work_dir: 'str | Path') -> 'dict[str, dict[int, float]]':
@@ -77,5 +77,5 @@ def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> N
             axis.set_ylim(0, 100)
         if len(names) > 1:
             axis.legend(frameon=False)
-    with atomic_file(path) as partial:
+    with result_file(path, replace=True) as partial:
         figure.savefig(partial, dpi=110)

@@ -157,6 +157,7 @@ def test_a_new_key_that_is_read_is_taken(key):
         ('optim_wrapper.optimizer.lr', float('nan')),
         ('randomness.seed', -1),
         ('data_root', 3),
+        ('data_root', None),
         ('model', 3),
         ('train_dataloader.persistent_workers', 'yes'),
     ],
@@ -164,6 +165,48 @@ def test_a_new_key_that_is_read_is_taken(key):
 def test_a_value_of_a_wrong_kind_is_a_sentence(key, value):
     with pytest.raises(IgniteError, match=key.replace('.', r'\.')):
         load({key: value})
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'hint'),
+    [
+        ('checkpoint', '/nope.pth', 'model.backbone.init_cfg.checkpoint'),
+        ('crop_size', (64, 64), 'model.data_preprocessor.size'),
+        ('norm_cfg.type', 'GN', 'model.decode_head.norm_cfg.type'),
+        ('data_preprocessor.size', (32, 32), 'change what was made of it'),
+        ('train_pipeline', [], 'train_dataloader.dataset.pipeline'),
+        ('meta_keys', (), 'change what was made of it'),
+        ('vis_backends', 3, 'visualizer.vis_backends'),
+    ],
+)
+def test_a_variable_of_the_config_file_is_not_changed_in_vain(key, value, hint):
+    with pytest.raises(IgniteError, match='names no setting|nothing reads afterwards') as error:
+        load({key: value})
+    assert hint in str(error.value)
+
+
+def test_a_list_stands_for_a_text():
+    cfg = load({'default_hooks.checkpoint.save_best': OptionText('[mIoU, mDice]')})
+    assert cfg.default_hooks.checkpoint.save_best == ['mIoU', 'mDice']
+
+
+def test_an_option_that_reaches_no_data_set_is_refused(tmp_path):
+    (tmp_path / 'c.py').write_text("_base_ = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'\n")
+    with pytest.raises(IgniteError, match='protocol reaches no data set'):
+        load_config(tmp_path / 'c.py', {'protocol': 'official'})
+
+
+@pytest.mark.parametrize('name', ['demo', 'scratch'])
+def test_a_child_of_any_config_is_heard(tmp_path, name):
+    base = DEMO_CONFIG if name == 'demo' else CONFIGS / 'segformer_mit-b0_1xb4-scratch_ignite-256x256.py'
+    (tmp_path / 'c.py').write_text(
+        f"_base_ = {str(base)!r}\ndata_root = '/d'\ncrops = dict(class_probability=0.9)\n"
+        'train_dataloader = dict(dataset=dict(crops=dict(temperature=0.)))\n'
+    )
+    cfg = load_config(tmp_path / 'c.py')
+    crops = cfg.train_dataloader.dataset.crops
+    assert {cfg[f'{part}_dataloader'].dataset.data_root for part in ('train', 'val', 'test')} == {'/d'}
+    assert (crops.class_probability, crops.temperature, tuple(crops.crop_size)) == (0.9, 0.0, (256, 256))
 
 
 @pytest.mark.parametrize('key', ['custom_hooks.99.rois', 'param_scheduler.begin', '+custom_hooks.5.rois'])

@@ -214,3 +214,80 @@ def test_a_checkpoint_without_a_record_is_tested_with_a_warning(prepared, traine
     torch.save(dict(state_dict=state['state_dict']), tmp_path / 'bare.pth')
     with pytest.warns(UserWarning, match='does not state its training patients'):
         run_test(config(prepared, tmp_path / 'w'), tmp_path / 'bare.pth', report=None)
+
+
+@pytest.mark.parametrize('spoil', [dict(weights=True), dict(load_from=True), dict(layers=True)])
+def test_a_training_that_cannot_start_replaces_nothing(prepared, trained, tmp_path, spoil):
+    """Weights that are among what is replaced, and an optimizer that cannot be built."""
+    run = tmp_path / 'run'
+    shutil.copytree(trained, run)
+    before, options, arguments = content(run), {}, {}
+    if 'weights' in spoil:
+        arguments['weights'] = str(run / 'iter_2.pth')
+    elif 'load_from' in spoil:
+        options['load_from'] = str(run / 'iter_2.pth')
+    else:
+        options['model.backbone.num_layers'] = (2, 2)
+    with pytest.raises(IgniteError, match='copy it elsewhere first|cannot be built'):
+        train(config(prepared, run, **options), overwrite=True, **arguments)
+    after = content(run)
+    assert {path: after.get(path) for path in before} == before
+    assert not (run / '.replaced').exists()
+
+
+def test_files_of_others_in_a_work_dir_stay(prepared, tmp_path):
+    run = tmp_path / 'run'
+    for name in ('progress/thesis.txt', '20200101_000000/photo.jpg', 'best_mIoU_of_mine.pth', 'aborted/notes.txt'):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b'mine')
+    mine = content(run)
+    for name in ('curves.png', 'last_checkpoint'):
+        (run / name).write_bytes(b'mine')
+        with pytest.raises(IgniteError, match=name):
+            train(config(prepared, run))
+        assert content(run)[next(p for p in content(run) if p.name == name)] == b'mine'
+        (run / name).unlink()
+    for overwrite in (False, True):
+        train(config(prepared, run, **{'train_cfg.max_iters': 1}), overwrite=overwrite)
+        assert {path: content(run).get(path) for path in mine} == mine
+
+
+def test_the_config_in_a_work_dir_stays_as_it_was_written(prepared, tmp_path):
+    own = tmp_path / 'my.py'
+    own.write_text(f'# mine\n_base_ = {str(DEMO_CONFIG)!r}\n')
+    options = {'data_root': str(prepared), 'train_cfg.max_iters': 1, 'train_dataloader.num_workers': 0,
+               'val_dataloader.num_workers': 0, 'crops.crop_size': (64, 64)}  # fmt: skip
+    train(load_config(own, options, str(tmp_path)))
+    assert own.read_text().startswith('# mine') and len(list(tmp_path.glob('my_*.py'))) == 1
+    train(load_config(own, options, str(tmp_path / 'w')))
+    train(load_config(own, options, str(tmp_path / 'w')), overwrite=True)
+    assert [path.name for path in (tmp_path / 'w').glob('*.py')] == ['my.py']
+
+
+def test_a_fine_tuned_run_is_resumed_from_its_own_checkpoint(prepared, trained, tmp_path):
+    options = dict(load_from=str(trained / 'iter_2.pth'), protocol='official')
+    train(config(prepared, tmp_path, **options))
+    runner = train(config(prepared, tmp_path, **options, **{'train_cfg.max_iters': 3}), resume=True)
+    assert runner.iter == 3
+    for path in tmp_path.glob('iter_*.pth'):
+        path.unlink()
+    with pytest.raises(IgniteError, match=r'best_mIoU_iter_\d.pth, from which no training can be resumed'):
+        train(config(prepared, tmp_path, protocol='official'), resume=True)
+
+
+def test_weights_of_any_part_bring_their_patients(prepared, trained, tmp_path):
+    options = {'model.init_cfg': dict(type='Pretrained', checkpoint=str(trained / 'iter_2.pth')), 'protocol': 'fold0'}
+    train(config(prepared, tmp_path, **options))
+    record = TrainingRecord.of_meta(open_checkpoint(tmp_path / 'iter_2.pth')['meta'])
+    assert set(record.train_patients) >= {
+        *patients(prepared, 'official', 'train'),
+        *patients(prepared, 'fold0', 'train'),
+    }
+
+
+def test_a_member_without_a_record_is_named(prepared, trained, tmp_path):
+    shutil.copy(trained / 'iter_2.pth', tmp_path / 'a.pth')
+    torch.save(dict(state_dict=open_checkpoint(trained / 'iter_2.pth')['state_dict']), tmp_path / 'b.pth')
+    (tmp_path / 'e.json').write_text('{"format": 1, "checkpoints": ["a.pth", "b.pth"]}')
+    with pytest.warns(UserWarning, match='1 of the 2 members'):
+        run_test(config(prepared, tmp_path / 'w', protocol='official'), tmp_path / 'e.json', report=None)

@@ -1,6 +1,6 @@
 # IGNITE, 16 classes, as prepared by tools/prepare_ignite.py. 255 marks unannotated pixels.
-# data_root and protocol reach every data set that does not set its own, when mmseg_ignite reads the config.
-# For plain mmengine write train_dataloader = dict(dataset=dict(data_root=..., protocol=...)), and likewise val and test.
+# data_root and protocol reach every data set that does not set its own, and crops the training data, when mmseg_ignite reads
+# the config. For plain mmengine write train_dataloader = dict(dataset=dict(data_root=..., protocol=..., crops=...)) and so on.
 custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
 data_root = 'data/ignite'
 protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks patients)

@@ -11,6 +11,9 @@ from mmseg.registry import HOOKS
 from ...errors import IgniteError
 from ..training_record import TrainingRecord
 
+_DEFAULTS = dict(data_root='data/ignite', protocol='patient-8-1-1')
+"""What the data sets take by themselves."""
+
 
 @HOOKS.register_module()
 class TissueCheckpointHook(CheckpointHook):
@@ -105,14 +108,24 @@ def check_finite(runner: Runner) -> None:
 
 def _check_shared_settings(runner: Runner) -> None:
     """Notice a config whose top-level settings were read by plain mmengine, which does not pass them on."""
+    cfg = runner.cfg
+    if cfg.get('settings_are_shared'):  # by mmseg_ignite.apis.configuration.resolved
+        return
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        dataset = (runner.cfg.get(name) or {}).get('dataset') or {}
+        dataset = (cfg.get(name) or {}).get('dataset') or {}
         if str(dataset.get('type')).split('.')[-1] not in ('IGNITEDataset', 'IGNITECropDataset'):
             continue
-        for key, default in (('data_root', 'data/ignite'), ('protocol', 'patient-8-1-1')):
-            wanted = runner.cfg.get(key, default)
-            if key not in dataset and wanted != default:
-                raise IgniteError(
-                    f'{key} = {wanted!r} at the top of the config does not reach {name}, since the config was not read by '
-                    f'mmseg_ignite.apis.load_config: write {name} = dict(dataset=dict({key}={wanted!r})).'
-                )
+        wanted = {key: cfg[key] for key in ('data_root', 'protocol') if key in cfg and key not in dataset}
+        lost = [f'{key}={value!r}' for key, value in wanted.items() if value != _DEFAULTS[key]]
+        crops = {
+            key: value
+            for key, value in (cfg.get('crops') or {}).items()
+            if (dataset.get('crops') or {}).get(key) != value
+        }
+        if crops and 'crops' in dataset:
+            lost.append(f'crops={dict(crops)!r}')
+        if lost:
+            raise IgniteError(
+                f'{", ".join(lost)} at the top of the config does not reach {name}, since the config was not read by '
+                f'mmseg_ignite.apis.load_config: write {name} = dict(dataset=dict({", ".join(lost)})).'
+            )
