@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import IgniteError
 from .files import printable
+from .preparation.jpeg import check_jpeg
 from .preparation.png import DamagedPicture, check_png
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
@@ -26,6 +27,10 @@ MAX_PIXELS = 1 << 28
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
 """Plausible resolutions of a microscope; what is coarser in a file (72, 96, 300 dpi) is a default of a camera or editor."""
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
+_BLOCKS = ((273, 279), (324, 325))
+"""Tags of a TIFF: offsets and bytes of its strips, and of its tiles."""
+_TIFF_JPEG = {6: ((513, 514),), 7: _BLOCKS}
+"""Compressions of a TIFF, and the tags of their JPEGs; the obsolete form 6 has a single one."""
 _UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
 
 
@@ -150,24 +155,28 @@ def _check_strips(image: Image.Image, size: int) -> None:
     """Raise DamagedPicture if the pixel data of a TIFF lie beyond the end of the file."""
     if image.format != 'TIFF':
         return
-    for offsets, counts in ((273, 279), (324, 325)):
-        ends = [o + c for o, c in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()))]
+    for offsets, counts in _BLOCKS:
+        ends = [o + c for o, c in zip(_numbers(image, offsets), _numbers(image, counts))]
         if ends and max(ends) > size:
             raise DamagedPicture(f'it is truncated: its pixel data end at byte {max(ends)}, the file at {size}')
 
 
 def _check_scan(image: Image.Image, content: bytes) -> None:
-    """Raise DamagedPicture if a JPEG ends before its pixels do, which decoders fill with gray in silence.
+    """Raise DamagedPicture if a JPEG, or a JPEG in a TIFF, ends before its pixels do; see :func:`check_jpeg`."""
+    if image.format in ('JPEG', 'MPO'):
+        check_jpeg(content, image.tobytes())
+    elif image.format == 'TIFF' and image.tag_v2.get(259) in _TIFF_JPEG:
+        tables = image.tag_v2.get(347, b'\xff\xd8\xff\xd9')[:-2]  # shared by the strips or tiles
+        for offsets, counts in _TIFF_JPEG[image.tag_v2[259]]:
+            for start, size in zip(_numbers(image, offsets), _numbers(image, counts)):
+                block = content[start : start + size]
+                check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
 
-    Bytes added before the end of a complete JPEG are skipped; in an incomplete one they are decoded as pixels.
-    """
-    body = content.rstrip(b'\0')
-    if image.format != 'JPEG' or not body.endswith(b'\xff\xd9'):
-        return  # a JPEG without an end is refused by Pillow
-    noise = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()
-    with Image.open(io.BytesIO(body[:-2] + noise + b'\xff\xd9'), formats=('JPEG',)) as other:
-        if other.tobytes() != image.tobytes():
-            raise DamagedPicture('its pixel data are incomplete')
+
+def _numbers(image: Image.Image, tag: int) -> 'tuple[int, ...]':
+    """The values of a tag of a TIFF, which Pillow gives without a tuple if there is one and its kind says so."""
+    value = image.tag_v2.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float]':
