@@ -27,7 +27,7 @@ def encoded(quality=None, **options):
     small = random.integers(0, 256, (9, 13, 3)).astype(np.uint8)
     image = cv2.resize(small, tuple(map(int, random.integers(60, 200, 2))), interpolation=cv2.INTER_CUBIC)
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, 'JPEG', quality=int(quality or random.integers(60, 97)), **options)
+    Image.fromarray(image).save(stream, 'JPEG', quality=int(quality or random.integers(5, 97)), **options)
     return stream.getvalue()
 
 
@@ -43,6 +43,8 @@ def test_complete_jpegs_pass_whatever_follows(options):
     check_jpeg(content)
     for tail in (bytes(1000), b'text', content[: len(content) // 2], b'\xff\xd9'):
         check_jpeg(content + tail)
+    for quality in range(5, 40, 2):  # tables of quantisation with values of 255, which are not markers
+        check_jpeg(encoded(quality, **options))
 
 
 @pytest.mark.parametrize('options', ENCODINGS)
@@ -64,7 +66,9 @@ def test_an_end_before_the_last_pixel_is_refused(options):
             check_jpeg(content[:place].rstrip(b'\xff') + b'\xff\xd9')
 
 
-@pytest.mark.parametrize('options', [o for o in ENCODINGS if 'restart_marker_rows' in o or 'restart_marker_blocks' in o])
+@pytest.mark.parametrize(
+    'options', [o for o in ENCODINGS if 'restart_marker_rows' in o or 'restart_marker_blocks' in o]
+)
 def test_a_lost_restart_interval_is_refused(options):
     content = encoded(**options)
     start = content.rindex(b'\xff\xda')
@@ -77,6 +81,17 @@ def test_a_lost_restart_interval_is_refused(options):
     ):
         with pytest.raises(DamagedPicture, match='incomplete'):
             check_jpeg(damaged)
+
+
+@pytest.mark.parametrize('options', [dict(progressive=True), dict(progressive=True, restart_marker_rows=2)])
+def test_missing_scans_of_a_progressive_jpeg_are_refused(options):
+    content = encoded(**options)
+    place = len(content) - 2
+    while content.count(b'\xff\xda', 0, place) > 1:
+        place = content.rindex(b'\xff\xda', 0, place)
+        start = content.rindex(b'\xff\xc4', 0, place) if content[:place].rfind(b'\xff\xc4') > 0 else place
+        with pytest.raises(DamagedPicture, match='incomplete'):
+            check_jpeg(content[:start] + b'\xff\xd9')
 
 
 def test_an_early_scan_of_a_progressive_jpeg_counts_too():
