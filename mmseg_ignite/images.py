@@ -44,6 +44,7 @@ class ReadImage(NamedTuple):
         transparent: share of pixels, 0..1, that were transparent, at least in part.
         orientation: EXIF orientation, 1..8, that was undone; 1 for none.
         pages: pages of the file, of which the first was read.
+        blank: (H, W) bool, the fully transparent pixels; None if there are none.
     """
 
     pixels: np.ndarray
@@ -52,12 +53,13 @@ class ReadImage(NamedTuple):
     transparent: float
     orientation: int
     pages: int
+    blank: 'np.ndarray | None'
 
 
 def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
 
-    Transparent pixels, outside of the scan, are glass: they are laid on white. An EXIF or TIFF orientation is undone, so
+    Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or TIFF orientation is undone, so
     that the image is as viewers show it. Of several pages the first is read.
 
     Args:
@@ -80,7 +82,7 @@ def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             image.load()
             _check_scan(image, content)
-            pixels, transparent = _rgb(ImageOps.exif_transpose(image))
+            pixels, transparent, blank = _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise IgniteError(f'{name} does not exist; an image was expected: check the path.') from error
     except OSError as error:  # Pillow reports damage as OSError too
@@ -96,7 +98,7 @@ def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
         raise IgniteError(
             f'{name} cannot be decoded ({type(error).__name__}: {error}): it may be damaged; export or copy it again.'
         ) from error
-    return ReadImage(pixels, *resolution, transparent, orientation if 1 <= orientation <= 8 else 1, pages)
+    return ReadImage(pixels, *resolution, transparent, orientation if 1 <= orientation <= 8 else 1, pages, blank)
 
 
 def _content(path: Path, name: str, max_pixels: int) -> bytes:
@@ -179,16 +181,18 @@ def _numbers(image: Image.Image, tag: int) -> 'tuple[int, ...]':
     return value if isinstance(value, tuple) else (value,)
 
 
-def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float]':
-    """(H, W, 3) uint8 RGB on white, and the share of pixels that are not opaque."""
+def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float, np.ndarray | None]':
+    """(H, W, 3) uint8 RGB on white, the share of pixels that are not opaque, and where they are fully transparent."""
     if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
         pixels = np.array(image.convert('RGBA'))
         alpha = pixels[..., 3:].astype(np.uint16)
         transparent = float((alpha < 255).mean())
         if transparent:
-            return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8), transparent
-        return np.ascontiguousarray(pixels[..., :3]), 0.0
-    return np.array(image.convert('RGB')), 0.0
+            blank, white = alpha[..., 0] == 0, 255 * (255 - alpha)
+            pixels = ((pixels[..., :3] * alpha + white + 127) // 255).astype(np.uint8)
+            return pixels, transparent, blank if blank.any() else None
+        return np.ascontiguousarray(pixels[..., :3]), 0.0, None
+    return np.array(image.convert('RGB')), 0.0, None
 
 
 def _resolution(image: Image.Image) -> 'tuple[float | None, str]':

@@ -230,9 +230,10 @@ def test_transparent_areas_are_laid_on_white(read, kind):
     expected = 255 - (255.0 - image) * (alpha[..., None] / 255.0)
     np.testing.assert_allclose(found.pixels, expected, atol=0.51)
     assert (found.pixels[:60] == 255).all() and found.transparent == (alpha < 255).mean()
+    np.testing.assert_array_equal(found.blank, alpha == 0)
     opaque = read(encoded(np.dstack([image, np.full_like(alpha, 255)]), kind))
     np.testing.assert_array_equal(opaque.pixels, image)
-    assert opaque.transparent == 0
+    assert opaque.transparent == 0 and opaque.blank is None
 
 
 def test_a_transparent_palette_entry_and_colour_are_white(read):

@@ -202,7 +202,7 @@ def _one(
         known, source = (um_per_px, 'option') if um_per_px else (read.um_per_px, read.resolution_source)
         size = predictor.working_size(read.pixels.shape[:2], known)
         with _WindowProgress(predictor.windows(size), path.name) as advance:
-            labels = predictor.predict(read.pixels, known, advance)
+            labels = predictor.predict(read, known, advance)
         write_prediction(out, path.stem, read.pixels, labels, um_per_px=known, colours=colours)
     except IgniteError as error:
         text = str(error)
@@ -222,6 +222,7 @@ def _one(
         predicted_width=size[1],
         resampled=size != read.pixels.shape[:2],
         transparent=read.transparent,
+        fully_transparent=0.0 if read.blank is None else float(read.blank.mean()),
         orientation=read.orientation,
         pages=read.pages,
     )
@@ -247,7 +248,8 @@ def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> 'list[str]':
     if entry['resampled']:
         notes.append(f'resampled to {predictor.um_per_px:.3g} um/px of the training')
     if read.transparent:
-        notes.append(f'{100 * read.transparent:.3g} % transparent, taken as glass')
+        blank = 100 * entry['fully_transparent']
+        notes.append(f'{100 * read.transparent:.3g} % transparent, {blank:.3g} % fully and thus Background')
     if read.orientation != 1:
         notes.append(f'EXIF orientation {read.orientation} applied')
     if read.pages > 1:

@@ -101,7 +101,7 @@ def test_one_bad_file_does_not_end_the_batch(checkpoint, predictor, tmp_path, ca
     real = Predictor.predict
 
     def no_memory(self, image, *arguments):
-        if image.shape[1] == 91:
+        if image.pixels.shape[1] == 91:
             raise MemoryError
         return real(self, image, *arguments)
 
@@ -137,13 +137,29 @@ def test_the_record_says_how_labels_were_made(checkpoint, tmp_path, capsys):
     assert run['classes'] == {name: i for i, name in enumerate(CLASSES, 1)}
     assert run['training'] == dict(um_per_px=0.4, um_per_px_source='checkpoint')
     a, b, c = run['images']
-    assert a['transparent'] == 0.25 and a['um_per_px'] is None and not a['resampled']
+    assert a['transparent'] == a['fully_transparent'] == 0.25 and a['um_per_px'] is None and not a['resampled']
     assert (b['orientation'], b['height'], b['width'], b['um_per_px']) == (6, 80, 64, pytest.approx(0.4))
     assert c['pages'] == 2 and labels_of(tmp_path / 'o' / 'b.png').shape == (80, 64)
     said = capsys.readouterr().out
-    for word in ('25 % transparent, taken as glass', 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
+    for word in ('25 % transparent, 25 % fully and thus Background', 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
                  'the resolution of 2 image(s) is not known; 0.4 um/px'):  # fmt: skip
         assert word in said
+
+
+@pytest.mark.parametrize('um_per_px', [None, 0.8])
+def test_fully_transparent_pixels_are_background(checkpoint, predictor, tmp_path, um_per_px):
+    image, alpha = picture(), np.random.default_rng().integers(0, 3, (64, 80)).astype(np.uint8) * 127
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    path = save(tmp_path / 'a.png', np.dstack([image, alpha]), exif=exif)
+    blank, white = np.rot90(alpha == 0, -1), 255 - (255.0 - image) * (alpha[..., None] / 255.0)
+    labels = predictor.predict(path, um_per_px)
+    assert (labels[blank] == CLASSES.index('Background')).all()
+    shown = predictor.predict(np.ascontiguousarray(np.rot90(np.rint(white), -1)).astype(np.uint8), um_per_px)
+    np.testing.assert_array_equal(labels[~blank], shown[~blank])
+    assert (shown[blank] != CLASSES.index('Background')).any()  # what the model says of white
+    assert predict(checkpoint, path, '--out', tmp_path / 'o', *(['--um-per-px', um_per_px] if um_per_px else [])) == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / 'o' / 'a.png'), labels)
 
 
 def test_another_resolution_is_predicted_at_that_of_the_training(checkpoint, predictor, tmp_path, capsys):
