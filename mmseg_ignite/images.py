@@ -59,8 +59,8 @@ class ReadImage(NamedTuple):
 def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
 
-    Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or TIFF orientation is undone, so
-    that the image is as viewers show it. Of several pages the first is read.
+    Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or
+    TIFF orientation is undone, so that the image is as viewers show it. Of several pages the first is read.
 
     Args:
         path: of the file.
@@ -197,35 +197,45 @@ def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float, np.ndarray | None]':
 
 def _resolution(image: Image.Image) -> 'tuple[float | None, str]':
     """um/px that a file states and where, or None and why it is not known."""
-    found = _described_resolution(image)
-    if found is None:
-        x, y = map(float, image.info.get('dpi') or (0, 0))  # Pillow's fractions do not divide by zero
-        if not (x > 0 and y > 0):
-            return None, 'the file states none'
-        if not 0.99 < x / y < 1.01:
-            return None, 'the file states pixels that are not square'
-        source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
-        found = 25400.0 / x, source
-    if not MIN_UM_PER_PX <= found[0] <= MAX_UM_PER_PX:
-        return None, f'the file states {found[0]:.3g} um/px, which is not plausible'
-    return found
+    x, y, source = _described_resolution(image) or _density(image)
+    if not (x > 0 and y > 0):
+        return None, 'the file states none'
+    if not 0.99 < x / y < 1.01:
+        return None, f'the file states pixels that are not square ({source})'
+    if not MIN_UM_PER_PX <= x <= MAX_UM_PER_PX:
+        return None, f'the file states {x:.3g} um/px, which is not plausible'
+    return x, source
 
 
-def _described_resolution(image: Image.Image) -> 'tuple[float, str] | None':
-    """um/px of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
+def _density(image: Image.Image) -> 'tuple[float, float, str]':
+    """um/px, across and down, of the dots per inch that a file states, and where; 0 if it states none."""
+    source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
+    x, y = (25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0)))
+    return x, y, source
+
+
+def _described_resolution(image: Image.Image) -> 'tuple[float, float, str] | None':
+    """um/px, across and down, of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
     if image.format != 'TIFF':
         return None
     text = html.unescape(str(image.tag_v2.get(270, '')))
-    if ome := re.search(r'PhysicalSizeX="([\d.eE+-]+)"', text):
-        unit = re.search(r'PhysicalSizeXUnit="([^"]*)"', text)
-        scale = _unit(unit[1] if unit else 'um')
-        return (float(ome[1]) * scale, 'PhysicalSizeX of OME') if scale else None
+    if (x := _ome_size(text, 'X')) is not None:
+        y = _ome_size(text, 'Y')
+        return x, x if y is None else y, 'PhysicalSizeX of OME'
     if aperio := re.search(r'\bMPP\s*=\s*([\d.]+)', text):
-        return float(aperio[1]), 'MPP of Aperio'
+        return float(aperio[1]), float(aperio[1]), 'MPP of Aperio'
     if text.startswith('ImageJ') and (unit := re.search(r'^unit=(.*)$', text, re.M)):
-        scale, per_unit = _unit(unit[1]), float(image.tag_v2.get(282, 0))
-        return (scale / per_unit, 'ImageJ') if scale and per_unit > 0 else None
+        scale, densities = _unit(unit[1]), [float(image.tag_v2.get(tag, 0)) for tag in (282, 283)]
+        return (scale / densities[0], scale / densities[1], 'ImageJ') if scale and min(densities) > 0 else None
     return None
+
+
+def _ome_size(text: str, axis: str) -> 'float | None':
+    """The size of a pixel along an axis, um, in the XML of OME; None if it is not there or its unit is unknown."""
+    size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
+    unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
+    scale = _unit(unit[1] if unit else 'um')
+    return float(size[1]) * scale if size and scale else None
 
 
 def _unit(spelled: str) -> 'float | None':

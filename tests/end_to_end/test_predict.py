@@ -141,7 +141,8 @@ def test_the_record_says_how_labels_were_made(checkpoint, tmp_path, capsys):
     assert (b['orientation'], b['height'], b['width'], b['um_per_px']) == (6, 80, 64, pytest.approx(0.4))
     assert c['pages'] == 2 and labels_of(tmp_path / 'o' / 'b.png').shape == (80, 64)
     said = capsys.readouterr().out
-    for word in ('25 % transparent, 25 % fully and thus Background', 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
+    for word in ('25 % transparent, 25 % fully and thus Background',
+                 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
                  'the resolution of 2 image(s) is not known; 0.4 um/px'):  # fmt: skip
         assert word in said
 
