@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,13 +100,17 @@ class Predictor:
             (H, W) uint8, train ids 0..15 (see :mod:`mmseg_ignite.labels`).
 
         Raises:
-            IgniteError: a file that cannot be read, an array of another form, a size that is too small or too large at the
-                resolution of the training, or an implausible resolution.
+            IgniteError: a file that cannot be read, an array or object of another form, a size that is too small or too
+                large at the resolution of the training, or a resolution that is implausible or not a number.
         """
         blank = None
         if not isinstance(image, np.ndarray):
+            if not isinstance(image, (ReadImage, str, os.PathLike)):
+                kind = type(image).__name__
+                raise IgniteError(f'the image is a {kind}; a NumPy array or a path was expected: convert it.')
             read = image if isinstance(image, ReadImage) else read_image(image)
-            image, blank, um_per_px = read.pixels, read.blank, um_per_px or read.um_per_px
+            image, blank = read.pixels, read.blank
+            um_per_px = read.um_per_px if um_per_px is None else um_per_px
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise IgniteError(
                 f'the image has {image.dtype} values of shape {image.shape}; (H, W, 3) uint8 RGB was '
@@ -179,7 +184,9 @@ class Predictor:
 
 
 def check_resolution(um_per_px: float) -> None:
-    """Raise IgniteError unless a resolution is that of a microscope."""
+    """Raise IgniteError unless a resolution is a number, and plausible for a microscope."""
+    if isinstance(um_per_px, bool) or not isinstance(um_per_px, (int, float, np.integer, np.floating)):
+        raise IgniteError(f'the resolution is {um_per_px!r}; a number of um/px was expected, e.g. 0.25: correct it.')
     if not MIN_UM_PER_PX <= um_per_px <= MAX_UM_PER_PX:
         raise IgniteError(
             f'the resolution is {um_per_px} um/px; {MIN_UM_PER_PX} to {MAX_UM_PER_PX} was expected, e.g. 0.25 for a 40x '

@@ -1,6 +1,7 @@
 """Predicting as a user does it: folders with all that folders hold, resolutions, and outputs that must not be lost."""
 
 import copy
+import errno
 import io
 import json
 import os
@@ -274,6 +275,46 @@ def test_wrong_calls_are_one_sentence_before_anything_is_written(
     said = capsys.readouterr().err
     assert word in said and 'Traceback' not in said and said.count('error: ') == 1
     assert not list(tmp_path.glob('o/*.png'))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_built(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr('mmseg_ignite.apis.predicting.Predictor', None)
+    a = save(tmp_path / 'a.png')
+    assert predict(checkpoint, a, '--out', '/proc/none') == 2  # also for root, who may write everywhere else
+    said = capsys.readouterr().err
+    assert '/proc/none cannot be written' in said and 'Traceback' not in said and said.count('error: ') == 1
+
+
+def test_a_record_that_cannot_be_written_is_one_sentence(checkpoint, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('mmseg_ignite.apis.predicting.write_result', full)
+    assert predict(checkpoint, save(tmp_path / 'a.png'), '--out', tmp_path / 'o') == 2
+    said = capsys.readouterr().err
+    assert 'run.json cannot be written (No space left on device)' in said and said.count('error: ') == 1
+
+
+@pytest.mark.parametrize('um_per_px', ['0.25', True, [0.25], 0, float('nan')])
+def test_a_resolution_that_is_not_a_number_is_one_sentence(predictor, tmp_path, um_per_px):
+    a = save(tmp_path / 'a.png')
+    for image in (picture(), a, str(a)):
+        with pytest.raises(IgniteError, match='the resolution is'):
+            predictor.predict(image, um_per_px=um_per_px)
+    with pytest.raises(IgniteError, match='the resolution is'):
+        predict_files(predictor, [a], tmp_path / 'o', um_per_px=um_per_px)
+    image = picture()
+    np.testing.assert_array_equal(
+        predictor.predict(image, np.float32(0.8)), predictor.predict(image, float(np.float32(0.8)))
+    )
+
+
+@pytest.mark.parametrize('image', [None, [[0]], torch.zeros(64, 64, 3, dtype=torch.uint8)])
+def test_an_image_of_another_kind_is_one_sentence(predictor, image):
+    with pytest.raises(IgniteError, match='NumPy array or a path'):
+        predictor.predict(image)
 
 
 def test_a_missing_checkpoint_is_said_first(tmp_path, capsys):
