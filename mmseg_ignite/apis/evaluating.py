@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
-from ..evaluation.bootstrap import SAMPLES, check_samples
+from ..evaluation.bootstrap import SAMPLES, check_bootstrap
 from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
 from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
@@ -120,7 +120,7 @@ def score_folder(
         raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
     check_groupings(groupings, CLASSES)  # before the work
     if samples:
-        check_samples(samples)
+        check_bootstrap(samples, seed)
     if boundary_tolerance_um is not None:
         check_tolerance(boundary_tolerance_um)
     entries = select(read_index(data), protocol, split, str(data))

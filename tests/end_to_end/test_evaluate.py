@@ -296,6 +296,8 @@ def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
     folder = write(tmp_path / 'in', predicted)
     (tmp_path / 'g.json').write_text('{')
     (tmp_path / 'h.json').write_text('{"x": {"a": ["Bone"]}}')
+    run, metadata = tmp_path / 'run', [dict(roi='a', patient='p')]
+    write_run(run, Evaluation(['a'], np.ones((1, 16, 16), np.int64), CLASSES, metadata), {}, samples=0)
     good = [
         '--predictions',
         folder,
@@ -314,6 +316,9 @@ def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
         ('evaluate', ['--from', folder, '--boundary-tolerance-um', '2'], '--predictions'),
         ('evaluate', good[:-2], '--out'),
         ('evaluate', [*good, '--samples', '5'], 'samples'),
+        ('evaluate', [*good, '--seed', '-1'], 'seed of the bootstrap is -1'),
+        ('evaluate', ['--from', run, '--seed', '-1', '--out', tmp_path / 'o'], 'seed of the bootstrap is -1'),
+        ('compare', [run, run, '--seed', '-1'], 'seed of the bootstrap is -1'),
         ('evaluate', [*good, '--groupings', tmp_path / 'g.json'], 'g.json'),
         ('evaluate', [*good, '--groupings', tmp_path / 'h.json'], "'Bone'"),
         ('evaluate', [*good, '--boundary-tolerance-um', '-2'], 'tolerance'),
