@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
 from ..evaluation.bootstrap import SAMPLES, check_bootstrap
@@ -16,6 +17,7 @@ from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, re
 from ..evaluation.protocols import check_groupings
 from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
+from ..models.ensembles import is_ensemble
 from ..preparation.audit import cores
 from ..preparation.store import CONTEXT as WITH_CONTEXT
 from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
@@ -106,16 +108,19 @@ def score_folder(
             takes that which alone fits: raw if a pixel is 16, train if one is 255. A pixel without prediction is an error of
             its class.
         report: language of the report, 'en' or 'ko'; None for no report.
-        checkpoint: the checkpoint or ensemble that predicted them, so that patients it was trained on are noticed.
+        checkpoint: the checkpoint (of a work dir the latest one) or ensemble that predicted them, so that patients it was
+            trained on are noticed.
         allow_seen_patients: score these all the same; the report warns of it.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        IgniteError: a checkpoint that has seen a patient to be scored; files missing, too many, damaged, of another size,
-            with other values; an encoding that cannot be determined.
+        IgniteError: a checkpoint that is missing or has seen a patient to be scored; files missing, too many, damaged, of
+            another size, with other values; an encoding that cannot be determined.
     """
+    if checkpoint is not None and not is_ensemble(checkpoint):
+        checkpoint = find_checkpoint(checkpoint)
     if encoding not in (*ENCODINGS, 'auto'):
         raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
     check_groupings(groupings, CLASSES)  # before the work
