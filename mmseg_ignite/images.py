@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import IgniteError
 from .files import printable
+from .preparation.jpeg import check_jpeg
 from .preparation.png import DamagedPicture, check_png
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
@@ -26,6 +27,10 @@ MAX_PIXELS = 1 << 28
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
 """Plausible resolutions of a microscope; what is coarser in a file (72, 96, 300 dpi) is a default of a camera or editor."""
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
+_BLOCKS = ((273, 279), (324, 325))
+"""Tags of a TIFF: offsets and bytes of its strips, and of its tiles."""
+_TIFF_JPEG = {6: ((513, 514),), 7: _BLOCKS}
+"""Compressions of a TIFF, and the tags of their JPEGs; the obsolete form 6 has a single one."""
 _UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
 
 
@@ -39,6 +44,7 @@ class ReadImage(NamedTuple):
         transparent: share of pixels, 0..1, that were transparent, at least in part.
         orientation: EXIF orientation, 1..8, that was undone; 1 for none.
         pages: pages of the file, of which the first was read.
+        blank: (H, W) bool, the fully transparent pixels; None if there are none.
     """
 
     pixels: np.ndarray
@@ -47,13 +53,14 @@ class ReadImage(NamedTuple):
     transparent: float
     orientation: int
     pages: int
+    blank: 'np.ndarray | None'
 
 
 def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
 
-    Transparent pixels, outside of the scan, are glass: they are laid on white. An EXIF or TIFF orientation is undone, so
-    that the image is as viewers show it. Of several pages the first is read.
+    Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or
+    TIFF orientation is undone, so that the image is as viewers show it. Of several pages the first is read.
 
     Args:
         path: of the file.
@@ -75,7 +82,7 @@ def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             image.load()
             _check_scan(image, content)
-            pixels, transparent = _rgb(ImageOps.exif_transpose(image))
+            pixels, transparent, blank = _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise IgniteError(f'{name} does not exist; an image was expected: check the path.') from error
     except OSError as error:  # Pillow reports damage as OSError too
@@ -91,7 +98,7 @@ def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
         raise IgniteError(
             f'{name} cannot be decoded ({type(error).__name__}: {error}): it may be damaged; export or copy it again.'
         ) from error
-    return ReadImage(pixels, *resolution, transparent, orientation if 1 <= orientation <= 8 else 1, pages)
+    return ReadImage(pixels, *resolution, transparent, orientation if 1 <= orientation <= 8 else 1, pages, blank)
 
 
 def _content(path: Path, name: str, max_pixels: int) -> bytes:
@@ -150,69 +157,85 @@ def _check_strips(image: Image.Image, size: int) -> None:
     """Raise DamagedPicture if the pixel data of a TIFF lie beyond the end of the file."""
     if image.format != 'TIFF':
         return
-    for offsets, counts in ((273, 279), (324, 325)):
-        ends = [o + c for o, c in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(counts, ()))]
+    for offsets, counts in _BLOCKS:
+        ends = [o + c for o, c in zip(_numbers(image, offsets), _numbers(image, counts))]
         if ends and max(ends) > size:
             raise DamagedPicture(f'it is truncated: its pixel data end at byte {max(ends)}, the file at {size}')
 
 
 def _check_scan(image: Image.Image, content: bytes) -> None:
-    """Raise DamagedPicture if a JPEG ends before its pixels do, which decoders fill with gray in silence.
-
-    Bytes added before the end of a complete JPEG are skipped; in an incomplete one they are decoded as pixels.
-    """
-    body = content.rstrip(b'\0')
-    if image.format != 'JPEG' or not body.endswith(b'\xff\xd9'):
-        return  # a JPEG without an end is refused by Pillow
-    noise = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()
-    with Image.open(io.BytesIO(body[:-2] + noise + b'\xff\xd9'), formats=('JPEG',)) as other:
-        if other.tobytes() != image.tobytes():
-            raise DamagedPicture('its pixel data are incomplete')
+    """Raise DamagedPicture if a JPEG, or a JPEG in a TIFF, ends before its pixels do; see :func:`check_jpeg`."""
+    if image.format in ('JPEG', 'MPO'):
+        check_jpeg(content, image.tobytes())
+    elif image.format == 'TIFF' and image.tag_v2.get(259) in _TIFF_JPEG:
+        tables = image.tag_v2.get(347, b'\xff\xd8\xff\xd9')[:-2]  # shared by the strips or tiles
+        for offsets, counts in _TIFF_JPEG[image.tag_v2[259]]:
+            for start, size in zip(_numbers(image, offsets), _numbers(image, counts)):
+                block = content[start : start + size]
+                check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
 
 
-def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float]':
-    """(H, W, 3) uint8 RGB on white, and the share of pixels that are not opaque."""
+def _numbers(image: Image.Image, tag: int) -> 'tuple[int, ...]':
+    """The values of a tag of a TIFF, which Pillow gives without a tuple if there is one and its kind says so."""
+    value = image.tag_v2.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float, np.ndarray | None]':
+    """(H, W, 3) uint8 RGB on white, the share of pixels that are not opaque, and where they are fully transparent."""
     if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
         pixels = np.array(image.convert('RGBA'))
         alpha = pixels[..., 3:].astype(np.uint16)
         transparent = float((alpha < 255).mean())
         if transparent:
-            return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8), transparent
-        return np.ascontiguousarray(pixels[..., :3]), 0.0
-    return np.array(image.convert('RGB')), 0.0
+            blank, white = alpha[..., 0] == 0, 255 * (255 - alpha)
+            pixels = ((pixels[..., :3] * alpha + white + 127) // 255).astype(np.uint8)
+            return pixels, transparent, blank if blank.any() else None
+        return np.ascontiguousarray(pixels[..., :3]), 0.0, None
+    return np.array(image.convert('RGB')), 0.0, None
 
 
 def _resolution(image: Image.Image) -> 'tuple[float | None, str]':
     """um/px that a file states and where, or None and why it is not known."""
-    found = _described_resolution(image)
-    if found is None:
-        x, y = map(float, image.info.get('dpi') or (0, 0))  # Pillow's fractions do not divide by zero
-        if not (x > 0 and y > 0):
-            return None, 'the file states none'
-        if not 0.99 < x / y < 1.01:
-            return None, 'the file states pixels that are not square'
-        source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
-        found = 25400.0 / x, source
-    if not MIN_UM_PER_PX <= found[0] <= MAX_UM_PER_PX:
-        return None, f'the file states {found[0]:.3g} um/px, which is not plausible'
-    return found
+    x, y, source = _described_resolution(image) or _density(image)
+    if not (x > 0 and y > 0):
+        return None, 'the file states none'
+    if not 0.99 < x / y < 1.01:
+        return None, f'the file states pixels that are not square ({source})'
+    if not MIN_UM_PER_PX <= x <= MAX_UM_PER_PX:
+        return None, f'the file states {x:.3g} um/px, which is not plausible'
+    return x, source
 
 
-def _described_resolution(image: Image.Image) -> 'tuple[float, str] | None':
-    """um/px of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
+def _density(image: Image.Image) -> 'tuple[float, float, str]':
+    """um/px, across and down, of the dots per inch that a file states, and where; 0 if it states none."""
+    source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
+    x, y = (25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0)))
+    return x, y, source
+
+
+def _described_resolution(image: Image.Image) -> 'tuple[float, float, str] | None':
+    """um/px, across and down, of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
     if image.format != 'TIFF':
         return None
     text = html.unescape(str(image.tag_v2.get(270, '')))
-    if ome := re.search(r'PhysicalSizeX="([\d.eE+-]+)"', text):
-        unit = re.search(r'PhysicalSizeXUnit="([^"]*)"', text)
-        scale = _unit(unit[1] if unit else 'um')
-        return (float(ome[1]) * scale, 'PhysicalSizeX of OME') if scale else None
+    if (x := _ome_size(text, 'X')) is not None:
+        y = _ome_size(text, 'Y')
+        return x, x if y is None else y, 'PhysicalSizeX of OME'
     if aperio := re.search(r'\bMPP\s*=\s*([\d.]+)', text):
-        return float(aperio[1]), 'MPP of Aperio'
+        return float(aperio[1]), float(aperio[1]), 'MPP of Aperio'
     if text.startswith('ImageJ') and (unit := re.search(r'^unit=(.*)$', text, re.M)):
-        scale, per_unit = _unit(unit[1]), float(image.tag_v2.get(282, 0))
-        return (scale / per_unit, 'ImageJ') if scale and per_unit > 0 else None
+        scale, densities = _unit(unit[1]), [float(image.tag_v2.get(tag, 0)) for tag in (282, 283)]
+        return (scale / densities[0], scale / densities[1], 'ImageJ') if scale and min(densities) > 0 else None
     return None
+
+
+def _ome_size(text: str, axis: str) -> 'float | None':
+    """The size of a pixel along an axis, um, in the XML of OME; None if it is not there or its unit is unknown."""
+    size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
+    unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
+    scale = _unit(unit[1] if unit else 'um')
+    return float(size[1]) * scale if size and scale else None
 
 
 def _unit(spelled: str) -> 'float | None':

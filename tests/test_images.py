@@ -76,6 +76,64 @@ def test_a_jpeg_that_lacks_pixels_is_refused_though_it_ends(read, options):
         read(content[:length] + bytes(len(content) - length))
 
 
+@pytest.mark.parametrize('subsampling', [0, 2])
+def test_a_jpeg_with_zeros_or_text_after_a_cut_is_refused(read, subsampling):
+    content = encoded(picture(), 'JPEG', quality=90, subsampling=subsampling)
+    read(content + bytes(100))
+    for part in (0.25, 0.5, 0.9):
+        length = int(len(content) * part)
+        for tail in (bytes(len(content) - length), b'connection lost'):
+            with pytest.raises(IgniteError, match='a.png'):
+                read(content[:length] + tail)
+
+
+def test_the_second_picture_of_a_camera_is_left_out(read):
+    first, second = picture(), picture()
+    content = encoded(first, 'MPO', save_all=True, append_images=[Image.fromarray(second)])
+    found = read(content)
+    assert np.abs(found.pixels.astype(int) - first).mean() < 20 and found.pages == 2
+    cut = content.index(b'\xff\xda') + 300
+    with pytest.raises(IgniteError, match='a.png'):
+        read(content[:cut] + bytes(200) + content[cut + 200 :])
+
+
+def jpeg_tiff(image, compression):
+    """A TIFF of one JPEG: the obsolete form 6, or form 7 without shared tables."""
+    jpeg = encoded(image, 'JPEG', quality=90, subsampling=2)
+    height, width = image.shape[:2]
+    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 6, 273: None, 277: 3, 278: height, 279: len(jpeg)}
+    if compression == 6:
+        tags |= {513: None, 514: len(jpeg)}
+    tags[530] = 2 | 2 << 16
+    bits = 8 + 2 + 12 * len(tags) + 4
+    entries = b''
+    for tag, value in tags.items():
+        if tag == 258:
+            entries += struct.pack('<HHII', tag, 3, 3, bits)
+        elif tag == 530:
+            entries += struct.pack('<HHII', tag, 3, 2, value)
+        else:
+            entries += struct.pack('<HHII', tag, 4, 1, bits + 6 if value is None else value)
+    return struct.pack('<2sHIH', b'II', 42, 8, len(tags)) + entries + bytes(4) + struct.pack('<3H', 8, 8, 8) + jpeg
+
+
+@pytest.mark.parametrize('content', [
+    lambda image: encoded(image, 'TIFF', compression='jpeg', tiffinfo={278: 32}),
+    lambda image: jpeg_tiff(image, 6),
+    lambda image: jpeg_tiff(image, 7),
+])  # fmt: skip
+def test_a_strip_of_jpeg_that_ends_early_is_refused(read, content):
+    image = picture()
+    content = content(image)
+    assert np.abs(read(content).pixels.astype(int) - image).mean() < 20
+    place = content.rindex(b'\xff\xda') + 14
+    end = content.index(b'\xff\xd9', place)
+    cut = int(np.random.default_rng().integers(place + 20, end - 40))
+    for tail in (b'\xff\xd9' + bytes(end - cut), b'\xff\xd9' + content[cut + 2 : end + 2], bytes(end + 2 - cut)):
+        with pytest.raises(IgniteError, match='a.png'):
+            read(content[:cut] + tail + content[cut + len(tail) :])
+
+
 def tiff_with_tags_first(image, tiled):
     """A TIFF of zlib strips or tiles whose tags precede its pixels, so that a truncated one has all its tags."""
     height, width = image.shape[:2]
@@ -172,9 +230,10 @@ def test_transparent_areas_are_laid_on_white(read, kind):
     expected = 255 - (255.0 - image) * (alpha[..., None] / 255.0)
     np.testing.assert_allclose(found.pixels, expected, atol=0.51)
     assert (found.pixels[:60] == 255).all() and found.transparent == (alpha < 255).mean()
+    np.testing.assert_array_equal(found.blank, alpha == 0)
     opaque = read(encoded(np.dstack([image, np.full_like(alpha, 255)]), kind))
     np.testing.assert_array_equal(opaque.pixels, image)
-    assert opaque.transparent == 0
+    assert opaque.transparent == 0 and opaque.blank is None
 
 
 def test_a_transparent_palette_entry_and_colour_are_white(read):
@@ -206,6 +265,20 @@ def test_a_transparent_palette_entry_and_colour_are_white(read):
         ('TIFF', dict(description='<Pixels PhysicalSizeX="0.23" PhysicalSizeXUnit="µm"/>'), 0.23),
         ('TIFF', dict(description='<Pixels PhysicalSizeX="230" PhysicalSizeXUnit="nm"/>'), 0.23),
         ('TIFF', dict(description='<Pixels PhysicalSizeX="230"/>'), None),
+        ('TIFF', dict(description='<Pixels PhysicalSizeX="0.25" PhysicalSizeY="0.25"/>'), 0.25),
+        (
+            'TIFF',
+            dict(description='<P PhysicalSizeX="0.25" PhysicalSizeY="250" PhysicalSizeYUnit="nm"/>', dpi=(50_800,) * 2),
+            0.25,
+        ),
+        ('TIFF', dict(description='<Pixels PhysicalSizeX="0.25" PhysicalSizeY="0.5"/>', dpi=(50_800,) * 2), None),
+        ('TIFF', dict(description='<Pixels PhysicalSizeX="0.25" PhysicalSizeXUnit="pixel"/>'), None),
+        (
+            'TIFF',
+            dict(description='ImageJ=1.5\nunit=um\n', resolution_unit=1, x_resolution=2.0, y_resolution=4.0),
+            None,
+        ),
+        ('TIFF', dict(dpi=(50_800, 25_400)), None),
         ('TIFF', dict(description='Aperio Image Library|AppMag = 20|MPP = 0.4990'), 0.499),
         ('JPEG', dict(dpi=(50_800, 50_800)), 0.5),
         ('JPEG', dict(dpi=(96, 96)), None),

@@ -31,7 +31,9 @@ def main() -> None:
         help='of the PNGs: raw ids 1..16, 0 nothing predicted; train ids 0..15, 255 nothing predicted (default: %(default)s)',
     )
     parser.add_argument(
-        '--checkpoint', metavar='FILE', help='what predicted the PNGs, so that patients it was trained on are noticed'
+        '--checkpoint',
+        metavar='FILE',
+        help='checkpoint, work dir or ensemble.json that predicted the PNGs, so that patients it was trained on are noticed',
     )
     parser.add_argument('--allow-seen-patients', action='store_true', help='score these patients all the same')
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 import io
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.crop_stream import seeded
 from ..datasets.transforms.stain import estimate_stains
 from ..errors import IgniteError
-from ..files import check_outputs, is_ours, result_file, visible_files
+from ..files import check_outputs, check_writable, is_ours, result_file, visible_files
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, count_classes
 from ..preparation.splits import PARTS
 from ..preparation.store import image_path, open_array, read_index, select
@@ -62,7 +61,7 @@ def browse(cfg: Config, out: 'str | Path', crops: int = 48, draws: int = 10_000,
     dataset = _build(cfg)
     names = [PAGE, *(f'{name}.png' for name in _FIGURES), *map(_sheet_name, range(-(-crops // _PER_SHEET)))]
     check_outputs(out / name for name in names)
-    _make_folder(out)
+    check_writable(out)
     index = read_index(dataset.data_root)
     members = {part: select(index, dataset.protocol, part, dataset.data_root) for part in PARTS}
     sheets = _write_sheets(out, dataset, Path(cfg.filename).stem, crops, seed)
@@ -76,7 +75,7 @@ def browse(cfg: Config, out: 'str | Path', crops: int = 48, draws: int = 10_000,
         figures + sheets,
         _notes(dataset, counted) + _left_in_folder(len(sheets), crops),
     )
-    _save(out / PAGE, lambda partial: partial.write_text(page, encoding='utf-8'))
+    _save(out / PAGE, lambda partial: partial.write_text(page, encoding='utf-8', errors='backslashreplace'))
     return out / PAGE
 
 
@@ -97,16 +96,6 @@ def _build(cfg: Config) -> IGNITEDataset:
     except (KeyError, TypeError, ValueError) as error:  # as registries and constructors complain of settings
         raise IgniteError(f'the training data set of {cfg.filename} cannot be built ({error}): mend it.') from error
     return dataset
-
-
-def _make_folder(out: Path) -> None:
-    """Make the folder, and find out before the work whether it can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise IgniteError(f'{out} cannot be written ({error.strerror}): choose another folder.') from error
 
 
 def _save(path: Path, write: 'Callable[[Path], object]') -> None:

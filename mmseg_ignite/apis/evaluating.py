@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
-from ..evaluation.bootstrap import SAMPLES, check_samples
+from ..evaluation.bootstrap import SAMPLES, check_bootstrap
 from ..evaluation.boundary import check_tolerance
 from ..evaluation.evaluation import METRICS, score_roi
 from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
 from ..evaluation.protocols import check_groupings
 from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
+from ..models.ensembles import is_ensemble
 from ..preparation.audit import cores
 from ..preparation.store import CONTEXT as WITH_CONTEXT
 from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
@@ -106,21 +108,24 @@ def score_folder(
             takes that which alone fits: raw if a pixel is 16, train if one is 255. A pixel without prediction is an error of
             its class.
         report: language of the report, 'en' or 'ko'; None for no report.
-        checkpoint: the checkpoint or ensemble that predicted them, so that patients it was trained on are noticed.
+        checkpoint: the checkpoint (of a work dir the latest one) or ensemble that predicted them, so that patients it was
+            trained on are noticed.
         allow_seen_patients: score these all the same; the report warns of it.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        IgniteError: a checkpoint that has seen a patient to be scored; files missing, too many, damaged, of another size,
-            with other values; an encoding that cannot be determined.
+        IgniteError: a checkpoint that is missing or has seen a patient to be scored; files missing, too many, damaged, of
+            another size, with other values; an encoding that cannot be determined.
     """
+    if checkpoint is not None and not is_ensemble(checkpoint):
+        checkpoint = find_checkpoint(checkpoint)
     if encoding not in (*ENCODINGS, 'auto'):
         raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
     check_groupings(groupings, CLASSES)  # before the work
     if samples:
-        check_samples(samples)
+        check_bootstrap(samples, seed)
     if boundary_tolerance_um is not None:
         check_tolerance(boundary_tolerance_um)
     entries = select(read_index(data), protocol, split, str(data))

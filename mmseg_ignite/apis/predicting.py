@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import IgniteError
 from ..evaluation.report.palette import class_colours
-from ..files import check_outputs, printable, sha256, visible_files, write_result
+from ..files import check_outputs, check_writable, printable, sha256, visible_files, write_result
 from ..images import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
 from ..version import __version__
@@ -51,6 +51,7 @@ def predict(
     inputs = [path for path in (cfg.filename, checkpoint, *members) if path]
     files = _Files(images, out, inputs)
     _check_options(**options)
+    check_writable(out)
     predictor = Predictor(cfg, checkpoint, device, amp)
     facts = dict(
         config=cfg.filename and printable(cfg.filename),
@@ -89,10 +90,12 @@ def predict_files(
 
     Raises:
         IgniteError: before anything is predicted: a path that does not exist, a folder without images, an implausible
-            option, or outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`).
+            option, or outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`) or cannot be. Later:
+            ``run.json`` cannot be written, as the disk is full.
     """
     files = _Files(paths, out)
     _check_options(um_per_px, palette, max_pixels)
+    check_writable(out)
     return _run(predictor, files, {}, report, um_per_px, palette, max_pixels)
 
 
@@ -178,13 +181,21 @@ def _run(
             report(f'[{number}/{total}] ' + (said if fault is None else f'skipped: {fault}'))
     finally:
         content = dict(package=f'mmseg_ignite {__version__}', **facts, training=training, palette=palette)
-        write_result(files.out / RUN, {**content, 'classes': _class_ids(), 'images': images})
+        _write_record(files.out / RUN, {**content, 'classes': _class_ids(), 'images': images})
     if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in images):
         report(
             f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
             'assumed: state theirs with --um-per-px.'
         )
     return faults
+
+
+def _write_record(path: Path, content: dict) -> None:
+    try:
+        write_result(path, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise IgniteError(f'{printable(path)} cannot be written ({reason}): choose another folder.') from error
 
 
 def _class_ids() -> 'dict[str, int]':
@@ -202,7 +213,7 @@ def _one(
         known, source = (um_per_px, 'option') if um_per_px else (read.um_per_px, read.resolution_source)
         size = predictor.working_size(read.pixels.shape[:2], known)
         with _WindowProgress(predictor.windows(size), path.name) as advance:
-            labels = predictor.predict(read.pixels, known, advance)
+            labels = predictor.predict(read, known, advance)
         write_prediction(out, path.stem, read.pixels, labels, um_per_px=known, colours=colours)
     except IgniteError as error:
         text = str(error)
@@ -222,6 +233,7 @@ def _one(
         predicted_width=size[1],
         resampled=size != read.pixels.shape[:2],
         transparent=read.transparent,
+        fully_transparent=0.0 if read.blank is None else float(read.blank.mean()),
         orientation=read.orientation,
         pages=read.pages,
     )
@@ -247,7 +259,8 @@ def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> 'list[str]':
     if entry['resampled']:
         notes.append(f'resampled to {predictor.um_per_px:.3g} um/px of the training')
     if read.transparent:
-        notes.append(f'{100 * read.transparent:.3g} % transparent, taken as glass')
+        blank = 100 * entry['fully_transparent']
+        notes.append(f'{100 * read.transparent:.3g} % transparent, {blank:.3g} % fully and thus Background')
     if read.orientation != 1:
         notes.append(f'EXIF orientation {read.orientation} applied')
     if read.pages > 1:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..engine.devices import find_device
 from ..engine.optim_wrappers import half_dtype
 from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
-from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, read_image
+from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import grid
 from ..labels import CLASSES, release_ids
 from ..models.ensembles import is_ensemble, load_members, read_ensemble, set_members
@@ -31,6 +32,7 @@ TOLERANCE = 1.05
 """Resolutions that differ by less than this factor count as the same."""
 UM_PER_PX = 0.5
 """Resolution of the release, where neither checkpoint nor config says at which one the model was trained."""
+_BACKGROUND = CLASSES.index('Background')
 _LOADERS = (mmcv.transforms.LoadImageFromFile, mmcv.transforms.LoadAnnotations, LoadIGNITERegion)
 
 
@@ -78,17 +80,18 @@ class Predictor:
     @torch.inference_mode()
     def predict(
         self,
-        image: 'np.ndarray | str | Path',
+        image: 'np.ndarray | ReadImage | str | Path',
         um_per_px: 'float | None' = None,
         advance: 'Callable[[float], object] | None' = None,
     ) -> np.ndarray:
         """Label an image.
 
         An image of another resolution than the model was trained at (by more than 5 %) is resampled to that, and its labels
-        are resampled back.
+        are resampled back. Fully transparent pixels of a file are Background, whatever the model says.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or the path of an 8-bit RGB image file (see :func:`mmseg_ignite.images.read_image`).
+            image: (H, W, 3) uint8 RGB, or an 8-bit RGB image file: its path, or what
+                :func:`mmseg_ignite.images.read_image` gives.
             um_per_px: resolution of the image, 0.05 to 5 um/px. Defaults to None: what the file states, else that of the
                 training.
             advance: called with the number of windows that were predicted, after each batch; see :meth:`windows`.
@@ -97,12 +100,17 @@ class Predictor:
             (H, W) uint8, train ids 0..15 (see :mod:`mmseg_ignite.labels`).
 
         Raises:
-            IgniteError: a file that cannot be read, an array of another form, a size that is too small or too large at the
-                resolution of the training, or an implausible resolution.
+            IgniteError: a file that cannot be read, an array or object of another form, a size that is too small or too
+                large at the resolution of the training, or a resolution that is implausible or not a number.
         """
+        blank = None
         if not isinstance(image, np.ndarray):
-            read = read_image(image)
-            image, um_per_px = read.pixels, um_per_px or read.um_per_px
+            if not isinstance(image, (ReadImage, str, os.PathLike)):
+                kind = type(image).__name__
+                raise IgniteError(f'the image is a {kind}; a NumPy array or a path was expected: convert it.')
+            read = image if isinstance(image, ReadImage) else read_image(image)
+            image, blank = read.pixels, read.blank
+            um_per_px = read.um_per_px if um_per_px is None else um_per_px
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise IgniteError(
                 f'the image has {image.dtype} values of shape {image.shape}; (H, W, 3) uint8 RGB was '
@@ -117,7 +125,11 @@ class Predictor:
             small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
             labels = self._label(small, advance)
             labels = cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        return labels if self._train_ids is None else cv2.LUT(labels, self._train_ids)
+        if self._train_ids is not None:
+            labels = cv2.LUT(labels, self._train_ids)
+        if blank is not None:
+            labels[blank] = _BACKGROUND
+        return labels
 
     def working_size(self, shape: 'tuple[int, int]', um_per_px: 'float | None' = None) -> 'tuple[int, int]':
         """The size (H, W) px at which an image is predicted: its own, or that at the resolution of the training.
@@ -172,7 +184,9 @@ class Predictor:
 
 
 def check_resolution(um_per_px: float) -> None:
-    """Raise IgniteError unless a resolution is that of a microscope."""
+    """Raise IgniteError unless a resolution is a number, and plausible for a microscope."""
+    if isinstance(um_per_px, bool) or not isinstance(um_per_px, (int, float, np.integer, np.floating)):
+        raise IgniteError(f'the resolution is {um_per_px!r}; a number of um/px was expected, e.g. 0.25: correct it.')
     if not MIN_UM_PER_PX <= um_per_px <= MAX_UM_PER_PX:
         raise IgniteError(
             f'the resolution is {um_per_px} um/px; {MIN_UM_PER_PX} to {MAX_UM_PER_PX} was expected, e.g. 0.25 for a 40x '

@@ -92,9 +92,9 @@ def intervals(
         keys: the figures to give, of those of :func:`.confusion.figures` that are over all classes.
 
     Raises:
-        IgniteError: fewer than 100 samples.
+        IgniteError: fewer than 100 samples, or a negative seed.
     """
-    check_samples(samples)
+    check_bootstrap(samples, seed)
     unit, names = units(metadata)
     summed, count = _by_unit(matrices, names)
     parts = [_figures(drawn, summed) for drawn in _draws(count, samples, seed)]
@@ -114,10 +114,12 @@ def intervals(
     return result
 
 
-def check_samples(samples: int) -> None:
-    """Raise IgniteError if there are too few samples for an interval."""
+def check_bootstrap(samples: int, seed: int = 0) -> None:
+    """Raise IgniteError if there are too few samples for an interval, or the seed is negative."""
     if samples < 100:
         raise IgniteError(f'{samples} bootstrap samples give no interval: ask for 100 or more.')
+    if seed < 0:
+        raise IgniteError(f'the seed of the bootstrap is {seed}; 0 or more was expected: choose another.')
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> 'tuple[list[float] | None, float | None]':
@@ -140,8 +142,11 @@ def paired(
     Returns:
         dict: level, samples, seed, unit, patients, note, and ``figures`` and ``classes`` (IoU): {name: {a, b, difference
         (B - A, percent points), interval, b_better (percent of the samples; 50 for equal runs)}}.
+
+    Raises:
+        IgniteError: fewer than 100 samples, or a negative seed.
     """
-    check_samples(samples)
+    check_bootstrap(samples, seed)
     unit, names = units(metadata)
     (first, count), (second, _) = _by_unit(a, names), _by_unit(b, names)
     parts = [[_figures(drawn, s) for s in (first, second)] for drawn in _draws(count, samples, seed)]

@@ -280,7 +280,7 @@ def write_run(
         write_csv(folder / 'per_roi.csv', rows)
         write_tables(folder, result)
         with atomic_file(folder / 'metrics.txt') as partial:
-            partial.write_text(table(result) + '\n', encoding='utf-8')
+            partial.write_text(table(result) + '\n', encoding='utf-8', errors='backslashreplace')
         write_json(folder / METRICS, result)
     except OSError as error:
         raise IgniteError(f'{folder} cannot be written ({error.strerror or error}): choose another folder.') from error

@@ -39,7 +39,10 @@ def csv_cell(value: object) -> object:
 
 def write_csv(path: 'str | Path', rows: 'list[Row]') -> None:
     """Write rows that have the same keys, atomically; None is an empty cell, numbers are unrounded."""
-    with atomic_file(path) as partial, open(partial, 'w', newline='', encoding='utf-8') as stream:
+    with (
+        atomic_file(path) as partial,
+        open(partial, 'w', newline='', encoding='utf-8', errors='backslashreplace') as stream,
+    ):
         writer = csv.writer(stream, lineterminator='\n')
         writer.writerow([csv_cell(key) for key in rows[0]])
         writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
@@ -75,7 +78,8 @@ def write_latex(path: 'str | Path', rows: 'list[Row]') -> None:
     lines += [' & '.join(map(latex_text, columns)) + r' \\', r'\midrule']
     lines += [' & '.join(_latex_row(row, columns)) + r' \\' for row in rows]
     with result_file(path) as partial:
-        partial.write_text('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', '']), encoding='utf-8')
+        text = '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+        partial.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_tables(folder: 'str | Path', metrics: dict) -> None:

@@ -217,10 +217,10 @@ def write_synthetic_release(
     Raises:
         IgniteError: impossible numbers, or an output folder that may not be written.
     """
-    if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or encoding not in ENCODINGS:
+    if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or seed < 0 or encoding not in ENCODINGS:
         raise IgniteError(
-            f'{rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, encoding {encoding!r} make no '
-            'release: at least one ROI a patient, 64 x 64 px, and complement or direct are needed.'
+            f'{rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, seed {seed}, encoding {encoding!r} make no '
+            'release: at least one ROI a patient, 64 x 64 px, a seed of 0 or more, and complement or direct are needed.'
         )
     if rare is not None:
         if not (1 <= rare[0] <= NUM_CLASSES and 0 < rare[1] <= 0.2):

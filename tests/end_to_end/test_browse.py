@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -235,6 +236,13 @@ def test_hostile_names_are_text(prepared, tmp_path):
     page = Page(browse(cfg, tmp_path / 'out', crops=1, draws=1))
     assert evil in page.text and '<b>data&' in page.text  # the patient whose slides are blank is named
     assert not {'script', 'b', 'i'} & {tag for tag, _ in page.tags}
+
+
+def test_a_data_root_that_is_not_utf8(prepared, tmp_path):
+    data = tmp_path / os.fsdecode(b'r\xe9')
+    data.symlink_to(prepared)
+    cfg = load_config(DEMO_CONFIG, {'data_root': str(data), 'train_dataloader.dataset.crops.crop_size': (64, 64)})
+    assert 'udce9' in Page(browse(cfg, tmp_path / 'out', crops=1, draws=1)).text
 
 
 def wrong(prepared, tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 from mmseg_ignite.apis import regions, rescore, score_folder
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation, scores, write_run
+from mmseg_ignite.evaluation.tables import write_csv, write_latex
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
 from mmseg_ignite.preparation.store import label_path
@@ -296,6 +297,8 @@ def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
     folder = write(tmp_path / 'in', predicted)
     (tmp_path / 'g.json').write_text('{')
     (tmp_path / 'h.json').write_text('{"x": {"a": ["Bone"]}}')
+    run, metadata = tmp_path / 'run', [dict(roi='a', patient='p')]
+    write_run(run, Evaluation(['a'], np.ones((1, 16, 16), np.int64), CLASSES, metadata), {}, samples=0)
     good = [
         '--predictions',
         folder,
@@ -314,6 +317,9 @@ def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
         ('evaluate', ['--from', folder, '--boundary-tolerance-um', '2'], '--predictions'),
         ('evaluate', good[:-2], '--out'),
         ('evaluate', [*good, '--samples', '5'], 'samples'),
+        ('evaluate', [*good, '--seed', '-1'], 'seed of the bootstrap is -1'),
+        ('evaluate', ['--from', run, '--seed', '-1', '--out', tmp_path / 'o'], 'seed of the bootstrap is -1'),
+        ('compare', [run, run, '--seed', '-1'], 'seed of the bootstrap is -1'),
         ('evaluate', [*good, '--groupings', tmp_path / 'g.json'], 'g.json'),
         ('evaluate', [*good, '--groupings', tmp_path / 'h.json'], "'Bone'"),
         ('evaluate', [*good, '--boundary-tolerance-um', '-2'], 'tolerance'),
@@ -326,6 +332,25 @@ def test_wrong_calls_are_one_sentence(prepared, predicted, tmp_path, capsys):
         said = capsys.readouterr().err
         assert word in said and 'Traceback' not in said and said.count('error: ') == 1, said
     assert not (tmp_path / 'o').exists()
+
+
+def test_folders_whose_names_are_not_utf8(prepared, predicted, tmp_path, capsys):
+    """All files of a run are written and valid UTF-8."""
+    strange = tmp_path / os.fsdecode(b'r\xe9')
+    data, folder = strange / 'data', write(strange / 'in', predicted)
+    data.symlink_to(prepared)
+    assert evaluate(data, folder, strange / 'out', '--encoding', 'train') == 0
+    assert tool('evaluate', '--from', strange / 'out', '--out', strange / 'again', '--samples', 200) == 0
+    for run in (strange / 'out', strange / 'again'):
+        assert {'report.html', 'figures', 'metrics.txt', 'metrics.json', 'tables'} <= {p.name for p in run.iterdir()}
+        for path in run.rglob('*'):
+            if path.suffix in ('.html', '.txt', '.csv', '.tex', '.json', '.svg'):
+                path.read_text(encoding='utf-8')
+        assert len(regions_shown(run)) == len(predicted)
+    row = {'name': os.fsdecode(b'\xe9'), 'figure': 'x'}
+    write_csv(tmp_path / 'a.csv', [row])
+    write_latex(tmp_path / 'a.tex', [row])
+    assert all('udce9' in (tmp_path / name).read_text(encoding='utf-8') for name in ('a.csv', 'a.tex'))
 
 
 def test_an_encoding_that_is_none(prepared, tmp_path):

@@ -1,6 +1,7 @@
 """Predicting as a user does it: folders with all that folders hold, resolutions, and outputs that must not be lost."""
 
 import copy
+import errno
 import io
 import json
 import os
@@ -101,7 +102,7 @@ def test_one_bad_file_does_not_end_the_batch(checkpoint, predictor, tmp_path, ca
     real = Predictor.predict
 
     def no_memory(self, image, *arguments):
-        if image.shape[1] == 91:
+        if image.pixels.shape[1] == 91:
             raise MemoryError
         return real(self, image, *arguments)
 
@@ -137,13 +138,30 @@ def test_the_record_says_how_labels_were_made(checkpoint, tmp_path, capsys):
     assert run['classes'] == {name: i for i, name in enumerate(CLASSES, 1)}
     assert run['training'] == dict(um_per_px=0.4, um_per_px_source='checkpoint')
     a, b, c = run['images']
-    assert a['transparent'] == 0.25 and a['um_per_px'] is None and not a['resampled']
+    assert a['transparent'] == a['fully_transparent'] == 0.25 and a['um_per_px'] is None and not a['resampled']
     assert (b['orientation'], b['height'], b['width'], b['um_per_px']) == (6, 80, 64, pytest.approx(0.4))
     assert c['pages'] == 2 and labels_of(tmp_path / 'o' / 'b.png').shape == (80, 64)
     said = capsys.readouterr().out
-    for word in ('25 % transparent, taken as glass', 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
+    for word in ('25 % transparent, 25 % fully and thus Background',
+                 'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
                  'the resolution of 2 image(s) is not known; 0.4 um/px'):  # fmt: skip
         assert word in said
+
+
+@pytest.mark.parametrize('um_per_px', [None, 0.8])
+def test_fully_transparent_pixels_are_background(checkpoint, predictor, tmp_path, um_per_px):
+    image, alpha = picture(), np.random.default_rng().integers(0, 3, (64, 80)).astype(np.uint8) * 127
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    path = save(tmp_path / 'a.png', np.dstack([image, alpha]), exif=exif)
+    blank, white = np.rot90(alpha == 0, -1), 255 - (255.0 - image) * (alpha[..., None] / 255.0)
+    labels = predictor.predict(path, um_per_px)
+    assert (labels[blank] == CLASSES.index('Background')).all()
+    shown = predictor.predict(np.ascontiguousarray(np.rot90(np.rint(white), -1)).astype(np.uint8), um_per_px)
+    np.testing.assert_array_equal(labels[~blank], shown[~blank])
+    assert (shown[blank] != CLASSES.index('Background')).any()  # what the model says of white
+    assert predict(checkpoint, path, '--out', tmp_path / 'o', *(['--um-per-px', um_per_px] if um_per_px else [])) == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / 'o' / 'a.png'), labels)
 
 
 def test_another_resolution_is_predicted_at_that_of_the_training(checkpoint, predictor, tmp_path, capsys):
@@ -257,6 +275,46 @@ def test_wrong_calls_are_one_sentence_before_anything_is_written(
     said = capsys.readouterr().err
     assert word in said and 'Traceback' not in said and said.count('error: ') == 1
     assert not list(tmp_path.glob('o/*.png'))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_built(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr('mmseg_ignite.apis.predicting.Predictor', None)
+    a = save(tmp_path / 'a.png')
+    assert predict(checkpoint, a, '--out', '/proc/none') == 2  # also for root, who may write everywhere else
+    said = capsys.readouterr().err
+    assert '/proc/none cannot be written' in said and 'Traceback' not in said and said.count('error: ') == 1
+
+
+def test_a_record_that_cannot_be_written_is_one_sentence(checkpoint, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('mmseg_ignite.apis.predicting.write_result', full)
+    assert predict(checkpoint, save(tmp_path / 'a.png'), '--out', tmp_path / 'o') == 2
+    said = capsys.readouterr().err
+    assert 'run.json cannot be written (No space left on device)' in said and said.count('error: ') == 1
+
+
+@pytest.mark.parametrize('um_per_px', ['0.25', True, [0.25], 0, float('nan')])
+def test_a_resolution_that_is_not_a_number_is_one_sentence(predictor, tmp_path, um_per_px):
+    a = save(tmp_path / 'a.png')
+    for image in (picture(), a, str(a)):
+        with pytest.raises(IgniteError, match='the resolution is'):
+            predictor.predict(image, um_per_px=um_per_px)
+    with pytest.raises(IgniteError, match='the resolution is'):
+        predict_files(predictor, [a], tmp_path / 'o', um_per_px=um_per_px)
+    image = picture()
+    np.testing.assert_array_equal(
+        predictor.predict(image, np.float32(0.8)), predictor.predict(image, float(np.float32(0.8)))
+    )
+
+
+@pytest.mark.parametrize('image', [None, [[0]], torch.zeros(64, 64, 3, dtype=torch.uint8)])
+def test_an_image_of_another_kind_is_one_sentence(predictor, image):
+    with pytest.raises(IgniteError, match='NumPy array or a path'):
+        predictor.predict(image)
 
 
 def test_a_missing_checkpoint_is_said_first(tmp_path, capsys):

@@ -172,8 +172,14 @@ def test_a_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
     arguments = (tmp_path / 'w' / 'predictions', prepared, tmp_path / 'e', other, 'val', 'raw')
     with pytest.raises(IgniteError, match='patients to be scored'):
         score_folder(*arguments, checkpoint=trained / 'iter_2.pth')
-    score_folder(*arguments, checkpoint=trained / 'iter_2.pth', allow_seen_patients=True, report=None)
-    assert json.loads((tmp_path / 'e' / 'metrics.json').read_text())['seen_patients'] == seen
+    for checkpoint in (trained / 'iter_2.pth', trained):  # of a work dir its latest
+        score_folder(*arguments, checkpoint=checkpoint, allow_seen_patients=True, report=None)
+        scored = json.loads((tmp_path / 'e' / 'metrics.json').read_text())
+        assert scored['seen_patients'] == seen and scored['checkpoint'] == str(trained / 'iter_2.pth')
+        assert scored['provenance']['checkpoint_sha256'] == file_sha256(trained / 'iter_2.pth')
+    for missing in (tmp_path / 'none.pth', tmp_path / 'e', tmp_path / 'none.json'):
+        with pytest.raises(IgniteError, match=missing.name):
+            score_folder(*arguments, checkpoint=missing)
 
 
 def test_a_test_on_unseen_patients_says_where_it_comes_from(prepared, trained, tmp_path):

@@ -43,7 +43,10 @@ def test_layout_is_the_release(release):
         assert np.array_equal(np.array(context)[64:-64, 64:-64], np.array(image))
 
 
-@pytest.mark.parametrize('arguments', [dict(rois=0), dict(patients=9, rois=4), dict(size=(10, 10)), dict(encoding='?')])
+@pytest.mark.parametrize(
+    'arguments',
+    [dict(rois=0), dict(patients=9, rois=4), dict(size=(10, 10)), dict(encoding='?'), dict(seed=-1)],
+)
 def test_impossible_wishes(tmp_path, arguments):
     with pytest.raises(IgniteError, match='release'):
         write_synthetic_release(tmp_path / 'r', **arguments)

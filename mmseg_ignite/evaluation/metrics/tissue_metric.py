@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
 from ...errors import IgniteError
-from ..bootstrap import SAMPLES, check_samples
+from ..bootstrap import SAMPLES, check_bootstrap
 from ..boundary import check_tolerance
 from ..evaluation import Evaluation, score_roi
 from ..protocols import check_groupings
@@ -51,7 +51,7 @@ class TissueMetric(BaseMetric):
         if boundary_tolerance_um is not None:
             check_tolerance(boundary_tolerance_um)
         if bootstrap_samples:
-            check_samples(bootstrap_samples)
+            check_bootstrap(bootstrap_samples)
         self.boundary_tolerance_um, self.calibration = boundary_tolerance_um, calibration
         self.options = dict(groupings=groupings, samples=bootstrap_samples)
         self.evaluation: Evaluation | None = None

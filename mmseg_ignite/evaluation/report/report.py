@@ -82,7 +82,7 @@ def write_report(
     )
     try:
         with result_file(path) as partial:
-            page.dump(str(partial), encoding='utf-8')
+            page.dump(str(partial), encoding='utf-8', errors='backslashreplace')
     except OSError as error:
         raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
 
