@@ -192,7 +192,7 @@ def seen_warning(result: dict) -> 'str | None':
     if not (seen := set(result.get('seen_patients') or ())):
         return None
     return (
-        f'{len(seen)} of {result.get("patients") or len(seen)} test patients were in the training data of this checkpoint; '
+        f'{len(seen)} of {result.get("patients") or len(seen)} test patients were used to train or to choose this checkpoint; '
         'these scores are too high.'
     )
 
