@@ -192,7 +192,10 @@ def seen_warning(result: dict) -> 'str | None':
     if not (seen := set(result.get('seen_patients') or ())):
         return None
     patients = result.get('patients') or len(seen)
-    return f'{len(seen)} of {patients} test patients were used to train or to choose this checkpoint; these scores are too high.'
+    return (
+        f'{len(seen)} of {patients} test patients were used to train or to choose this checkpoint; '
+        'these scores are too high.'
+    )
 
 
 def _remarks(result: dict) -> 'Iterator[str]':
