@@ -1,8 +1,6 @@
 """What a user can get wrong in a config, found before anything is built."""
 
-import math
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -14,25 +12,14 @@ from ..files import check_writable
 from ..labels import NUM_CLASSES
 from ..preparation.store import check_context, read_index, select
 from .options import find_type, suggest
+from .values import LOADERS, check_values
 
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _READ = (
     'model', *LOADERS, 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'param_scheduler', 'val_evaluator',
     'test_evaluator', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor',
 )  # fmt: skip
 """Parts of a config in which a ``type`` names a registered class."""
 _FREE = ('metainfo', 'groupings', 'dist_cfg', 'meta')
-_INTEGERS = {
-    **{f'{loader}.batch_size': 1 for loader in LOADERS},
-    **{f'{loader}.num_workers': 0 for loader in LOADERS},
-    'train_cfg.max_iters': 1,
-    'train_cfg.max_epochs': 1,
-    'train_cfg.val_interval': 1,
-    'optim_wrapper.accumulative_counts': 1,
-    'default_hooks.logger.interval': 1,
-    'model.decode_head.num_classes': 1,
-}
-_NUMBERS = ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay')
 
 
 def check_config(cfg: Config) -> None:
@@ -41,7 +28,7 @@ def check_config(cfg: Config) -> None:
     Raises:
         IgniteError: one of them cannot be.
     """
-    _check_values(cfg)
+    check_values(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     for part in _READ:
         _check_types(cfg.get(part), part)
@@ -53,20 +40,6 @@ def _get(cfg: Config, name: str) -> object:
     for part in name.split('.'):
         node = node.get(part) if isinstance(node, (Config, Mapping)) else None
     return node
-
-
-def _check_values(cfg: Config) -> None:
-    for name, least in _INTEGERS.items():
-        value = _get(cfg, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
-            raise IgniteError(f'{name} is {value!r}; an integer of {least} or more was expected: correct it.')
-    for name in _NUMBERS:
-        value = _get(cfg, name)
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-            raise IgniteError(f'{name} is {value!r}; a number of 0 or more was expected: correct it.')
-    seed = _get(cfg, 'randomness.seed')
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32):
-        raise IgniteError(f'randomness.seed is {seed!r}; an integer from 0 to 4294967295 was expected: correct it.')
 
 
 def _check_types(node: object, place: str) -> None:

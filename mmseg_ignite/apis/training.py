@@ -15,7 +15,7 @@ from ..errors import IgniteError
 from ..files import check_place
 from ..models.weights import set_encoder_weights
 from .checks import check_classes, check_data, check_score_names
-from .configuration import build_runner, resolved
+from .configuration import build_runner, building, resolved
 
 
 @safe_checkpoints()
@@ -88,7 +88,8 @@ def _set_start(cfg: Config, weights: 'str | None') -> bool:
         open_checkpoint(cfg.load_from)
         cfg.model.backbone.init_cfg = None
     else:
-        set_encoder_weights(cfg, weights)
+        with building(cfg):
+            set_encoder_weights(cfg, weights)
     return latest is not None
 
 

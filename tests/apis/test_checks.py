@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 from conftest import CONFIGS, DEMO_CONFIG
 from mmengine.config import Config
@@ -9,8 +10,9 @@ from mmengine.config import Config
 from mmseg_ignite import apis
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.apis.checks import check_classes, check_score_names
-from mmseg_ignite.apis.configuration import resolved
+from mmseg_ignite.apis.configuration import build_runner, resolved
 from mmseg_ignite.apis.options import apply_options
+from mmseg_ignite.apis.values import check_values
 from mmseg_ignite.datasets import IGNITECropDataset, IGNITEDataset
 from mmseg_ignite.errors import IgniteError
 
@@ -110,6 +112,90 @@ def test_loaders_without_workers_need_nothing_else(plain):
     cfg = changed(plain, {'train_dataloader.num_workers': 0, 'train_dataloader.prefetch_factor': 4})
     assert cfg.train_dataloader.persistent_workers is False and 'prefetch_factor' not in cfg.train_dataloader
     assert cfg.val_dataloader.persistent_workers is True
+
+
+WRONG = {
+    'optim_wrapper.clip_grad': [dict(max_norm='abc'), dict(max_norm=-1), dict(max_norm=0), dict(clip_value=-0.1)],
+    'model.data_preprocessor.size': [64, (64,), (0, 64), (64.0, 64.0)],
+    'default_hooks.checkpoint.interval': [0, -2, True, 1.5, '10'],
+    'default_hooks.checkpoint.max_keep_ckpts': [0, -2],
+    'model.backbone.drop_path_rate': [2, 1, -0.1, float('nan')],
+    'model.decode_head.channels': [0],
+    'crops.crop_size': [(0, 0), 64],
+    'train_dataloader.dataset.crops.crop_size': [(-1, 8)],
+    'optim_wrapper.optimizer.lr': [-1, float('inf'), 'fast'],
+    'randomness.seed': [-1, 2**32, 0.5],
+    'train_cfg.val_interval': [0],
+}
+RIGHT = {
+    'optim_wrapper.clip_grad': [dict(max_norm=1), dict(max_norm=float('inf'), norm_type=2), None],
+    'model.data_preprocessor.size': [None, [64, 32]],
+    'default_hooks.checkpoint.interval': [-1, 1],
+    'default_hooks.checkpoint.max_keep_ckpts': [-1, 3],
+    'model.backbone.drop_path_rate': [0, 0.0, 0.99],
+    'randomness.seed': [None, 0, 2**32 - 1],
+}
+
+
+@pytest.mark.parametrize('key', WRONG)
+def test_a_value_out_of_range_is_named_with_its_place(plain, key):
+    cfg = copy.deepcopy(plain)
+    for value in WRONG[key]:
+        cfg.merge_from_dict({key: value})
+        with pytest.raises(IgniteError, match=rf'^{key}(\.\w+)? is .*expected: correct it\.$'):
+            check_values(cfg)
+
+
+def test_values_at_the_ends_of_their_ranges_pass(plain):
+    for key, values in RIGHT.items():
+        cfg = copy.deepcopy(plain)
+        for value in values:
+            parent, name = key.rsplit('.', 1)
+            cfg.merge_from_dict({parent: {name: value}})
+            check_values(cfg)
+
+
+def test_the_place_of_a_wrong_value_in_a_list_has_its_number():
+    cfg = Config(dict(model=dict(auxiliary_head=[dict(num_classes=16), dict(num_classes=0)])))
+    with pytest.raises(IgniteError, match=r'^model\.auxiliary_head\.1\.num_classes is 0'):
+        check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'param_scheduler.0.end': 0},
+        {'param_scheduler.1.begin': 900},
+        {'param_scheduler.0.start_factor': 5},
+        {'model.decode_head.in_channels': [32, 64, 160]},
+        {'model.decode_head.dropout_ratio': 1.5},
+        {'model.backbone.num_heads': [0, 2, 5, 8]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_mmengine_complains_of_while_it_builds_is_a_sentence(prepared, tmp_path, options):
+    cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared), **options}, str(tmp_path / 'w'))
+    with pytest.raises(IgniteError, match='cannot be built .*: correct the config'):
+        build_runner(cfg, training=True)
+
+
+def test_schedules_start_from_the_scaled_learning_rate(prepared, tmp_path):
+    """Automatic scaling comes before the schedules, which remember the first rate, and is done once."""
+    lr = float(np.random.default_rng().uniform(1e-4, 1e-3))
+    options = {
+        'data_root': str(prepared),
+        'optim_wrapper.optimizer.lr': lr,
+        'auto_scale_lr': dict(enable=True, base_batch_size=2),
+        'train_dataloader.batch_size': 6,
+        'train_dataloader.num_workers': 0,
+    }
+    runner = build_runner(load_config(DEMO_CONFIG, options, str(tmp_path / 'w')), training=True)
+    base = min(group['initial_lr'] for group in runner.optim_wrapper.optimizer.param_groups)
+    assert base == pytest.approx(3 * lr)
+    before = runner.param_schedulers
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)  # as Runner.train does
+    assert runner.build_param_scheduler(before) == before
+    assert min(group['initial_lr'] for group in runner.optim_wrapper.optimizer.param_groups) == base
 
 
 def test_a_config_of_the_caller_stays_as_it_is(plain, prepared, tmp_path):
