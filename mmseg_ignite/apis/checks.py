@@ -1,13 +1,15 @@
 """What a user can get wrong in a config, found before anything is built."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
 
 from ..datasets.ignite import PROTOCOL
 from ..errors import IgniteError
-from ..evaluation.metrics.tissue_metric import LOGGED
+from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..files import check_writable
 from ..labels import NUM_CLASSES
 from ..preparation.store import check_context, read_index, select
@@ -23,12 +25,13 @@ _FREE = ('metainfo', 'groupings', 'dist_cfg', 'meta')
 
 
 def check_config(cfg: Config) -> None:
-    """Check values, types and the number of classes of a config.
+    """Check values, types, the parts of the model and the number of classes of a config.
 
     Raises:
-        IgniteError: one of them cannot be.
+        IgniteError: one of them is missing or wrong.
     """
     check_values(cfg)
+    _check_model(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     for part in _READ:
         _check_types(cfg.get(part), part)
@@ -40,6 +43,71 @@ def _get(cfg: Config, name: str) -> object:
     for part in name.split('.'):
         node = node.get(part) if isinstance(node, (Config, Mapping)) else None
     return node
+
+
+def _check_model(cfg: Config) -> None:
+    """Raise IgniteError if the model is not a segmentor of a backbone, and of a head where its class needs one."""
+    model = cfg.get('model')
+    kind = find_type(_get(cfg, 'model.type'))
+    head = ('decode_head',) if isinstance(kind, type) and issubclass(kind, EncoderDecoder) else ()
+    missing = [name for name in ('type', 'backbone', *head) if not (isinstance(model, Mapping) and model.get(name))]
+    if missing:
+        raise IgniteError(
+            f'{_name(cfg)} has no {_and(f"model.{name}" for name in missing)}: inherit a base with a whole model, e.g. '
+            "_base_ = ['mmseg_ignite::segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py']."
+        )
+
+
+def _name(cfg: Config) -> str:
+    return str(cfg.filename or 'the config')
+
+
+def _and(names: 'Iterable[str]') -> str:
+    *first, last = names
+    return f'{", ".join(first)} and {last}' if first else last
+
+
+def check_parts(cfg: Config, task: str) -> None:
+    """Check what a 'training' or a 'test' needs of a config; a training needs all parts of a validation, or none.
+
+    Raises:
+        IgniteError: a part is missing, a data set has no pipeline, or two metrics would log scores of the same name.
+    """
+    validation = ('val_dataloader', 'val_evaluator', 'val_cfg')
+    if task == 'test':
+        needed = ('test_dataloader', 'test_evaluator', 'test_cfg')
+    else:
+        needed = ('train_dataloader', 'train_cfg', 'optim_wrapper')
+        needed += validation if any(cfg.get(name) is not None for name in validation) else ()
+    if missing := [name for name in needed if cfg.get(name) is None]:
+        raise IgniteError(f'{_name(cfg)} has no {_and(missing)}, which a {task} needs: add what is missing.')
+    for loader in LOADERS:
+        if loader in needed:
+            dataset = _get(cfg, f'{loader}.dataset')
+            if dataset is None:
+                raise IgniteError(f'{_name(cfg)} has no {loader}.dataset, which a {task} needs: add it.')
+            if is_ours(dataset) and not dataset.get('pipeline'):
+                raise IgniteError(
+                    f'{loader}.dataset.pipeline of {_name(cfg)} is empty; transforms were expected, of which the last is '
+                    'PackSegInputs: add them.'
+                )
+    _check_evaluator(cfg, 'test_evaluator' if task == 'test' else 'val_evaluator')
+
+
+def _check_evaluator(cfg: Config, name: str) -> None:
+    """Raise IgniteError if two metrics of an evaluator would log scores of the same name, which mmengine refuses late."""
+    seen: dict[object, str] = {}
+    for number, evaluator in enumerate(_names(cfg.get(name) or [])):
+        kind = find_type(evaluator.get('type')) if isinstance(evaluator, Mapping) else None
+        if not (isinstance(kind, type) and issubclass(kind, (IoUMetric, TissueMetric))):
+            continue
+        prefix = evaluator.get('prefix') or kind.default_prefix
+        if prefix in seen:
+            raise IgniteError(
+                f'{seen[prefix]} and {kind.__name__} of the {name} would both log mIoU: give one of them a prefix, e.g. '
+                f'{name}.{number}.prefix=other.'
+            )
+        seen[prefix] = kind.__name__
 
 
 def _check_types(node: object, place: str) -> None:

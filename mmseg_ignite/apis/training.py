@@ -14,7 +14,7 @@ from ..engine.work_dirs import checkpoints, find_checkpoint, latest_checkpoint, 
 from ..errors import IgniteError
 from ..files import check_place
 from ..models.weights import set_encoder_weights
-from .checks import check_classes, check_data, check_score_names
+from .checks import check_classes, check_data, check_parts, check_score_names
 from .configuration import build_runner, building, resolved
 
 
@@ -49,6 +49,7 @@ def train(
             '--resume continues the training in the work dir and --overwrite deletes it: give one of them.'
         )
     cfg = resolved(cfg)
+    check_parts(cfg, 'training')
     check_score_names(cfg)
     check_classes(cfg, 'train_dataloader', 'val_dataloader')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -108,11 +109,11 @@ def _check_resumable(latest: Path) -> None:
 
 def _set_hooks(cfg: Config) -> None:
     """Give any config the hooks that keep a run safe, in place of stock's checkpoint hook."""
-    hooks = cfg.setdefault('default_hooks', {})
-    if hooks.get('checkpoint', dict(type='CheckpointHook')) is not None:
-        hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
-        if hooks.checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-            hooks.checkpoint.type = 'TissueCheckpointHook'
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if checkpoint is not None and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        checkpoint['type'] = 'TissueCheckpointHook'
+    cfg.default_hooks = hooks
     custom = list(cfg.get('custom_hooks') or ())
     if not any(str(hook.get('type')).split('.')[-1] == 'FiniteLossHook' for hook in custom):
         custom.insert(0, dict(type='FiniteLossHook'))
@@ -120,7 +121,7 @@ def _set_hooks(cfg: Config) -> None:
 
 
 def _set_half(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.type
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind == 'OptimWrapper':
         cfg.optim_wrapper.type = 'HalfOptimWrapper'
     elif kind not in ('HalfOptimWrapper', 'AmpOptimWrapper'):
@@ -146,6 +147,7 @@ def _set_time(cfg: Config, minutes: float) -> None:
 def _add_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise IgniteError("--tensorboard needs the package tensorboard: pip install 'mmseg_ignite[tensorboard]'.")
+    cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
     backends = cfg.visualizer.setdefault('vis_backends', [])
     if not any(b.type == 'TensorboardVisBackend' for b in backends):
         backends.append(dict(type='TensorboardVisBackend'))

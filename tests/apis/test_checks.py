@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from mmseg_ignite import apis
 from mmseg_ignite.apis import load_config, train
-from mmseg_ignite.apis.checks import check_classes, check_score_names
+from mmseg_ignite.apis.checks import check_classes, check_parts, check_score_names
 from mmseg_ignite.apis.configuration import build_runner, resolved
 from mmseg_ignite.apis.options import apply_options
 from mmseg_ignite.apis.values import check_values
@@ -98,6 +98,102 @@ def test_a_wrong_score_is_refused_before_the_training(prepared, tmp_path):
     with pytest.raises(IgniteError, match='mIou'):
         train(cfg)
     assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('call', ['train', 'test', 'predict'])
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ("model = dict(type='EncoderDecoder')", 'model.backbone and model.decode_head'),
+        ("model = dict(backbone=dict(type='MixVisionTransformer'))", 'model.type:'),
+        ("model = 'segformer'", 'model.type and model.backbone:'),
+    ],
+)
+def test_a_model_without_its_parts_is_refused_when_the_config_is_loaded(tmp_path, call, text, words):
+    (tmp_path / 'c.py').write_text(text)
+    with pytest.raises(IgniteError, match=rf'c\.py has no .*{words}'):
+        load_config(tmp_path / 'c.py')
+    cfg = Config.fromfile(str(tmp_path / 'c.py'))
+    (tmp_path / 'c.pth').write_text('')
+    with pytest.raises(IgniteError, match=words):
+        {
+            'train': lambda: train(cfg),
+            'test': lambda: apis.test(cfg, tmp_path / 'c.pth'),
+            'predict': lambda: apis.Predictor(cfg, tmp_path / 'c.pth'),
+        }[call]()
+
+
+NEEDED = {
+    'training': ['train_dataloader', 'train_cfg', 'optim_wrapper', 'val_dataloader', 'val_evaluator', 'val_cfg'],
+    'test': ['test_dataloader', 'test_evaluator', 'test_cfg'],
+}
+
+
+@pytest.mark.parametrize(('task', 'part'), [(task, part) for task, parts in NEEDED.items() for part in parts])
+def test_a_part_that_a_run_needs_is_named(plain, tmp_path, task, part):
+    run = train if task == 'training' else lambda cfg: apis.test(cfg, tmp_path / 'c.pth')
+    (tmp_path / 'c.pth').write_text('')
+    for change in (lambda cfg: cfg.pop(part), lambda cfg: cfg.__setitem__(part, None)):
+        cfg = copy.deepcopy(plain)
+        change(cfg)
+        cfg.work_dir = str(tmp_path / 'w')
+        with pytest.raises(IgniteError, match=f'has no {part}, which a {task} needs'):
+            run(cfg)
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_run_needs_the_parts_of_no_other_run(plain):
+    cfg = copy.deepcopy(plain)
+    for part in NEEDED['test']:
+        cfg[part] = None
+    check_parts(cfg, 'training')
+    for part in NEEDED['training'][3:]:
+        cfg[part] = None
+    check_parts(cfg, 'training')
+    cfg = copy.deepcopy(plain)
+    for part in NEEDED['training']:
+        cfg[part] = None
+    check_parts(cfg, 'test')
+
+
+@pytest.mark.parametrize(
+    ('task', 'loader'), [('training', 'train_dataloader'), ('training', 'val_dataloader'), ('test', 'test_dataloader')]
+)
+@pytest.mark.parametrize('pipeline', [None, []])
+def test_a_data_set_without_a_pipeline_is_refused(plain, task, loader, pipeline):
+    cfg = copy.deepcopy(plain)
+    cfg[loader].dataset.pipeline = pipeline
+    with pytest.raises(IgniteError, match=rf'^{loader}\.dataset\.pipeline of .*PackSegInputs'):
+        check_parts(cfg, task)
+
+
+@pytest.mark.parametrize('task', NEEDED)
+def test_two_metrics_that_log_one_name_are_refused(plain, task):
+    name = 'test_evaluator' if task == 'test' else 'val_evaluator'
+    ours, stock = dict(type='TissueMetric'), dict(type='IoUMetric')
+    for pair in ([ours, stock], [stock, ours], [ours, ours], [dict(ours, prefix='a'), dict(stock, prefix='a')]):
+        cfg = copy.deepcopy(plain)
+        cfg[name] = pair
+        with pytest.raises(IgniteError, match=rf'{name} would both log mIoU: .*{name}\.1\.prefix=other'):
+            check_parts(cfg, task)
+    for pair in (ours, [ours], [ours, dict(stock, prefix='other')], [dict(ours, prefix='a'), dict(ours, prefix='b')]):
+        cfg = copy.deepcopy(plain)
+        cfg[name] = pair
+        check_parts(cfg, task)
+
+
+def test_a_config_without_hooks_and_visualizer_trains(prepared, tmp_path):
+    options = {'data_root': str(prepared), 'train_cfg.max_iters': 1, 'crops.crop_size': (64, 64)}
+    options |= {'train_dataloader.batch_size': 2, 'train_dataloader.num_workers': 0}
+    cfg = load_config(DEMO_CONFIG, options, str(tmp_path / 'w'))
+    for name in ('default_hooks', 'custom_hooks', 'visualizer', 'param_scheduler', 'log_processor', 'env_cfg'):
+        cfg.pop(name)
+    for name in ('val_dataloader', 'val_evaluator', 'val_cfg'):
+        cfg.pop(name)
+    cfg.train_cfg.pop('val_interval')
+    cfg.optim_wrapper.pop('type')
+    train(cfg, amp=True, tensorboard=True)
+    assert len(list((tmp_path / 'w').glob('*.pth'))) == 1
 
 
 @pytest.mark.parametrize('kind', [IGNITEDataset, IGNITECropDataset])
