@@ -7,8 +7,20 @@ imports this module by its name when it meets the scope.
 from mmengine.registry import Registry
 from mmseg import registry
 
+
+class _Child(Registry):
+    """A registry that imports the modules of its parents before it searches them, which mmengine leaves out."""
+
+    def import_from_location(self) -> None:
+        super().import_from_location()
+        parent = self.parent
+        while parent is not None:
+            parent.import_from_location()
+            parent = parent.parent
+
+
 CHILDREN = [
-    Registry(node.name, parent=node, scope='mmseg_ignite', locations=['mmseg_ignite'])
+    _Child(node.name, parent=node, scope='mmseg_ignite', locations=['mmseg_ignite'])
     for node in vars(registry).values()
     if isinstance(node, Registry)
 ]

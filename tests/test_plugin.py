@@ -27,6 +27,7 @@ from mmseg_ignite.engine import safe_checkpoints
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.store import image_path, label_path
+from mmseg_ignite.registry import CHILDREN
 
 NAME = 'segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py'
 FULL_CHILD = f"_base_ = ['mmseg_ignite::{NAME}']\n"
@@ -217,6 +218,35 @@ assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
     run = [sys.executable, '-c', code]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
+
+
+def test_a_base_by_name_trains_with_plain_mmengine_in_a_fresh_process(prepared, tmp_path):
+    """Nothing but ``import mmseg_ignite`` comes before: all that the config names must be found through its scope."""
+    (tmp_path / 'child.py').write_text(FULL_CHILD)
+    data = {f'{part}_dataloader.dataset.data_root': str(prepared) for part in ('train', 'val', 'test')}
+    crops = {'train_dataloader.dataset.crops.crop_size': (64, 64), 'work_dir': 'work'}
+    options = {key: value for key, value in settings(prepared).items() if key not in ('data_root', 'crops.crop_size')}
+    code = f"""
+import mmseg_ignite
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile('child.py')
+cfg.merge_from_dict({ {**options, **data, **crops}!r})
+Runner.from_cfg(cfg).train()
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / 'work' / 'iter_1.pth').is_file()
+
+
+@pytest.mark.parametrize('node', CHILDREN, ids=lambda node: node.name)
+def test_a_registry_of_our_scope_imports_the_modules_of_its_parents(node, monkeypatch):
+    asked, parents = [], [node.parent, node.parent.parent]
+    for parent in parents:
+        monkeypatch.setattr(parent, 'import_from_location', lambda parent=parent: asked.append(parent))
+    node.get('NoSuchThing')
+    assert asked == parents
 
 
 def examples():

@@ -1,48 +1,39 @@
 """What a user can get wrong in a config, found before anything is built."""
 
-import math
-from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
 
 from ..datasets.ignite import PROTOCOL
 from ..errors import IgniteError
-from ..evaluation.metrics.tissue_metric import LOGGED
+from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..files import check_writable
 from ..labels import NUM_CLASSES
 from ..preparation.store import check_context, read_index, select
 from .options import find_type, suggest
+from .values import LOADERS, check_values
 
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _READ = (
     'model', *LOADERS, 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'param_scheduler', 'val_evaluator',
     'test_evaluator', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor',
 )  # fmt: skip
 """Parts of a config in which a ``type`` names a registered class."""
 _FREE = ('metainfo', 'groupings', 'dist_cfg', 'meta')
-_INTEGERS = {
-    **{f'{loader}.batch_size': 1 for loader in LOADERS},
-    **{f'{loader}.num_workers': 0 for loader in LOADERS},
-    'train_cfg.max_iters': 1,
-    'train_cfg.max_epochs': 1,
-    'train_cfg.val_interval': 1,
-    'optim_wrapper.accumulative_counts': 1,
-    'default_hooks.logger.interval': 1,
-    'model.decode_head.num_classes': 1,
-}
-_NUMBERS = ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay')
 
 
 def check_config(cfg: Config) -> None:
-    """Check values, types and the number of classes of a config.
+    """Check values, types, the parts of the model and the number of classes of a config.
 
     Raises:
-        IgniteError: one of them cannot be.
+        IgniteError: one of them is missing or wrong.
     """
-    _check_values(cfg)
+    check_values(cfg)
+    _check_texts(cfg)
+    _check_model(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     for part in _READ:
         _check_types(cfg.get(part), part)
@@ -56,23 +47,78 @@ def _get(cfg: Config, name: str) -> object:
     return node
 
 
-def _check_values(cfg: Config) -> None:
-    for name, least in _INTEGERS.items():
-        value = _get(cfg, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
-            raise IgniteError(f'{name} is {value!r}; an integer of {least} or more was expected: correct it.')
-    for name in _NUMBERS:
-        value = _get(cfg, name)
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-            raise IgniteError(f'{name} is {value!r}; a number of 0 or more was expected: correct it.')
+def _check_texts(cfg: Config) -> None:
+    """Raise IgniteError if a data set of ours has something else than a text where it needs one."""
     for loader in LOADERS:
-        dataset = (cfg.get(loader) or {}).get('dataset')
+        dataset = _get(cfg, f'{loader}.dataset')
         for key in ('data_root', 'protocol', 'split') if is_ours(dataset) else ():
             if not isinstance(dataset.get(key, ''), (str, PathLike)):
                 raise IgniteError(f'{key} of {loader} is {dataset[key]!r}; a text was expected: correct it.')
-    seed = _get(cfg, 'randomness.seed')
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32):
-        raise IgniteError(f'randomness.seed is {seed!r}; an integer from 0 to 4294967295 was expected: correct it.')
+
+
+def _check_model(cfg: Config) -> None:
+    """Raise IgniteError if the model is not a segmentor of a backbone, and of a head where its class needs one."""
+    model = cfg.get('model')
+    kind = find_type(_get(cfg, 'model.type'))
+    head = ('decode_head',) if isinstance(kind, type) and issubclass(kind, EncoderDecoder) else ()
+    missing = [name for name in ('type', 'backbone', *head) if not (isinstance(model, Mapping) and model.get(name))]
+    if missing:
+        raise IgniteError(
+            f'{_name(cfg)} has no {_and(f"model.{name}" for name in missing)}: inherit a base with a whole model, e.g. '
+            "_base_ = ['mmseg_ignite::segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py']."
+        )
+
+
+def _name(cfg: Config) -> str:
+    return str(cfg.filename or 'the config')
+
+
+def _and(names: 'Iterable[str]') -> str:
+    *first, last = names
+    return f'{", ".join(first)} and {last}' if first else last
+
+
+def check_parts(cfg: Config, task: str) -> None:
+    """Check what a 'training' or a 'test' needs of a config; a training needs all parts of a validation, or none.
+
+    Raises:
+        IgniteError: a part is missing, a data set has no pipeline, or two metrics would log scores of the same name.
+    """
+    validation = ('val_dataloader', 'val_evaluator', 'val_cfg')
+    if task == 'test':
+        needed = ('test_dataloader', 'test_evaluator', 'test_cfg')
+    else:
+        needed = ('train_dataloader', 'train_cfg', 'optim_wrapper')
+        needed += validation if any(cfg.get(name) is not None for name in validation) else ()
+    if missing := [name for name in needed if cfg.get(name) is None]:
+        raise IgniteError(f'{_name(cfg)} has no {_and(missing)}, which a {task} needs: add what is missing.')
+    for loader in LOADERS:
+        if loader in needed:
+            dataset = _get(cfg, f'{loader}.dataset')
+            if dataset is None:
+                raise IgniteError(f'{_name(cfg)} has no {loader}.dataset, which a {task} needs: add it.')
+            if is_ours(dataset) and not dataset.get('pipeline'):
+                raise IgniteError(
+                    f'{loader}.dataset.pipeline of {_name(cfg)} is empty; transforms were expected, of which the last is '
+                    'PackSegInputs: add them.'
+                )
+    _check_evaluator(cfg, 'test_evaluator' if task == 'test' else 'val_evaluator')
+
+
+def _check_evaluator(cfg: Config, name: str) -> None:
+    """Raise IgniteError if two metrics of an evaluator would log scores of the same name, which mmengine refuses late."""
+    seen: dict[object, str] = {}
+    for number, evaluator in enumerate(_names(cfg.get(name) or [])):
+        kind = find_type(evaluator.get('type')) if isinstance(evaluator, Mapping) else None
+        if not (isinstance(kind, type) and issubclass(kind, (IoUMetric, TissueMetric))):
+            continue
+        prefix = evaluator.get('prefix') or kind.default_prefix
+        if prefix in seen:
+            raise IgniteError(
+                f'{seen[prefix]} and {kind.__name__} of the {name} would both log mIoU: give one of them a prefix, e.g. '
+                f'{name}.{number}.prefix=other.'
+            )
+        seen[prefix] = kind.__name__
 
 
 def _check_types(node: object, place: str) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,21 +121,30 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
     Raises:
         IgniteError: a part cannot be built.
     """
-    try:
+    with building(cfg):
         runner = QuietRunner.from_cfg(cfg)
-        if training:
+        if training:  # in the order of Runner.train, which passes over what is built
             runner.train_loop  # noqa: B018  builds it, and the data set
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+            runner.auto_scale_lr = None  # once
+            if runner.param_schedulers is not None:
+                runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
             runner.val_loop  # noqa: B018
         return runner
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        AssertionError,
-    ) as error:  # as registries complain of settings
+
+
+@contextmanager
+def building(cfg: Config) -> 'Iterator[None]':
+    """Building parts of a config: what registries and constructors complain of becomes a sentence.
+
+    Raises:
+        IgniteError: a part cannot be built.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IgniteError(
-            f'{cfg.filename} cannot be built ({type(error).__name__}: {reason}): correct the config.'
+            f'{cfg.filename or "the config"} cannot be built ({type(error).__name__}: {reason}): correct the config.'
         ) from error

@@ -23,7 +23,7 @@ from ..files import check_outputs, link_file, write_json
 from ..models.ensembles import write_ensemble
 from ..preparation.splits import FOLDS
 from ..preparation.store import read_index, roi_name
-from .checks import check_data, is_ours
+from .checks import check_data, check_parts, is_ours
 from .configuration import load_config
 from .reporting import ENSEMBLE, PREDICTIONS, REPORT, ensemble_scores, publish, run_files
 from .testing import test, tissue_metric
@@ -182,6 +182,8 @@ class _Fold:
                     f'{loader} of {self._config} has no data set of this package, which alone knows the folds: take '
                     'IGNITECropDataset to train and IGNITEDataset to validate and to test.'
                 )
+        for task in ('training', 'test'):
+            check_parts(cfg, task)
         _check_meta_keys(cfg, self._config)
         cfg.test_dataloader.dataset.split = 'val'
         return cfg

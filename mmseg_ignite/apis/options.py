@@ -127,6 +127,7 @@ def apply_options(cfg: Config, options: 'Mapping[str, object]') -> None:
         if name == key:
             _check_kind(name, present, value)
         values[name] = value
+        _clear_nones(cfg._cfg_dict, name, value)
     cfg.merge_from_dict(values)
     for key in options:
         if not key.startswith('+'):
@@ -159,6 +160,23 @@ def _check_places(cfg: Mapping, name: str) -> None:
                 f'the option {name} names no setting: {".".join(parts[:depth])} is a list, whose items are numbered 0 to '
                 f'{len(node) - 1}.'
             )
+        place = '.'.join(parts[:depth])
+        if node is None and place == 'model.backbone.init_cfg':
+            raise IgniteError(
+                f'the option {name} names no setting: {place} is None; give the weights by --weights FILE.'
+            )
+        if node not in (None, _MISSING) and not isinstance(node, (Mapping, list, tuple)):
+            raise IgniteError(f'the option {name} names no setting: {place} is {node!r}, which has no settings inside.')
+
+
+def _clear_nones(cfg: Mapping, name: str, value: object) -> None:
+    """Remove a None that an option fills with settings, into which mmengine would not merge them."""
+    parts = name.split('.')
+    for part in parts if isinstance(value, Mapping) else parts[:-1]:
+        if isinstance(cfg, Mapping) and part in cfg and cfg[part] is None:
+            del cfg[part]
+            return
+        cfg = _find(cfg, part)
 
 
 def _check_kind(name: str, present: object, value: object) -> None:

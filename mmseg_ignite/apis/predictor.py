@@ -24,7 +24,7 @@ from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_i
 from ..inference.tiling import grid
 from ..labels import CLASSES, release_ids
 from ..models.ensembles import is_ensemble, load_members, read_ensemble, set_members
-from .configuration import load_config, resolved
+from .configuration import building, load_config, resolved
 
 MIN_SIDE = 32
 """px; MiT's coarsest stage has one token for 32 x 32 px, a smaller image has none."""
@@ -70,7 +70,8 @@ class Predictor:
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         self.pipeline = Compose(_without_loading(_test_pipeline(cfg)))
         model, members = set_members(cfg.model, checkpoint)
-        self.model = MODELS.build(model)
+        with building(cfg):
+            self.model = MODELS.build(model)
         metas = load_members(self.model, members)
         self.model = self.model.to(device).eval()
         self.amp = amp

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import barrier
-from mmseg.evaluation import IoUMetric
 
 from ..datasets.ignite import PROTOCOL
 from ..engine.checkpoints import safe_checkpoints
@@ -19,7 +18,7 @@ from ..models.ensembles import is_ensemble, load_members, set_members
 from ..preparation.store import INDEX, roi_name
 from ..provenance import file_sha256, provenance, text_sha256
 from ..visualization.writers import prediction_files
-from .checks import check_classes, check_data, check_work_dir, selected
+from .checks import check_classes, check_data, check_parts, check_work_dir, selected
 from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved
 from .leakage import seen_by
@@ -62,6 +61,7 @@ def test(
     """
     checkpoint = Path(checkpoint) if is_ensemble(checkpoint) else find_checkpoint(checkpoint)
     cfg = resolved(cfg)
+    check_parts(cfg, 'test')
     cfg.load_from, cfg.resume = None, False
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
@@ -122,7 +122,7 @@ def tissue_metric(metrics: list) -> TissueMetric:
     """The metric that the run is made of.
 
     Raises:
-        IgniteError: there is none, or another logs the same names.
+        IgniteError: there is none.
     """
     metric = next((m for m in metrics if isinstance(m, TissueMetric)), None)
     if metric is None:
@@ -130,12 +130,6 @@ def tissue_metric(metrics: list) -> TissueMetric:
             'the config has no TissueMetric in its test_evaluator, from which metrics.json is made: '
             'add dict(type="TissueMetric").'
         )
-    for other in metrics:
-        if other is not metric and isinstance(other, (IoUMetric, TissueMetric)) and other.prefix == metric.prefix:
-            raise IgniteError(
-                f'TissueMetric and {type(other).__name__} of the test_evaluator would both log mIoU: give one of them a '
-                f'prefix, e.g. dict(type="{type(other).__name__}", prefix="other").'
-            )
     return metric
 
 

@@ -15,8 +15,8 @@ from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest
 from ..errors import IgniteError
 from ..files import check_place
 from ..models.weights import inherit_records, set_encoder_weights
-from .checks import check_classes, check_data, check_score_names
-from .configuration import build_runner, resolved
+from .checks import check_classes, check_data, check_parts, check_score_names
+from .configuration import build_runner, building, resolved
 
 
 @safe_checkpoints()
@@ -50,6 +50,7 @@ def train(
             '--resume continues the training in the work dir and --overwrite deletes it: give one of them.'
         )
     cfg = resolved(cfg)
+    check_parts(cfg, 'training')
     check_score_names(cfg)
     check_classes(cfg, 'train_dataloader', 'val_dataloader')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -98,7 +99,8 @@ def _set_start(cfg: Config, weights: 'str | None', overwrite: bool) -> bool:
         open_checkpoint(cfg.load_from)
         cfg.model.backbone.init_cfg = None
     else:
-        set_encoder_weights(cfg, weights)
+        with building(cfg):
+            set_encoder_weights(cfg, weights)
         inherit_records(cfg)
     return False
 
@@ -118,11 +120,11 @@ def _check_resumable(latest: Path) -> None:
 
 def _set_hooks(cfg: Config) -> None:
     """Give any config the hooks that keep a run safe, in place of stock's checkpoint hook."""
-    hooks = cfg.setdefault('default_hooks', {})
-    if hooks.get('checkpoint', dict(type='CheckpointHook')) is not None:
-        hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
-        if hooks.checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-            hooks.checkpoint.type = 'TissueCheckpointHook'
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if checkpoint is not None and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        checkpoint['type'] = 'TissueCheckpointHook'
+    cfg.default_hooks = hooks
     custom = list(cfg.get('custom_hooks') or ())
     if not any(str(hook.get('type')).split('.')[-1] == 'FiniteLossHook' for hook in custom):
         custom.insert(0, dict(type='FiniteLossHook'))
@@ -130,7 +132,7 @@ def _set_hooks(cfg: Config) -> None:
 
 
 def _set_half(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.type
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind == 'OptimWrapper':
         cfg.optim_wrapper.type = 'HalfOptimWrapper'
     elif kind not in ('HalfOptimWrapper', 'AmpOptimWrapper'):
@@ -156,6 +158,7 @@ def _set_time(cfg: Config, minutes: float) -> None:
 def _add_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise IgniteError("--tensorboard needs the package tensorboard: pip install 'mmseg_ignite[tensorboard]'.")
+    cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
     backends = cfg.visualizer.setdefault('vis_backends', [])
     if not any(b.type == 'TensorboardVisBackend' for b in backends):
         backends.append(dict(type='TensorboardVisBackend'))

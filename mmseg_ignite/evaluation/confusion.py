@@ -191,8 +191,9 @@ def seen_warning(result: dict) -> 'str | None':
     """What ``metrics.json`` has to say where the checkpoint has seen patients that it is scored on; None if it has not."""
     if not (seen := set(result.get('seen_patients') or ())):
         return None
+    patients = result.get('patients') or len(seen)
     return (
-        f'{len(seen)} of {result.get("patients") or len(seen)} test patients were in the training data of this checkpoint; '
+        f'{len(seen)} of {patients} test patients were used to train or to choose this checkpoint; '
         'these scores are too high.'
     )
 

@@ -102,15 +102,19 @@ class Client:
             raise Interrupted(reason) from error
 
     def pause(self, error: Interrupted, failures: int, what: str) -> None:
-        """Wait before another try; give up with a sentence that begins with ``what`` after TRIES of them."""
+        """Wait before another try; give up with a sentence that begins with ``what`` after TRIES of them.
+
+        The first failure in a row is silent if the wait is short: most connections that end early are back at once.
+        """
         if failures >= TRIES:
             raise IgniteError(
                 f'{what}: {TRIES} tries in a row failed, the last with: {error}; check the network and run the same '
                 'command again, it goes on where this one stopped.'
             ) from error
         wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
-        if wait > 5:
-            self.say(f'{what}: {error}; the next try is in {wait:.0f} s.')
+        if failures > 1 or wait > 5:
+            left = TRIES - failures
+            self.say(f'{what}: {error}; the next of {left} more {"try" if left == 1 else "tries"} is in {wait:.0f} s.')
         self.sleep(wait)
 
 

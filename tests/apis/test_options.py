@@ -116,6 +116,20 @@ def test_a_key_that_names_nothing_is_refused_with_a_suggestion(key, hint):
     assert load({f'+{key}': 1})
 
 
+def test_settings_inside_none_or_a_value():
+    """The former are added, but for the encoder's weights, which have an option of their own; the latter are refused."""
+    for option in ({'optim_wrapper.clip_grad.max_norm': 2}, {'optim_wrapper.clip_grad': {'max_norm': 2}}):
+        cfg = copy.deepcopy(plain())
+        cfg.optim_wrapper.clip_grad = cfg.model.backbone.init_cfg = None
+        apply_options(cfg, option)
+        assert cfg.optim_wrapper.clip_grad == {'max_norm': 2}
+        with pytest.raises(IgniteError, match=r'init_cfg is None; give the weights by --weights FILE'):
+            apply_options(cfg, {'model.backbone.init_cfg.checkpoint': OptionText('mit_b0.pth')})
+    for key in ('optim_wrapper.optimizer.lr.value', 'model.type.name', 'model.backbone.patch_sizes.0.height'):
+        with pytest.raises(IgniteError, match=r'names no setting: .* which has no settings inside'):
+            load({key: 1})
+
+
 @pytest.mark.parametrize(
     'key',
     [

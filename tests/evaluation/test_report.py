@@ -150,8 +150,8 @@ def test_seen_patients_are_a_warning_at_the_top(run, tmp_path):
     html, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': ['1', '<2>'], 'patients': 9}, evaluation)
     assert [a['role'] for t, a in page.tags if a.get('class') == 'warning'] == ['alert']
     assert html.index('class="warning"') < html.index('id="overview"')
-    assert '2 of 9 test patients were in the training data of this checkpoint; these scores are too high.' in html
-    assert '시험 환자 9명 중 2명이' in html and '1, &lt;2&gt;' in html
+    assert '2 of 9 test patients were used to train or to choose this checkpoint; these scores are too high.' in html
+    assert '시험 환자 9명 중 2명이 이 체크포인트의 학습이나 선택에 쓰였으므로' in html and '1, &lt;2&gt;' in html
     _, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': []}, evaluation)
     assert not [a for _, a in page.tags if a.get('class') == 'warning']
 

@@ -149,7 +149,7 @@ def test_seen_patients_are_warned_of(tmp_path):
     write_run(tmp_path, evaluation, dict(seen_patients=['p1', 'p3']), samples=0)
     first = (tmp_path / 'metrics.txt').read_text().splitlines()[0]
     assert first == (
-        'WARNING: 2 of 6 test patients were in the training data of this checkpoint; these scores are too high.'
+        'WARNING: 2 of 6 test patients were used to train or to choose this checkpoint; these scores are too high.'
     )
     write_run(tmp_path, evaluation, dict(seen_patients=[]), samples=0)
     assert 'WARNING' not in (tmp_path / 'metrics.txt').read_text()

@@ -6,6 +6,7 @@ import http.client
 import io
 import itertools
 import json
+import re
 import shutil
 import ssl
 import threading
@@ -465,10 +466,14 @@ def test_refusals_fail_at_once(served, get, status, name):
     assert served.asked(name) == [None]
 
 
-def test_no_server_ends_in_a_sentence(served, get):
+def test_no_server_ends_in_a_sentence_and_the_waits_say_how_many_tries_are_left(served, out):
     served.close()
+    console, waits = Console(file=io.StringIO()), []
     with pytest.raises(IgniteError, match='record cannot be read.*refused'):
-        get()
+        download_release(out, f'{served.root}/record', console, waits.append)
+    said = re.findall(r'refused.*; the next of (\d+) more (tries|try) is in (\d+) s', console.file.getvalue())
+    expected = [(left, 'try' if left == 1 else 'tries', wait) for left, wait in zip(range(TRIES - 1, 0, -1), waits)]
+    assert said == [(str(left), word, f'{wait:.0f}') for left, word, wait in expected[1:]]
 
 
 def test_an_untrusted_certificate_fails_at_once(get, monkeypatch):

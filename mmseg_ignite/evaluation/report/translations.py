@@ -118,8 +118,8 @@ TEXTS = {
     'show_absent': ('Show absent classes ({n})', '없는 클래스 보기({n})'),
     'scroll_hint': ('The table continues to the side: scroll or swipe.', '표가 옆으로 이어집니다. 밀어서 보세요.'),
     'seen_patients': (
-        '{n} of {m} test patients were in the training data of this checkpoint; these scores are too high.',
-        '시험 환자 {m}명 중 {n}명이 이 체크포인트의 학습 데이터에 있었으므로, 점수가 실제보다 높습니다.',
+        '{n} of {m} test patients were used to train or to choose this checkpoint; these scores are too high.',
+        '시험 환자 {m}명 중 {n}명이 이 체크포인트의 학습이나 선택에 쓰였으므로, 점수가 실제보다 높습니다.',
     ),
     'seen_patients_list': ('Patients: {names}', '환자: {names}'),
     # provenance
