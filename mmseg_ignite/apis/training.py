@@ -13,7 +13,7 @@ from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
-from ..files import check_place
+from ..files import check_place, printable
 from ..models.weights import inherit_records, set_encoder_weights
 from .checks import check_classes, check_data, check_parts, check_score_names
 from .configuration import build_runner, building, resolved
@@ -55,6 +55,9 @@ def train(
     check_classes(cfg, 'train_dataloader', 'val_dataloader')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_place(cfg.work_dir)
+    if printable(cfg.work_dir) != str(cfg.work_dir):
+        name = printable(cfg.work_dir)
+        raise IgniteError(f'the name of the work dir {name} is not UTF-8, which mmengine cannot write: rename it.')
     if amp:
         _set_half(cfg)
     if minutes is not None:

@@ -297,3 +297,9 @@ def test_a_member_without_a_record_is_named(prepared, trained, tmp_path):
     (tmp_path / 'e.json').write_text('{"format": 1, "checkpoints": ["a.pth", "b.pth"]}')
     with pytest.warns(UserWarning, match='1 of the 2 members'):
         run_test(config(prepared, tmp_path / 'w', protocol='official'), tmp_path / 'e.json', report=None)
+
+
+def test_a_work_dir_that_mmengine_cannot_name_is_refused(prepared, tmp_path):
+    with pytest.raises(IgniteError, match='not UTF-8'):
+        train(config(prepared, f'{tmp_path}/run\udcff'))
+    assert not any(tmp_path.iterdir())
