@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmseg
@@ -24,6 +25,7 @@ import mmseg_ignite
 from mmseg_ignite.apis import Predictor, load_config, train
 from mmseg_ignite.datasets.ignite import DATA_ROOT, PROTOCOL
 from mmseg_ignite.engine import safe_checkpoints
+from mmseg_ignite.engine.hooks import TissueCheckpointHook
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.store import image_path, label_path
@@ -220,11 +222,26 @@ assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
     assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
 
 
+def test_settings_that_plain_mmengine_does_not_pass_on_are_noticed(prepared, tmp_path):
+    """Crops of the demo's top level, which its data set does not have; those of the docs' own example are heard."""
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(str(DEMO_CONFIG))
+    cfg.data_root = str(prepared)
+    runner = SimpleNamespace(cfg=cfg)
+    with pytest.raises(IgniteError, match=r'data_root=.*crops=.*crop_size.*does not reach train_dataloader'):
+        TissueCheckpointHook().before_run(runner)
+    (tmp_path / 'child.py').write_text(next(text for text in examples()[0] if '0.7' in text))
+    runner.cfg = Config.fromfile(str(tmp_path / 'child.py'))
+    assert runner.cfg.train_dataloader.dataset.crops.class_probability == 0.7
+    TissueCheckpointHook().before_run(runner)
+
+
 def test_a_base_by_name_trains_with_plain_mmengine_in_a_fresh_process(prepared, tmp_path):
     """Nothing but ``import mmseg_ignite`` comes before: all that the config names must be found through its scope."""
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     data = {f'{part}_dataloader.dataset.data_root': str(prepared) for part in ('train', 'val', 'test')}
-    crops = {'train_dataloader.dataset.crops.crop_size': (64, 64), 'work_dir': 'work'}
+    own = dict(crop_size=(64, 64), um_per_px=None, rotation='quarter')
+    crops = {'work_dir': 'work', **{f'train_dataloader.dataset.crops.{key}': value for key, value in own.items()}}
     options = {key: value for key, value in settings(prepared).items() if key not in ('data_root', 'crops.crop_size')}
     code = f"""
 import mmseg_ignite

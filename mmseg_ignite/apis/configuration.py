@@ -4,7 +4,6 @@ import copy
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,7 +13,7 @@ from ..datasets.ignite import DATA_ROOT, PROTOCOL
 from ..engine.distributed import is_main_process
 from ..engine.runner import QuietRunner
 from ..errors import IgniteError
-from ..packaged import PACKAGED, PREFIX, config_path, did_you_mean, packaged_configs
+from ..packaged import PREFIX, config_path, default_crops, did_you_mean, packaged_configs
 from .checks import LOADERS, check_config, is_ours
 from .options import apply_options
 
@@ -105,14 +104,9 @@ def resolved(cfg: Config, options: 'dict | None' = None) -> Config:
 
 def _share_crops(cfg: Config, dataset: dict) -> None:
     if 'crops' in cfg and ('crops' in dataset or str(dataset.get('type')).endswith('IGNITECropDataset')):
-        own, default = dataset.get('crops') or {}, _default_crops()
+        own, default = dataset.get('crops') or {}, default_crops()
         own = {key: value for key, value in own.items() if key not in default or value != default[key]}
         dataset['crops'] = {**copy.deepcopy(cfg.crops), **own}
-
-
-@lru_cache
-def _default_crops() -> dict:
-    return Config.fromfile(str(PACKAGED / 'configs' / '_base_' / 'datasets' / 'ignite.py')).crops
 
 
 def build_runner(cfg: Config, training: bool = False) -> Runner:

@@ -53,7 +53,8 @@ def test_training_and_testing_open_no_hostile_checkpoint(prepared, tmp_path, way
     cfg.crops.crop_size = (32, 32)
     (tmp_path / 'work').mkdir()
     if way == 'resume':
-        (tmp_path / 'work' / 'last_checkpoint').write_text(bad)
+        (tmp_path / 'bad.pth').rename(tmp_path / 'work' / 'iter_1.pth')
+        (tmp_path / 'work' / 'last_checkpoint').write_text('iter_1.pth')
     elif way == 'load_from':
         cfg.load_from = bad
     elif way == 'init_cfg':

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ...packaged import default_crops
 from ..training_record import TrainingRecord
 
 _DEFAULTS = dict(data_root='data/ignite', protocol='patient-8-1-1')
@@ -117,15 +118,16 @@ def _check_shared_settings(runner: Runner) -> None:
             continue
         wanted = {key: cfg[key] for key in ('data_root', 'protocol') if key in cfg and key not in dataset}
         lost = [f'{key}={value!r}' for key, value in wanted.items() if value != _DEFAULTS[key]]
-        crops = {
-            key: value
-            for key, value in (cfg.get('crops') or {}).items()
-            if (dataset.get('crops') or {}).get(key) != value
-        }
-        if crops and 'crops' in dataset:
-            lost.append(f'crops={dict(crops)!r}')
+        if 'crops' in dataset and (crops := _lost_crops(cfg.get('crops') or {}, dataset['crops'] or {})):
+            lost.append(f'crops={crops!r}')
         if lost:
             raise IgniteError(
                 f'{", ".join(lost)} at the top of the config does not reach {name}, since the config was not read by '
                 f'mmseg_ignite.apis.load_config: write {name} = dict(dataset=dict({", ".join(lost)})).'
             )
+
+
+def _lost_crops(wanted: dict, own: dict) -> dict:
+    """Settings of the top level that differ from the base's, while those of the data set are still the base's."""
+    default = default_crops()
+    return {k: v for k, v in wanted.items() if v != default.get(k) and k in own and own[k] == default.get(k)}
