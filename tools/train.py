@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: work_dirs/CONFIG_NAME)')
     parser.add_argument('--resume', action='store_true', help='continue from the newest checkpoint of the work dir')
-    parser.add_argument('--overwrite', action='store_true', help='delete the earlier training in the work dir')
+    parser.add_argument('--overwrite', action='store_true', help='replace the earlier training in the work dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16, or float16 on older GPUs')
     parser.add_argument(
         '--minutes', type=float, help="train for this time, instead of the config's number of iterations"

@@ -39,7 +39,7 @@ def train(
         tensorboard: log scalars and pictures to TensorBoard beside mmengine's own files.
         minutes: train for this time, see :class:`TimeBudgetHook <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's
             schedule and number of iterations do not count then.
-        overwrite: delete the earlier training in the work dir, if there is one.
+        overwrite: replace the earlier training in the work dir, if there is one; it is put back if this one cannot start.
 
     Raises:
         IgniteError: data, weights or the checkpoint to resume are missing or wrong, the work dir holds another training or
@@ -47,7 +47,7 @@ def train(
     """
     if resume and overwrite:
         raise IgniteError(
-            '--resume continues the training in the work dir and --overwrite deletes it: give one of them.'
+            '--resume continues the training in the work dir and --overwrite replaces it: give one of them.'
         )
     cfg = resolved(cfg)
     check_parts(cfg, 'training')
