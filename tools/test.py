@@ -6,6 +6,7 @@ import os
 from mmseg_ignite.apis import load_config, test
 from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
+from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.distributed import is_main_process
 from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.report import LANGUAGES
@@ -25,6 +26,11 @@ def main() -> None:
         action='store_true',
         help='test patients that the checkpoint was trained on all the same',
     )
+    parser.add_argument(
+        '--shift',
+        choices=SHIFTS,
+        help='test the images as if another laboratory had stained (lab), lit (lab-tinted) or scanned (scanner) them',
+    )
     parser.add_argument('--language', choices=LANGUAGES, default='en', help='shown first in the report (default: en)')
     parser.add_argument('--no-report', action='store_true', help='write no report.html and no figures')
     add_options_argument(parser)
@@ -34,7 +40,7 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     language = None if args.no_report else args.language
-    result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients)
+    result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients, shift=args.shift)
     if is_main_process():
         print(f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json')
         if not args.no_report:

@@ -5,7 +5,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import barrier
 
-from ..datasets.ignite import PROTOCOL
+from ..datasets.ignite import LOADERS, PROTOCOL
+from ..datasets.transforms import StainShift
+from ..datasets.transforms.loading import transform_name
 from ..engine.checkpoints import safe_checkpoints
 from ..engine.distributed import prepare_launch
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
@@ -34,6 +36,7 @@ def test(
     amp: bool = False,
     allow_seen_patients: bool = False,
     count_validation: bool = True,
+    shift: 'str | None' = None,
 ) -> dict:
     """Score a checkpoint, or an ensemble of several, on the test split.
 
@@ -51,6 +54,8 @@ def test(
         allow_seen_patients: score patients that the checkpoint was trained on too; the report warns of it.
         count_validation: a patient by whom a checkpoint was chosen counts as seen. False for checkpoints that were not
             chosen, as the last one of a training.
+        shift: test the images as another laboratory would have stained and scanned them: 'lab', 'lab-tinted' or 'scanner',
+            see :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>`. The report says so.
 
     Returns:
         What ``metrics.json`` holds; in the other processes of a distributed run nothing.
@@ -63,6 +68,8 @@ def test(
     cfg = resolved(cfg)
     check_parts(cfg, 'test')
     cfg.load_from, cfg.resume = None, False
+    if shift is not None:
+        _add_shift(cfg, shift)
     cfg.model.backbone.init_cfg = None
     cfg.model, members = set_members(cfg.model, checkpoint)
     check_classes(cfg, 'test_dataloader')
@@ -98,6 +105,8 @@ def test(
         'use_context': bool(dataset.get('use_context')),
         'provenance': _provenance(cfg, checkpoint, members),
     }
+    if shift is not None:
+        context['shift'] = shift
     if seen:
         context['seen_patients'] = seen
     if writes:
@@ -105,6 +114,23 @@ def test(
     if writes and out is None:
         _remove_others(predictions, metric.evaluation.names)
     return publish(cfg.work_dir, metric.evaluation, context, report, **metric.options)
+
+
+def _add_shift(cfg: Config, kind: str) -> None:
+    """Let the test pipeline shift the stain of the images, once they are read.
+
+    Raises:
+        IgniteError: an unknown kind, or a pipeline without a loader.
+    """
+    StainShift(kind)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    loaders = [place for place, one in enumerate(pipeline) if transform_name(one) in LOADERS]
+    if not loaders:
+        raise IgniteError(
+            f'{cfg.filename or "the config"} has no {" or ".join(LOADERS)} in the pipeline of its test data, after which the '
+            'stain could be shifted: test it without a shift.'
+        )
+    pipeline.insert(loaders[-1] + 1, dict(type='StainShift', kind=kind))
 
 
 def _provenance(cfg: Config, checkpoint: Path, members: 'list[Path]') -> dict:

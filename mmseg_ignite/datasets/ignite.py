@@ -122,7 +122,7 @@ def _box(entry: dict) -> 'tuple[int, int, int, int]':
 
 
 _GIVEN = {'root', 'rois', 'label_map'}
-_LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadIGNITERegion')
+LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadIGNITERegion')
 
 
 @DATASETS.register_module()
@@ -145,7 +145,7 @@ class IGNITECropDataset(IGNITEDataset):
 
     def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: 'dict | None' = None, **kwargs) -> None:
         self._crops = dict(crops or {})
-        loaders = [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in _LOADERS]
+        loaders = [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]
         if loaders:
             raise IgniteError(
                 f'the pipeline of IGNITECropDataset holds {loaders[0]}, but its crops are read already: remove it.'

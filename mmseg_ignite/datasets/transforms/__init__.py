@@ -1,13 +1,17 @@
+from .lab import LABJitter
 from .loading import LoadIGNITERegion
 from .orientation import RandomDihedral
 from .scanner import RandomScannerEffects
+from .shift import StainShift
 from .stain import HEDJitter, MacenkoAugment, MacenkoNormalize
 
 __all__ = [
     'HEDJitter',
+    'LABJitter',
     'LoadIGNITERegion',
     'MacenkoAugment',
     'MacenkoNormalize',
     'RandomDihedral',
     'RandomScannerEffects',
+    'StainShift',
 ]

@@ -31,7 +31,7 @@ STRENGTH_PERCENTILE = 99
 _SAMPLE = 16384  # pixels from which stains are estimated
 _MIN_TISSUE = 256  # tissue pixels among them; of fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
-_GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green) of glass and of what surely is tissue
+GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green) of glass and of what surely is tissue
 
 
 class Stains(NamedTuple):
@@ -176,7 +176,7 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> 'Stains | None':
     return Stains(vectors, np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0))
 
 
-def _map_from_light(
+def map_from_light(
     image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, light: float, share: 'np.ndarray | None' = None
 ) -> np.ndarray:
     """:func:`map_density` for densities that count from ``light`` instead of 255."""
@@ -291,7 +291,7 @@ class MacenkoNormalize(BaseTransform):
         stains = estimate_stains(results['img'], self.light)
         if stains is not None:
             matrix = np.linalg.pinv(stains.vectors) / stains.strengths @ self._target
-            results['img'] = _map_from_light(results['img'], matrix, np.zeros(3), self.light)
+            results['img'] = map_from_light(results['img'], matrix, np.zeros(3), self.light)
         return results
 
     def __repr__(self) -> str:
@@ -342,7 +342,7 @@ class MacenkoAugment(BaseTransform):
         self._alpha = 1 + _stain_ranges('sigma', sigma, 2, 1)
         self._beta = _stain_ranges('bias', bias, 2, 5)
         density = np.log(light) - _LOG
-        self._share = None if glass else np.interp(density, _GLASS_RAMP, (0, 1))
+        self._share = None if glass else np.interp(density, GLASS_RAMP, (0, 1))
 
     def transform(self, results: dict) -> dict:
         check_image(results['img'], type(self).__name__)
@@ -353,7 +353,7 @@ class MacenkoAugment(BaseTransform):
             vectors = stains.vectors
             # The change of the two concentrations only: the residual is untouched.
             matrix = np.eye(3) + np.linalg.pinv(vectors) * (alpha - 1) @ vectors
-            results['img'] = _map_from_light(results['img'], matrix, beta @ vectors, self.light, self._share)
+            results['img'] = map_from_light(results['img'], matrix, beta @ vectors, self.light, self._share)
         return results
 
     def __repr__(self) -> str:

@@ -1,0 +1,162 @@
+"""The recipes that ``recipe.py`` compares, as configs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmseg_ignite.apis import load_config
+
+SCRATCH = str(Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb4-scratch_ignite-256x256.py')
+META = ('roi', 'patient', 'um_per_px', 'metadata', 'ori_shape', 'img_shape', 'pad_shape', 'flip', 'flip_direction')
+PACK = dict(type='PackSegInputs', meta_keys=META)
+STOCK_OPTIMISER = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.01),
+    paramwise_cfg=dict(
+        custom_keys=dict(pos_block=dict(decay_mult=0.0), norm=dict(decay_mult=0.0), head=dict(lr_mult=10.0))
+    ),
+)
+STOCK_LOSS = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
+LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+stain', 'ours')
+"""Each adds to the one before: our model, half precision where the device computes in it, our loss, our crops, our stain
+augmentation, and the mean of the last weights, which makes ours."""
+
+
+def _stain(*transforms: dict) -> Callable[[Config], None]:
+    """Another colour augmentation."""
+
+    def change(cfg: Config) -> None:
+        kept = [t for t in cfg.train_dataloader.dataset.pipeline if t.type in ('RandomDihedral', 'PackSegInputs')]
+        cfg.train_dataloader.dataset.pipeline = [kept[0], *transforms, kept[1]]
+
+    return change
+
+
+def _crops(**settings) -> Callable[[Config], None]:
+    def change(cfg: Config) -> None:
+        cfg.train_dataloader.dataset.crops.update(settings)
+        if side := settings.get('crop_size'):
+            cfg.model.data_preprocessor.size = side
+
+    return change
+
+
+def _batch(size: int) -> Callable[[Config], None]:
+    def change(cfg: Config) -> None:
+        cfg.train_dataloader.batch_size = size
+
+    return change
+
+
+def _optimiser(**settings) -> Callable[[Config], None]:
+    def change(cfg: Config) -> None:
+        cfg.optim_wrapper.optimizer.update(settings)
+
+    return change
+
+
+def _average(momentum: 'float | None') -> Callable[[Config], None]:
+    def change(cfg: Config) -> None:
+        hooks = [hook for hook in cfg.custom_hooks if hook.type != 'EMAHook']
+        cfg.custom_hooks = hooks + ([dict(type='EMAHook', momentum=momentum, update_buffers=True)] if momentum else [])
+
+    return change
+
+
+def _no_dropping(cfg: Config) -> None:
+    cfg.model.backbone.drop_path_rate = cfg.model.decode_head.dropout_ratio = 0.0
+
+
+CHANGES = {
+    'ce': lambda cfg: cfg.model.decode_head.loss_decode.update(dice=0.0),
+    'uniform': _crops(class_probability=0.0),
+    'fewer-classes': _crops(class_probability=0.25),
+    'anyscale': _crops(um_per_px=(0.4, 0.625), rotation='any', resample_probability=1.0),
+    'weights': lambda cfg: cfg.model.decode_head.loss_decode.update(temperature=0.5),
+    'nodrop': _no_dropping,
+    'raw': _average(None),
+    'ema5': _average(0.05),
+    'c128': _crops(crop_size=(128, 128)),
+    'c192': _crops(crop_size=(192, 192)),
+    'b8': _batch(8),
+    'b16': _batch(16),
+    'lr1': _optimiser(lr=1e-3),
+    'lr2': _optimiser(lr=2e-3),
+    'nostain': _stain(),
+    'photo': _stain(dict(type='PhotoMetricDistortion')),
+    'hed3': _stain(dict(type='HEDJitter', sigma=0.3, bias=0.1), dict(type='RandomScannerEffects')),
+    'labj': _stain(dict(type='LABJitter'), dict(type='RandomScannerEffects')),
+    'hedlab': _stain(
+        dict(type='HEDJitter', sigma=0.2, bias=0.1), dict(type='LABJitter'), dict(type='RandomScannerEffects')
+    ),
+}
+"""Single changes: ``ours-NAME-NAME`` makes them in ours, one after the other."""
+
+
+def is_variant(name: str) -> bool:
+    """Whether ``name`` is one of the ladder, or ours with changes."""
+    base, *changes = name.split('-') if name.startswith('ours-') else [name]
+    rest = '-'.join(changes)
+    return base in LADDER and (not rest or _split(rest) is not None)
+
+
+def _split(text: str) -> 'list[str] | None':
+    """Names of changes joined by hyphens, which they may hold themselves; None if they are not that."""
+    if not text:
+        return []
+    for name in sorted(CHANGES, key=len, reverse=True):
+        if text == name or text.startswith(name + '-'):
+            rest = _split(text[len(name) + 1 :])
+            if rest is not None:
+                return [name, *rest]
+    return None
+
+
+def configured(variant: str, config: str, data: str, protocol: str, seed: int, work_dir: str) -> Config:
+    """The config of a variant, made from ``config`` by taking parts out or changing them."""
+    cfg = load_config(config, dict(data_root=data, protocol=protocol, **{'randomness.seed': seed}), work_dir)
+    if 'scratch' in str(config):
+        cfg.model.backbone.init_cfg, cfg.model.test_cfg = None, dict(mode='whole')
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    hooks = ('ClassWeightHook', 'EMAHook')
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type in hooks]
+    cfg.default_hooks.checkpoint = dict(type='TissueCheckpointHook', by_epoch=False, interval=10**9, save_last=True)
+    cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
+    if variant in LADDER:
+        _take_out(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol)
+    else:
+        for name in _split(variant.removeprefix('ours-')):
+            CHANGES[name](cfg)
+    return cfg
+
+
+def _take_out(cfg: Config, missing: 'tuple[str, ...]', data: str, protocol: str) -> None:
+    """Put mmseg's own parts in the place of ours."""
+    if 'ours' in missing:
+        _average(None)(cfg)
+    if '+half' in missing:
+        optimiser = {
+            **STOCK_OPTIMISER,
+            'optimizer': {**STOCK_OPTIMISER['optimizer'], 'lr': cfg.optim_wrapper.optimizer.lr},
+        }
+        cfg.optim_wrapper = optimiser
+    if '+stain' in missing:
+        _stain(dict(type='PhotoMetricDistortion'))(cfg)
+    if '+crops' in missing:
+        side = tuple(cfg.model.data_preprocessor.size)
+        pipeline = [
+            dict(type='LoadIGNITERegion'),
+            dict(type='RandomCrop', crop_size=side, cat_max_ratio=0.75),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'),
+            PACK,
+        ]
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+        dataset = dict(type='IGNITEDataset', data_root=data, protocol=protocol, split='train', pipeline=pipeline)
+        cfg.train_dataloader.dataset = dataset
+    if '+loss' in missing:
+        cfg.model.decode_head.loss_decode = STOCK_LOSS
+    if '+model' in missing:
+        cfg.model.type = 'EncoderDecoder'
+        cfg.model.backbone.type, cfg.model.decode_head.type = 'MixVisionTransformer', 'SegformerHead'

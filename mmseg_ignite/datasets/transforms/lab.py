@@ -1,0 +1,138 @@
+"""Colour statistics of the tissue in CIE L*a*b*: measuring, mapping, and an augmentation that draws them.
+
+L is 0..100, a (green to red) and b (blue to yellow) about -128..127. Unlike a change of stains (see :mod:`.stain`), which is
+linear in optical density, a change of these statistics is linear in what the eye sees.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
+
+from ...errors import IgniteError
+from .stain import GLASS_RAMP, check_image, check_prob
+
+_SAMPLE = 16384  # pixels from which statistics are measured
+_MIN_TISSUE = 64  # tissue pixels among them
+_LIGHT = 240.0
+_ROWS = 256  # mapped at once, so that a large image needs little memory beside itself
+TISSUE_SHARE = np.interp(np.log(_LIGHT) - np.log(np.maximum(np.arange(256), 0.4)), GLASS_RAMP, (0, 1)).astype(
+    np.float32
+)
+"""(256,): how far a pixel of each green intensity is tissue; 0 for glass, 1 for what surely is tissue."""
+
+
+class LabStatistics(NamedTuple):
+    """Colour of an image's tissue.
+
+    Attributes:
+        mean: (3,) float64, mean of L, a, b over the tissue.
+        spread: (3,) float64, their standard deviation.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+def lab_statistics(image: np.ndarray) -> 'LabStatistics | None':
+    """Mean and standard deviation of L, a, b over the tissue, from about 16,000 pixels of a regular grid.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+
+    Returns:
+        The statistics, or None where fewer than 64 pixels of the grid are tissue (a green density of at least 0.175).
+    """
+    step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
+    pixels = np.ascontiguousarray(image[::step, ::step])
+    tissue = TISSUE_SHARE[pixels[..., 1]] >= 0.5
+    if tissue.sum() < _MIN_TISSUE:
+        return None
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_BGR2LAB)[tissue].astype(np.float64)
+    return LabStatistics(lab.mean(0), lab.std(0))
+
+
+def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: bool = False) -> np.ndarray:
+    """Map L, a, b of every pixel to ``scale * value + offset``.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        scale, offset: (3,), of L, a, b.
+        glass: whether the glass changes with the tissue. Else pixels with a green density below 0.10 stay as they are, and
+            up to 0.25 the change sets in gradually.
+
+    Returns:
+        (H, W, 3) uint8, BGR, a new array; colours outside RGB saturate.
+    """
+    matrix = np.column_stack([np.diag(scale), offset]).astype(np.float32)
+    out = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):
+        part = np.ascontiguousarray(image[top : top + _ROWS])
+        lab = cv2.transform(cv2.cvtColor(part.astype(np.float32) / 255, cv2.COLOR_BGR2LAB), matrix)
+        lab[..., 0] = np.clip(lab[..., 0], 0, 100)  # beyond it OpenCV's conversion is not defined
+        mapped = np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2BGR), 0, 1) * 255
+        if not glass:
+            mapped = part + TISSUE_SHARE[part[..., 1]][..., None] * (mapped - part)
+        out[top : top + _ROWS] = np.rint(mapped)
+    return out
+
+
+@TRANSFORMS.register_module()
+class LABJitter(BaseTransform):
+    """Shift and stretch the colour statistics of the tissue in L*a*b* at random.
+
+    RandStainNA (`Shen et al. 2022 <https://doi.org/10.1007/978-3-031-16434-7_21>`_) draws the mean and the spread of L, a and
+    b that an image is to have from normal distributions around those of the data. Here they are drawn around those of the
+    image itself: a crop of stroma keeps looking like stroma, and nothing has to be measured beforehand. Six numbers are drawn
+    from ``np.random`` whatever the image; one with hardly any tissue stays as it is.
+
+    Required Keys:
+
+    - img (np.uint8, (H, W, 3), BGR)
+
+    Modified Keys:
+
+    - img
+
+    Args:
+        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; draws beyond two of
+            them are cut. Defaults to (6, 5, 6), the spread between slides of two laboratories.
+        spread (float): Standard deviation of the logarithm of the stretch of L, a, b, 0 to 1. Defaults to 0.12.
+        prob (float): Probability of a change. Defaults to 1.0.
+        glass (bool): Whether the glass changes with the tissue. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        mean: 'tuple[float, float, float]' = (6.0, 5.0, 6.0),
+        spread: float = 0.12,
+        prob: float = 1.0,
+        glass: bool = False,
+    ) -> None:
+        try:
+            valid = len(mean) == 3 and all(0 <= m <= 50 for m in mean) and 0 <= spread <= 1
+        except TypeError:
+            valid = False
+        if not valid:
+            raise IgniteError(
+                f'LABJitter was given mean={mean!r} and spread={spread!r}; three numbers from 0 to 50 and one from 0 to 1 '
+                'were expected.'
+            )
+        self.mean, self.spread, self.prob, self.glass = tuple(mean), spread, check_prob('prob', prob), glass
+
+    def transform(self, results: dict) -> dict:
+        image = results['img']
+        check_image(image, type(self).__name__)
+        wanted = np.random.random() < self.prob
+        shift, stretch = np.clip(np.random.standard_normal((2, 3)), -2, 2)
+        own = lab_statistics(image) if wanted else None
+        if own is not None:
+            scale = np.exp(self.spread * stretch)
+            offset = own.mean * (1 - scale) + shift * self.mean
+            results['img'] = map_lab(image, scale, offset, self.glass)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(mean={self.mean}, spread={self.spread}, prob={self.prob}, glass={self.glass})'
