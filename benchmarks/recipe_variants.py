@@ -36,8 +36,7 @@ def _stain(*transforms: dict) -> Callable[[Config], None]:
 def _crops(**settings) -> Callable[[Config], None]:
     def change(cfg: Config) -> None:
         cfg.train_dataloader.dataset.crops.update(settings)
-        if side := settings.get('crop_size'):
-            cfg.model.data_preprocessor.size = side
+        cfg.model.data_preprocessor.update(size=None, size_divisor=32)
 
     return change
 
@@ -64,6 +63,14 @@ def _average(momentum: 'float | None') -> Callable[[Config], None]:
     return change
 
 
+def _grow(*steps: 'tuple[float, int]') -> Callable[[Config], None]:
+    def change(cfg: Config) -> None:
+        cfg.model.data_preprocessor.update(size=None, size_divisor=32)
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='CropGrowthHook', steps=steps)]
+
+    return change
+
+
 def _no_dropping(cfg: Config) -> None:
     cfg.model.backbone.drop_path_rate = cfg.model.decode_head.dropout_ratio = 0.0
 
@@ -81,12 +88,25 @@ CHANGES = {
     'c192': _crops(crop_size=(192, 192)),
     'b8': _batch(8),
     'b16': _batch(16),
+    'grow': _grow((0.6, 128), (0.85, 192)),
+    'lr015': _optimiser(lr=1.5e-4),
+    'lr03': _optimiser(lr=3e-4),
     'lr1': _optimiser(lr=1e-3),
     'lr2': _optimiser(lr=2e-3),
     'nostain': _stain(),
     'photo': _stain(dict(type='PhotoMetricDistortion')),
     'hed3': _stain(dict(type='HEDJitter', sigma=0.3, bias=0.1), dict(type='RandomScannerEffects')),
     'labj': _stain(dict(type='LABJitter'), dict(type='RandomScannerEffects')),
+    'strong': _stain(
+        dict(type='HEDJitter', sigma=0.3, bias=0.15),
+        dict(type='LABJitter', mean=(12.0, 9.0, 10.0), spread=0.2),
+        dict(type='RandomScannerEffects'),
+    ),
+    'mix': _stain(
+        dict(type='HEDJitter', sigma=0.2, bias=0.1, prob=0.5),
+        dict(type='LABJitter', prob=0.5),
+        dict(type='RandomScannerEffects', blur_prob=0.3, jpeg_prob=0.3),
+    ),
     'hedlab': _stain(
         dict(type='HEDJitter', sigma=0.2, bias=0.1), dict(type='LABJitter'), dict(type='RandomScannerEffects')
     ),
@@ -144,7 +164,7 @@ def _take_out(cfg: Config, missing: 'tuple[str, ...]', data: str, protocol: str)
     if '+stain' in missing:
         _stain(dict(type='PhotoMetricDistortion'))(cfg)
     if '+crops' in missing:
-        side = tuple(cfg.model.data_preprocessor.size)
+        side = tuple(cfg.train_dataloader.dataset.crops.crop_size)
         pipeline = [
             dict(type='LoadIGNITERegion'),
             dict(type='RandomCrop', crop_size=side, cat_max_ratio=0.75),

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.transforms import StainShift
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
 from ..evaluation.evaluation import METRICS, RUN_FILES, score_roi
@@ -17,7 +18,7 @@ from ..evaluation.report import GalleryItem, write_report
 from ..evaluation.rois import worst_first
 from ..files import check_outputs
 from ..labels import CLASSES, IGNORE, release_ids
-from ..preparation.store import image_path, label_path, open_array, read_index, roi_name
+from ..preparation.store import CONTEXT, image_path, label_path, open_array, read_index, roi_name
 from ..visualization.curves import read_scalars
 from ..visualization.score_plots import FIGURE_FILES, write_figures
 
@@ -59,14 +60,22 @@ def publish(
         if fault := _fault(evaluation, context):
             warnings.warn(f'{folder / REPORT} shows no regions: {fault}.')
         else:
-            gallery = regions(evaluation, context['data'], context['predictions'], context['encoding'])
+            gallery = regions(
+                evaluation, context['data'], context['predictions'], context['encoding'], context.get('shift'),
+                bool(context.get('use_context')),
+            )  # fmt: skip
         write_report(folder / REPORT, result, evaluation, gallery, _curves(folder, context.get('checkpoint')), report)
         write_figures(folder / FIGURES, result, evaluation)
     return result
 
 
 def regions(
-    evaluation: Evaluation, data: 'str | Path', predictions: 'str | Path', encoding: str = 'raw'
+    evaluation: Evaluation,
+    data: 'str | Path',
+    predictions: 'str | Path',
+    encoding: str = 'raw',
+    shift: 'str | None' = None,
+    use_context: bool = False,
 ) -> 'Iterator[GalleryItem]':
     """The ROIs of a run, worst first, one in memory at a time: image and truth of the prepared data, prediction of its PNG.
 
@@ -76,6 +85,8 @@ def regions(
         data: the prepared data set.
         predictions: folder of ``NAME.png`` or ``NAME_with_context.png``.
         encoding: theirs, see :func:`mmseg_ignite.evaluation.label_files.read_prediction`.
+        shift: the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` that was scored, which is shown too.
+        use_context: whether images with context were scored, whose colours a shift goes by.
 
     Raises:
         IgniteError: a file is missing or damaged, or is of another prediction or truth than was scored.
@@ -97,7 +108,20 @@ def regions(
                 'away with --no-report.'
             )
         image = np.asarray(open_array(image_path(data, name)))
+        if shift is not None:
+            image = _shifted(data, name, shift, contexts[name] if use_context else None, image.shape)
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
+
+
+def _shifted(
+    data: 'str | Path', name: str, kind: str, context: 'dict | None', shape: 'tuple[int, ...]'
+) -> np.ndarray:
+    """The image of an ROI, (H, W, 3) uint8 RGB, as the network was shown it."""
+    path = image_path(data, name if context is None else name + CONTEXT)
+    image = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)
+    top, left = (0, 0) if context is None else context['origin']
+    image = StainShift(kind).transform(dict(img=image, roi=name))['img']
+    return cv2.cvtColor(image[top : top + shape[0], left : left + shape[1]], cv2.COLOR_BGR2RGB)
 
 
 def _places(classes: 'tuple[str, ...]') -> 'np.ndarray | None':

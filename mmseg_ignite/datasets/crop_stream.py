@@ -100,8 +100,6 @@ class CropStream:
         self.class_probability, self.um_per_px = class_probability, um_per_px
         self.rotation, self.border, self.use_context = rotation, border, use_context
         self.resample_probability = resample_probability if um_per_px is not None or rotation == 'any' else 0.0
-        # How far from the centre a drawn pixel may be; a pixel less than half, since crops may snap to whole pixels.
-        self._limit = np.maximum(np.array(self.crop_size) / 2 - 1, 0)
         self.table = None
         if label_map is not None:
             self.table = np.full(256, IGNORE, np.uint8)
@@ -138,8 +136,14 @@ class CropStream:
         of_class = np.stack([np.bincount(p[:, 0], minlength=NUM_CLASSES) for p in points])
         self._ends = np.cumsum(of_class).reshape(of_class.shape)  # rows of ROI r, class k end here
 
-    def place(self, rng: np.random.Generator) -> Place:
-        """Decide where a crop lies: eight uniform numbers, and a ninth where crops may be resampled."""
+    def place(self, rng: np.random.Generator, crop_size: 'tuple[int, int] | None' = None) -> Place:
+        """Decide where a crop lies: eight uniform numbers, and a ninth where crops may be resampled.
+
+        Args:
+            rng: the generator that the numbers are drawn from.
+            crop_size: (H, W) in px of this crop. Defaults to that of the stream.
+        """
+        size = np.array(crop_size or self.crop_size)
         u = rng.random(8)
         resampled = self.resample_probability > 0 and rng.random() < self.resample_probability
         train_id = -1
@@ -165,25 +169,31 @@ class CropStream:
             angle = 2 * np.pi * u[7] if free else np.pi / 2 * int(4 * u[7])
         jitter = u[4:6]
         if train_id >= 0:  # the pixel may lie anywhere in the crop
-            centre = self._centre(shape, np.array(anchor) + 0.5, (2 * jitter - 1) * self._limit, zoom, angle)
+            offset = (2 * jitter - 1) * _limit(size)
+            centre = self._centre(shape, size, np.array(anchor) + 0.5, offset, zoom, angle)
         else:  # a place within the pixel is the centre
-            centre = self._centre(shape, anchor + jitter, np.zeros(2), zoom, angle)
+            centre = self._centre(shape, size, anchor + jitter, np.zeros(2), zoom, angle)
         return Place(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle, resampled)
 
     def _centre(
-        self, shape: 'tuple[int, int]', anchor: np.ndarray, offset: np.ndarray, zoom: float, angle: float
+        self,
+        shape: 'tuple[int, int]',
+        size: np.ndarray,
+        anchor: np.ndarray,
+        offset: np.ndarray,
+        zoom: float,
+        angle: float,
     ) -> np.ndarray:
-        """The crop's centre: moved into the array as far as the anchor stays in the crop."""
+        """The centre of a crop of ``size``: moved into the array as far as the anchor stays in the crop."""
         turn = _turn(angle)
         free = anchor - zoom * turn @ offset
         if self.border == 'mirror':
             return free
-        size = np.array(self.crop_size)
         half, side = zoom * np.abs(turn) @ size / 2, np.array(shape)
         inside = np.where(side >= 2 * half, np.clip(free, half, side - half), side / 2)
         # The anchor in crop coordinates at `inside` and at `free`; between them it moves on a line.
         at_inside = turn.T @ (anchor - inside) / zoom
-        beyond = np.abs(at_inside) - self._limit
+        beyond = np.abs(at_inside) - _limit(size)
         with np.errstate(divide='ignore', invalid='ignore'):
             back = np.where(beyond > 0, beyond / np.abs(at_inside - offset), 0.0)
         return inside + back.max() * (free - inside)
@@ -195,8 +205,15 @@ class CropStream:
             return entry['name'], (entry['height'], entry['width']), (0, 0)
         return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
-    def read(self, seed: int, n: int, with_image: bool = True) -> dict:
+    def read(
+        self, seed: int, n: int, with_image: bool = True, crop_size: 'tuple[int, int] | None' = None
+    ) -> dict:
         """Crop number ``n`` of the stream of ``seed``.
+
+        Args:
+            seed, n: which crop.
+            with_image: read the image too.
+            crop_size: (H, W) in px of this crop. Defaults to that of the stream.
 
         Returns:
             dict: ``gt_seg_map`` (H, W) uint8, ``place`` (:class:`Place`), ``entry`` (index entry of the ROI), and with
@@ -204,24 +221,25 @@ class CropStream:
         """
         rng = philox(seed, n)
         for _ in range(_ATTEMPTS):
-            place = self.place(rng)
+            place = self.place(rng, crop_size)
             entry = self.rois[place.roi]
             name = self._array(entry)[0]
-            labels = self._cut(open_array(label_path(self.root, name)), place)
+            labels = self._cut(open_array(label_path(self.root, name)), place, crop_size)
             if self.table is not None:
                 labels = self.table[labels]
             if (labels != IGNORE).any():
                 break
         crop = dict(gt_seg_map=labels, place=place, entry=entry)
         if with_image:
-            image = self._cut(open_array(image_path(self.root, name)), place)
+            image = self._cut(open_array(image_path(self.root, name)), place, crop_size)
             crop['img'] = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         return crop
 
-    def _cut(self, array: np.ndarray, place: Place) -> np.ndarray:
+    def _cut(self, array: np.ndarray, place: Place, crop_size: 'tuple[int, int] | None' = None) -> np.ndarray:
         """Read a crop from an image or label array; only the rows and columns it covers are touched."""
         mirror = array.ndim == 3 or self.border == 'mirror'
-        size, turn, centre = np.array(self.crop_size), _turn(place.angle), np.array(place.centre)
+        crop_size = crop_size or self.crop_size
+        size, turn, centre = np.array(crop_size), _turn(place.angle), np.array(place.centre)
         half = place.zoom * np.abs(turn) @ size / 2
         if not place.resampled:
             first = np.floor(centre - half + 0.5).astype(int)
@@ -241,7 +259,7 @@ class CropStream:
         matrix = np.array([[linear[1, 1], linear[1, 0], shift[1]], [linear[0, 1], linear[0, 0], shift[0]]]) / shrink
         matrix[:, 2] -= 0.5
         flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if array.ndim == 3 else cv2.INTER_NEAREST)
-        return cv2.warpAffine(block, matrix, self.crop_size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(block, matrix, tuple(crop_size)[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border) -> None:
@@ -296,6 +314,11 @@ def _read_points(root: Path, name: str) -> np.ndarray:
 def _pick(cumulative: np.ndarray, u: float) -> int:
     """Index drawn with a uniform number from cumulative weights; never one of weight 0."""
     return int(np.searchsorted(cumulative, u * cumulative[-1], side='right'))
+
+
+def _limit(size: np.ndarray) -> np.ndarray:
+    """How far from the centre a drawn pixel may be; a pixel less than half, since crops may snap to whole pixels."""
+    return np.maximum(size / 2 - 1, 0)
 
 
 def _turn(angle: float) -> np.ndarray:

@@ -175,8 +175,11 @@ class IGNITECropDataset(IGNITEDataset):
         """Not supported: the stream draws from all ROIs; give ``indices`` to the constructor instead."""
         raise IgniteError('IGNITECropDataset cannot be cut afterwards: give indices to its constructor.')
 
-    def __getitem__(self, key: 'tuple[int, int]') -> dict:
+    def __getitem__(self, key: 'tuple') -> dict:
         """Crop ``n`` of the stream of ``seed``, after the pipeline.
+
+        Args:
+            key: (seed, n), or (seed, n, (H, W)) for a crop of another size than ``crops`` says.
 
         Raises:
             IgniteError: the key is no pair (seed, n): the data loader has another sampler.
@@ -187,13 +190,13 @@ class IGNITECropDataset(IGNITEDataset):
                 'dict(type="CropStreamSampler").'
             )
         self.full_init()
-        seed, n = key
+        seed, n, *size = key
         with seeded(seed, n):
-            return self.pipeline(self.crop(seed, n))
+            return self.pipeline(self.crop(seed, n, *size))
 
-    def crop(self, seed: int, n: int) -> dict:
+    def crop(self, seed: int, n: int, crop_size: 'tuple[int, int] | None' = None) -> dict:
         """Crop ``n`` of the stream of ``seed`` as the pipeline gets it."""
-        crop = self.stream.read(seed, n)
+        crop = self.stream.read(seed, n, crop_size=crop_size)
         entry, place = crop['entry'], crop['place']
         shape = crop['gt_seg_map'].shape
         return dict(

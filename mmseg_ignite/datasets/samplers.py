@@ -17,6 +17,10 @@ class CropStreamSampler(Sampler):
     Args:
         dataset (Sized): The data set.
         seed (int, optional): Of the stream; mmengine passes the run's own. Defaults to None: a random one.
+
+    Attributes:
+        sizes: [(first n, (H, W)), ...] in order of n: crops from that number on have this size in px; before the first, and
+            by default, that of the data set. Set by :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>`.
     """
 
     def __init__(self, dataset: Sized, seed: 'int | None' = None) -> None:
@@ -24,12 +28,14 @@ class CropStreamSampler(Sampler):
         self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
         self.skipped = 0
+        self.sizes: list[tuple[int, tuple[int, int]]] = []
 
-    def __iter__(self) -> 'Iterator[tuple[int, int]]':
-        """(seed, n) of this process's crops, for ever."""
+    def __iter__(self) -> 'Iterator[tuple]':
+        """(seed, n) of this process's crops, for ever; (seed, n, (H, W)) where ``sizes`` gives a size."""
         n = self.skipped * self.world_size + self.rank
         while True:
-            yield self.seed, n
+            size = next((size for first, size in reversed(self.sizes) if first <= n), None)
+            yield (self.seed, n) if size is None else (self.seed, n, size)
             n += self.world_size
 
     def skip(self, num_samples: int) -> None:

@@ -200,6 +200,8 @@ def seen_warning(result: dict) -> 'str | None':
 
 def _remarks(result: dict) -> 'Iterator[str]':
     """The lines under the table."""
+    if shift := result.get('shift'):
+        yield f'the images were shifted as if stained and scanned by another laboratory: {shift}'
     if gone := [name for name, row in result['classes'].items() if not row['pixels'] and not row['predicted_pixels']]:
         yield f'in neither ground truth nor prediction: {", ".join(gone)}'
     kappa = '' if result['kappa'] is None else f', kappa {result["kappa"]:.3f}'

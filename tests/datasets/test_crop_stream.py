@@ -271,6 +271,28 @@ def test_crops_hold_what_the_arrays_hold(prepared):
 
 
 @pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
+def test_a_crop_of_another_size_is_that_of_a_stream_of_this_size(prepared, rotation):
+    settings = dict(um_per_px=(0.4, 0.7), rotation=rotation)
+    one, other = dataset(prepared, crop_size=(40, 44), **settings), dataset(prepared, crop_size=(20, 26), **settings)
+    for n in range(30):
+        crop, expected = one[(3, n, (20, 26))], other[(3, n)]
+        np.testing.assert_array_equal(crop['img'], expected['img'])
+        np.testing.assert_array_equal(crop['gt_seg_map'], expected['gt_seg_map'])
+        assert one[(3, n)]['img'].shape == (40, 44, 3)
+
+
+def test_the_sampler_gives_each_crop_the_last_size_that_has_begun(prepared):
+    sampler = samplers.CropStreamSampler(dataset(prepared), seed=4)
+    sampler.sizes = [(0, (8, 8)), (3, (9, 7)), (5, None)]
+    keys = iter(sampler)
+    assert [next(keys) for _ in range(7)] == [
+        (4, 0, (8, 8)), (4, 1, (8, 8)), (4, 2, (8, 8)), (4, 3, (9, 7)), (4, 4, (9, 7)), (4, 5), (4, 6)
+    ]  # fmt: skip
+    sampler.skip(4)
+    assert next(iter(sampler)) == (4, 4, (9, 7))
+
+
+@pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
 def test_rois_smaller_than_the_crop_are_padded(prepared, rotation):
     """255 in the labels beyond the ROI, mirrored tissue in the image; no pixel of the ROI is lost if it fits."""
     source = stream(prepared, crop_size=(200, 210), rotation=rotation)

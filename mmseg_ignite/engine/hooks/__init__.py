@@ -1,5 +1,6 @@
 from .class_weight_hook import ClassWeightHook
 from .compile_hook import CompileHook
+from .crop_growth_hook import CropGrowthHook
 from .finite_loss_hook import FiniteLossHook
 from .prediction_writer_hook import PredictionWriterHook
 from .score_smoothing_hook import ScoreSmoothingHook
@@ -11,6 +12,7 @@ from .validation_overlay_hook import ValidationOverlayHook
 __all__ = [
     'ClassWeightHook',
     'CompileHook',
+    'CropGrowthHook',
     'FiniteLossHook',
     'PredictionWriterHook',
     'ScoreSmoothingHook',

@@ -122,6 +122,13 @@ TEXTS = {
         '시험 환자 {m}명 중 {n}명이 이 체크포인트의 학습이나 선택에 쓰였으므로, 점수가 실제보다 높습니다.',
     ),
     'seen_patients_list': ('Patients: {names}', '환자: {names}'),
+    'shift': ('Shift', '이동 조건'),
+    'shift_note': (
+        'The images were recoloured as if another laboratory had stained and another scanner had read them ({kind}), then '
+        'blurred and compressed. These scores show how well the model holds, not how well it does on the original images.',
+        '다른 기관에서 염색하고 다른 스캐너로 읽은 것처럼 영상의 색을 바꾸고({kind}) 흐리게 한 뒤 압축했습니다. '
+        '이 점수는 원본 영상의 성능이 아니라 모델의 견고함을 보여 줍니다.',
+    ),
     # provenance
     'provenance': ('Provenance', '출처'),
     'provenance_note': (

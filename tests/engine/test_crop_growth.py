@@ -1,0 +1,101 @@
+"""Crops that grow: which size at which iteration, resumed and by the clock; what cannot grow is refused."""
+
+import logging
+import time
+
+import pytest
+from conftest import DEMO_CONFIG
+from mmengine.hooks import Hook
+from mmseg.registry import HOOKS
+
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.engine.hooks import CropGrowthHook
+from mmseg_ignite.errors import IgniteError
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+SEEN = []
+
+
+@HOOKS.register_module()
+class SideRecorder(Hook):
+    """Keeps the sides of the images of each batch, and waits a little where asked to."""
+
+    def __init__(self, wait=0.0):
+        self.wait = wait
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        SEEN.append({tuple(image.shape[1:]) for image in data_batch['inputs']})
+        time.sleep(self.wait)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    SEEN.clear()
+
+
+def config(prepared, work_dir, steps, wait=0.0, **options):
+    small = {
+        'data_root': str(prepared),
+        'crops.crop_size': (64, 64),
+        'model.data_preprocessor.size': None,
+        '+model.data_preprocessor.size_divisor': 32,
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 10,
+        'train_cfg.val_interval': 100,
+        'default_hooks.checkpoint.interval': 5,
+        'default_hooks.checkpoint.max_keep_ckpts': 2,
+    }
+    cfg = load_config(DEMO_CONFIG, {**small, **options}, str(work_dir))
+    for name in ('train', 'val', 'test'):
+        cfg[f'{name}_dataloader'].update(num_workers=0, persistent_workers=False)
+    cfg.custom_hooks = [dict(type='CropGrowthHook', steps=steps), dict(type='SideRecorder', wait=wait)]
+    return cfg
+
+
+def test_crops_grow_by_iterations_and_a_resumed_run_goes_on(prepared, tmp_path):
+    steps = [(0.3, 32), (0.8, 48)]
+    train(config(prepared, tmp_path / 'a', steps))
+    expected = [{(32, 32)}] * 3 + [{(48, 48)}] * 5 + [{(64, 64)}] * 2
+    assert SEEN == expected
+    (tmp_path / 'a' / 'iter_10.pth').unlink()
+    SEEN.clear()
+    train(config(prepared, tmp_path / 'a', steps), resume=True)
+    assert SEEN == expected[5:]
+
+
+def test_crops_grow_with_workers_at_the_same_iterations(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, [(0.5, 32)])
+    cfg.train_dataloader.num_workers = 2
+    train(cfg)
+    assert SEEN == [{(32, 32)}] * 5 + [{(64, 64)}] * 5
+
+
+def test_crops_grow_by_the_clock(prepared, tmp_path):
+    train(config(prepared, tmp_path, [(0.5, 32)], wait=0.2), minutes=3 / 60)
+    small = [sizes == {(32, 32)} for sizes in SEEN]
+    assert small == sorted(small, reverse=True) and small[0] and not small[-1]
+    assert 0.2 < sum(small) / len(small) < 0.85
+
+
+@pytest.mark.parametrize('steps', [[], 5, [(0.5,)], [(0, 32)], [(1, 32)], [(0.5, 32), (0.4, 48)], [(0.5, 0)], [('a', 32)]])
+def test_wrong_steps_are_refused(steps):
+    with pytest.raises(IgniteError, match='CropGrowthHook was given steps'):
+        CropGrowthHook(steps)
+
+
+def test_a_preprocessor_that_pads_is_refused(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, [(0.5, 32)])
+    cfg.model.data_preprocessor.update(size=(64, 64), size_divisor=None)
+    with pytest.raises(IgniteError, match=r'pads images to \(64, 64\)'):
+        train(cfg)
+
+
+def test_another_sampler_is_refused(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, [(0.5, 32)])
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+    cfg.train_dataloader.dataset = dict(type='IGNITEDataset', split='train', data_root=str(prepared), pipeline=[
+        dict(type='LoadIGNITERegion'), dict(type='PackSegInputs')])  # fmt: skip
+    with pytest.raises(IgniteError, match='needs the sampler CropStreamSampler'):
+        train(cfg)
