@@ -127,7 +127,7 @@ def run_all(args: argparse.Namespace, data: str) -> None:
     args.console.print(f'{len(jobs)} trainings, {args.at_once} at a time: about {minutes:.0f} minutes.')
     waiting, running = deque(jobs), {}
     columns = (TextColumn('trainings'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.description}'))
-    with Progress(*columns, console=args.console) as progress:
+    with Progress(*columns, console=args.console, refresh_per_second=1) as progress:
         bar, durations = progress.add_task('', total=len(jobs)), []
         try:
             while waiting or running:

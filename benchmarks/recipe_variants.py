@@ -89,6 +89,7 @@ CHANGES = {
     'b8': _batch(8),
     'b16': _batch(16),
     'grow': _grow((0.6, 128), (0.85, 192)),
+    'lr02': _optimiser(lr=2e-4),
     'lr015': _optimiser(lr=1.5e-4),
     'lr03': _optimiser(lr=3e-4),
     'lr1': _optimiser(lr=1e-3),
@@ -101,6 +102,17 @@ CHANGES = {
         dict(type='HEDJitter', sigma=0.3, bias=0.15),
         dict(type='LABJitter', mean=(12.0, 9.0, 10.0), spread=0.2),
         dict(type='RandomScannerEffects'),
+    ),
+    'rsna': _stain(
+        dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.1, bias=0.05), dict(type='RandomScannerEffects')
+    ),
+    'rsnahalf': _stain(
+        dict(type='RandStainNA', prob=0.5),
+        dict(type='HEDJitter', sigma=0.1, bias=0.05),
+        dict(type='RandomScannerEffects'),
+    ),
+    'rsnahed': _stain(
+        dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.25, bias=0.15), dict(type='RandomScannerEffects')
     ),
     'mix': _stain(
         dict(type='HEDJitter', sigma=0.2, bias=0.1, prob=0.5),

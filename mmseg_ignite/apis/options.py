@@ -201,7 +201,9 @@ def _check_kind(name: str, present: object, value: object) -> None:
 def _check_variable(name: str, cfg: Mapping) -> None:
     """Raise IgniteError if an option changes a variable of the config file, which nothing reads afterwards."""
     top, *rest = name.split('.')
-    read = {*_TOP, *_signature(Runner.__init__)} - {'data_preprocessor'}  # the Runner reads it only for a model without one
+    read = {*_TOP, *_signature(Runner.__init__)} - {
+        'data_preprocessor'
+    }  # the Runner reads it only for a model without one
     if top not in cfg or top in read:
         return
     copies = [key for key in _dotted(cfg) if key.split('.')[0] != top and _find(cfg, key) == cfg[top]]

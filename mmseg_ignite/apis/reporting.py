@@ -113,9 +113,7 @@ def regions(
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
 
 
-def _shifted(
-    data: 'str | Path', name: str, kind: str, context: 'dict | None', shape: 'tuple[int, ...]'
-) -> np.ndarray:
+def _shifted(data: 'str | Path', name: str, kind: str, context: 'dict | None', shape: 'tuple[int, ...]') -> np.ndarray:
     """The image of an ROI, (H, W, 3) uint8 RGB, as the network was shown it."""
     path = image_path(data, name if context is None else name + CONTEXT)
     image = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)

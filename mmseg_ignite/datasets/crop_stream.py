@@ -205,9 +205,7 @@ class CropStream:
             return entry['name'], (entry['height'], entry['width']), (0, 0)
         return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
-    def read(
-        self, seed: int, n: int, with_image: bool = True, crop_size: 'tuple[int, int] | None' = None
-    ) -> dict:
+    def read(self, seed: int, n: int, with_image: bool = True, crop_size: 'tuple[int, int] | None' = None) -> dict:
         """Crop number ``n`` of the stream of ``seed``.
 
         Args:

@@ -1,4 +1,4 @@
-from .lab import LABJitter
+from .lab import LABJitter, RandStainNA
 from .loading import LoadIGNITERegion
 from .orientation import RandomDihedral
 from .scanner import RandomScannerEffects
@@ -11,6 +11,7 @@ __all__ = [
     'LoadIGNITERegion',
     'MacenkoAugment',
     'MacenkoNormalize',
+    'RandStainNA',
     'RandomDihedral',
     'RandomScannerEffects',
     'StainShift',

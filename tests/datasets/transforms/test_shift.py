@@ -44,7 +44,9 @@ def test_the_scanner_shift_turns_the_stain_vectors_by_as_much_as_laboratories_di
     image = h_and_e(LABORATORIES['wsss4luad'].vectors, glass=False)
     before, after = estimate_stains(image), estimate_stains(shifted(image, 'scanner'))
     turned = np.rad2deg(np.arccos(np.clip((before.vectors * after.vectors).sum(1), -1, 1)))
-    own, other = (np.array(lab.vectors) / np.linalg.norm(lab.vectors, axis=1, keepdims=True) for lab in LABORATORIES.values())
+    own, other = (
+        np.array(lab.vectors) / np.linalg.norm(lab.vectors, axis=1, keepdims=True) for lab in LABORATORIES.values()
+    )
     between = np.rad2deg(np.arccos((own * other).sum(1)))
     # The camera's matrix turns them too, by up to some 8 degrees.
     assert (turned > between - 8).all() and (turned < between + 12).all() and turned.max() > 3
@@ -108,7 +110,9 @@ def test_the_documented_statistics_are_those_of_the_real_tissue(real_release):
 
 def test_it_is_registered_and_refuses_other_kinds():
     init_default_scope('mmseg')
-    assert repr(TRANSFORMS.build(dict(type='StainShift', kind='scanner', seed=3))) == "StainShift(kind='scanner', seed=3)"
+    assert (
+        repr(TRANSFORMS.build(dict(type='StainShift', kind='scanner', seed=3))) == "StainShift(kind='scanner', seed=3)"
+    )
     with pytest.raises(IgniteError, match="kind of StainShift is 'macenko'"):
         StainShift('macenko')
     with pytest.raises(IgniteError, match='seed of StainShift is -1'):

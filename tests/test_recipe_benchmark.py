@@ -1,0 +1,127 @@
+"""The statistics of benchmarks/recipe.py against plain loops, and its folds."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import recipe_crossval as instrument  # noqa: E402
+import recipe_variants as variants  # noqa: E402
+
+from mmseg_ignite.labels import CLASSES  # noqa: E402
+from mmseg_ignite.preparation.store import read_index, select  # noqa: E402
+
+PATIENTS = {f'roi{i}': f'p{i // 2}' for i in range(14)}
+
+
+def results(rng, variant, seeds=3, folds=2, skill=0.6):
+    """Results of a network that is right in this share of the pixels of four classes."""
+    found = []
+    for seed in range(seeds):
+        for fold in range(folds):
+            rois = [roi for roi, patient in PATIENTS.items() if int(patient[1:]) % folds == fold]
+            counts = {}
+            for condition in instrument.CONDITIONS:
+                counts[condition] = {}
+                for roi in rois:
+                    matrix = np.zeros((len(CLASSES), len(CLASSES)), int)
+                    matrix[:4, :4] = rng.integers(0, 900, (4, 4)) + np.diag(rng.integers(0, int(9000 * skill), 4))
+                    counts[condition][roi] = [
+                        matrix.sum(1).tolist(),
+                        matrix.sum(0).tolist(),
+                        matrix.diagonal().tolist(),
+                    ]
+            found.append(dict(variant=variant, seed=seed, fold=fold, counts=counts, iterations=10, crops_s=1.0))
+    return found
+
+
+def plain_miou(rows):
+    """Of (truth, predicted, correct) rows of classes, one by one."""
+    truth, predicted, correct = np.sum(rows, 0)
+    ious = [c / (t + p - c) for t, p, c in zip(truth, predicted, correct) if t > 0]
+    return 100 * sum(ious) / len(ious)
+
+
+def test_scores_are_those_of_the_pooled_counts_of_each_seed():
+    found = results(np.random.default_rng(), 'a')
+    scores = instrument.Scores(found, PATIENTS)
+    for condition in instrument.CONDITIONS:
+        expected = [
+            plain_miou([rows for r in found if r['seed'] == seed for rows in r['counts'][condition].values()])
+            for seed in range(3)
+        ]
+        np.testing.assert_allclose(scores.by_seed(condition), expected)
+
+
+def test_a_sample_is_drawn_patients_and_drawn_seeds():
+    rng = np.random.default_rng()
+    found = results(rng, 'a')
+    scores = instrument.Scores(found, PATIENTS)
+    drawn = rng.multinomial(7, np.full(7, 1 / 7), 20).astype(float)
+    seeds = np.random.default_rng(5).integers(3, size=(20, 3))
+    expected = []
+    for times, chosen in zip(drawn, seeds):
+        of_seeds = []
+        for seed in chosen:
+            rows = [
+                np.array(counts) * times[scores.units.index(PATIENTS[roi])]
+                for r in found
+                if r['seed'] == seed
+                for roi, counts in r['counts']['clean'].items()
+            ]
+            of_seeds.append(plain_miou(rows))
+        expected.append(np.mean(of_seeds))
+    np.testing.assert_allclose(scores.samples('clean', drawn, np.random.default_rng(5)), expected)
+
+
+def test_intervals_hold_the_means_and_tell_a_better_recipe():
+    rng = np.random.default_rng()
+    scores = {
+        name: instrument.Scores(results(rng, name, skill=skill), PATIENTS)
+        for name, skill in (('stock', 0.3), ('b', 0.9))
+    }
+    rows = instrument.intervals(scores, 'stock', samples=500)
+    for name, one in scores.items():
+        mean, low, high, *_ = rows[name]['clean']
+        assert mean == pytest.approx(one.by_seed('clean').mean()) and low < mean < high
+    shifted = np.mean([scores['b'].by_seed(c).mean() for c in instrument.SHIFTS])
+    assert rows['b']['shifted'][0] == pytest.approx(shifted)
+    assert rows['b']['loss'][0] == pytest.approx(rows['b']['clean'][0] - shifted)
+    assert rows['b']['clean'][3] == pytest.approx(rows['b']['clean'][0] - rows['stock']['clean'][0])
+    assert rows['b']['clean'][4] > 0, 'three times the skill is better in every sample'
+    assert rows['stock']['clean'][3] == 0
+
+
+def test_a_seed_that_lacks_a_fold_is_left_out():
+    found = results(np.random.default_rng(), 'a')
+    scores = instrument.Scores([r for r in found if (r['seed'], r['fold']) != (1, 0)], PATIENTS)
+    assert scores.seeds == [0, 2] and scores.counts['clean'].shape[0] == 2
+
+
+def test_every_roi_is_tested_once_by_a_training_that_has_not_seen_its_patient(release, tmp_path):
+    data = instrument.prepared(release, tmp_path / 'data', 3)
+    index, tested = read_index(data), []
+    patient = {roi['name']: roi['patient'] for roi in index['rois']}
+    for fold in range(3):
+        test, train = (select(index, f'fold{fold}', part, data) for part in ('test', 'train'))
+        assert not {r['patient'] for r in test} & {r['patient'] for r in train}
+        assert len(test) + len(train) == len(patient)
+        tested += [r['name'] for r in test]
+    assert sorted(tested) == sorted(patient)
+    assert instrument.prepared(release, tmp_path / 'data', 3) == data
+    assert read_index(data) == index
+
+
+@pytest.mark.parametrize('name', [*variants.LADDER, *(f'ours-{name}' for name in variants.CHANGES)])
+def test_every_variant_is_a_config(prepared, tmp_path, name):
+    assert variants.is_variant(name)
+    cfg = variants.configured(name, variants.SCRATCH, str(prepared), 'fold0', 3, str(tmp_path))
+    assert cfg.randomness.seed == 3 and cfg.model.test_cfg.mode == 'whole'
+    assert (cfg.model.type == 'EncoderDecoder') == (name == 'stock')
+
+
+def test_changes_are_combined_and_others_are_none():
+    assert variants.is_variant('ours-uniform-raw') and not variants.is_variant('ours-better')
+    assert not variants.is_variant('stock-raw')
