@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmseg_ignite.apis import load_config
 
-SCRATCH = str(Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb4-scratch_ignite-256x256.py')
+SCRATCH = str(Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb4-scratch_ignite-128x128.py')
 META = ('roi', 'patient', 'um_per_px', 'metadata', 'ori_shape', 'img_shape', 'pad_shape', 'flip', 'flip_direction')
 PACK = dict(type='PackSegInputs', meta_keys=META)
 STOCK_OPTIMISER = dict(
@@ -18,9 +18,10 @@ STOCK_OPTIMISER = dict(
     ),
 )
 STOCK_LOSS = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
-LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+stain', 'ours')
-"""Each adds to the one before: our model, half precision where the device computes in it, our loss, our crops, our stain
-augmentation, and the mean of the last weights, which makes ours."""
+LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+settings', '+stain', 'ours')
+"""Each adds to the one before: our model, half precision where the device computes in it, our loss, our crops, the settings
+for random weights (crops of 128 px, a lower learning rate, nothing dropped), our stain augmentation, and the mean of the last
+weights, which makes ours."""
 
 
 def _stain(*transforms: dict) -> Callable[[Config], None]:
@@ -71,57 +72,60 @@ def _grow(*steps: 'tuple[float, int]') -> Callable[[Config], None]:
     return change
 
 
-def _no_dropping(cfg: Config) -> None:
-    cfg.model.backbone.drop_path_rate = cfg.model.decode_head.dropout_ratio = 0.0
+def _earlier(cfg: Config) -> None:
+    _earlier_settings(cfg)
+    _stain(dict(type='HEDJitter'), dict(type='RandomScannerEffects'))(cfg)
 
 
+def _earlier_settings(cfg: Config) -> None:
+    """What a training from ImageNet weights takes, with a tenfold learning rate."""
+    _crops(crop_size=(256, 256))(cfg)
+    cfg.optim_wrapper.optimizer.lr = 6e-4
+    cfg.model.backbone.drop_path_rate = cfg.model.decode_head.dropout_ratio = 0.1
+
+
+SCANNER, LIGHT = dict(type='RandomScannerEffects'), dict(type='HEDJitter', sigma=0.1, bias=0.05)
 CHANGES = {
+    'earlier': _earlier,
     'ce': lambda cfg: cfg.model.decode_head.loss_decode.update(dice=0.0),
     'uniform': _crops(class_probability=0.0),
     'fewer-classes': _crops(class_probability=0.25),
     'anyscale': _crops(um_per_px=(0.4, 0.625), rotation='any', resample_probability=1.0),
     'weights': lambda cfg: cfg.model.decode_head.loss_decode.update(temperature=0.5),
-    'nodrop': _no_dropping,
+    'dropping': lambda cfg: (
+        cfg.model.backbone.update(drop_path_rate=0.1),
+        cfg.model.decode_head.update(dropout_ratio=0.1),
+    ),
     'raw': _average(None),
-    'ema5': _average(0.05),
-    'c128': _crops(crop_size=(128, 128)),
-    'c192': _crops(crop_size=(192, 192)),
-    'b8': _batch(8),
-    'b16': _batch(16),
+    'shortmean': _average(0.05),
     'grow': _grow((0.6, 128), (0.85, 192)),
-    'lr02': _optimiser(lr=2e-4),
-    'lr015': _optimiser(lr=1.5e-4),
-    'lr03': _optimiser(lr=3e-4),
-    'lr1': _optimiser(lr=1e-3),
-    'lr2': _optimiser(lr=2e-3),
+    'crops192': _crops(crop_size=(192, 192)),
+    'crops256': _crops(crop_size=(256, 256)),
+    'batch8': _batch(8),
+    'lr15': _optimiser(lr=1.5e-4),
+    'lr30': _optimiser(lr=3e-4),
+    'lr60': _optimiser(lr=6e-4),
+    'lr200': _optimiser(lr=2e-3),
     'nostain': _stain(),
     'photo': _stain(dict(type='PhotoMetricDistortion')),
-    'hed3': _stain(dict(type='HEDJitter', sigma=0.3, bias=0.1), dict(type='RandomScannerEffects')),
-    'labj': _stain(dict(type='LABJitter'), dict(type='RandomScannerEffects')),
-    'strong': _stain(
-        dict(type='HEDJitter', sigma=0.3, bias=0.15),
-        dict(type='LABJitter', mean=(12.0, 9.0, 10.0), spread=0.2),
-        dict(type='RandomScannerEffects'),
-    ),
-    'rsna': _stain(
-        dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.1, bias=0.05), dict(type='RandomScannerEffects')
-    ),
-    'rsnahalf': _stain(
-        dict(type='RandStainNA', prob=0.5),
-        dict(type='HEDJitter', sigma=0.1, bias=0.05),
-        dict(type='RandomScannerEffects'),
-    ),
-    'rsnahed': _stain(
-        dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.25, bias=0.15), dict(type='RandomScannerEffects')
-    ),
-    'mix': _stain(
+    'hed': _stain(dict(type='HEDJitter'), SCANNER),
+    'hedstrong': _stain(dict(type='HEDJitter', sigma=0.3, bias=0.1), SCANNER),
+    'lab': _stain(dict(type='LABJitter'), SCANNER),
+    'hedlab': _stain(dict(type='HEDJitter', sigma=0.2, bias=0.1), dict(type='LABJitter'), SCANNER),
+    'mixture': _stain(
         dict(type='HEDJitter', sigma=0.2, bias=0.1, prob=0.5),
         dict(type='LABJitter', prob=0.5),
         dict(type='RandomScannerEffects', blur_prob=0.3, jpeg_prob=0.3),
     ),
-    'hedlab': _stain(
-        dict(type='HEDJitter', sigma=0.2, bias=0.1), dict(type='LABJitter'), dict(type='RandomScannerEffects')
+    'strong': _stain(
+        dict(type='HEDJitter', sigma=0.3, bias=0.15),
+        dict(type='LABJitter', mean=(12.0, 9.0, 10.0), spread=0.2),
+        SCANNER,
     ),
+    'macenko': _stain(dict(type='MacenkoAugment'), SCANNER),
+    'randstainna': _stain(dict(type='RandStainNA'), LIGHT, SCANNER),
+    'randstainna-half': _stain(dict(type='RandStainNA', prob=0.5), LIGHT, SCANNER),
+    'randstainna-hed': _stain(dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.25, bias=0.15), SCANNER),
 }
 """Single changes: ``ours-NAME-NAME`` makes them in ours, one after the other."""
 
@@ -148,7 +152,8 @@ def _split(text: str) -> 'list[str] | None':
 def configured(variant: str, config: str, data: str, protocol: str, seed: int, work_dir: str) -> Config:
     """The config of a variant, made from ``config`` by taking parts out or changing them."""
     cfg = load_config(config, dict(data_root=data, protocol=protocol, **{'randomness.seed': seed}), work_dir)
-    if 'scratch' in str(config):
+    from_scratch = 'scratch' in str(config)
+    if from_scratch:
         cfg.model.backbone.init_cfg, cfg.model.test_cfg = None, dict(mode='whole')
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     hooks = ('ClassWeightHook', 'EMAHook')
@@ -156,14 +161,14 @@ def configured(variant: str, config: str, data: str, protocol: str, seed: int, w
     cfg.default_hooks.checkpoint = dict(type='TissueCheckpointHook', by_epoch=False, interval=10**9, save_last=True)
     cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
     if variant in LADDER:
-        _take_out(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol)
+        _take_out(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol, from_scratch)
     else:
         for name in _split(variant.removeprefix('ours-')):
             CHANGES[name](cfg)
     return cfg
 
 
-def _take_out(cfg: Config, missing: 'tuple[str, ...]', data: str, protocol: str) -> None:
+def _take_out(cfg: Config, missing: 'tuple[str, ...]', data: str, protocol: str, from_scratch: bool) -> None:
     """Put mmseg's own parts in the place of ours."""
     if 'ours' in missing:
         _average(None)(cfg)

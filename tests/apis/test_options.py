@@ -212,7 +212,7 @@ def test_an_option_that_reaches_no_data_set_is_refused(tmp_path):
 
 @pytest.mark.parametrize('name', ['demo', 'scratch'])
 def test_a_child_of_any_config_is_heard(tmp_path, name):
-    base = DEMO_CONFIG if name == 'demo' else CONFIGS / 'segformer_mit-b0_1xb4-scratch_ignite-256x256.py'
+    base = DEMO_CONFIG if name == 'demo' else CONFIGS / 'segformer_mit-b0_1xb4-scratch_ignite-128x128.py'
     (tmp_path / 'c.py').write_text(
         f"_base_ = {str(base)!r}\ndata_root = '/d'\ncrops = dict(class_probability=0.9)\n"
         'train_dataloader = dict(dataset=dict(crops=dict(temperature=0.)))\n'

@@ -19,7 +19,8 @@ from .stain import GLASS_RAMP, check_image, check_prob
 _SAMPLE = 16384  # pixels from which statistics are measured
 _MIN_TISSUE = 64  # tissue pixels among them
 _LIGHT = 240.0
-_ROWS = 256  # mapped at once, so that a large image needs little memory beside itself
+_BLOCK = 16384  # pixels mapped at once, which stay in the L2 cache
+_ONE = (1.0, 1.0, 1.0, 1.0)
 TISSUE_SHARE = np.interp(np.log(_LIGHT) - np.log(np.maximum(np.arange(256), 0.4)), GLASS_RAMP, (0, 1)).astype(
     np.float32
 )
@@ -73,14 +74,19 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
     """
     matrix = np.column_stack([np.diag(scale), offset]).astype(np.float32)
     out = np.empty_like(image)
-    for top in range(0, len(image), _ROWS):
-        part = np.ascontiguousarray(image[top : top + _ROWS])
-        lab = cv2.transform(cv2.cvtColor(part.astype(np.float32) / 255, cv2.COLOR_BGR2LAB), matrix)
-        lab[..., 0] = np.clip(lab[..., 0], 0, 100)  # beyond it OpenCV's conversion is not defined
-        mapped = np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2BGR), 0, 1) * 255
+    rows = max(1, _BLOCK // image.shape[1])
+    for top in range(0, len(image), rows):
+        part = np.ascontiguousarray(image[top : top + rows])
+        source = cv2.multiply(part, _ONE, scale=1 / 255, dtype=cv2.CV_32F)
+        lab = cv2.transform(cv2.cvtColor(source, cv2.COLOR_BGR2LAB), matrix)
+        np.clip(lab[..., 0], 0, 100, out=lab[..., 0])  # beyond it OpenCV's conversion is not defined
+        mapped = cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)  # clipped to 0..1
         if not glass:
-            mapped = part + TISSUE_SHARE[part[..., 1]][..., None] * (mapped - part)
-        out[top : top + _ROWS] = np.rint(mapped)
+            share = cv2.LUT(cv2.cvtColor(part[..., 1], cv2.COLOR_GRAY2BGR), TISSUE_SHARE)
+            cv2.subtract(mapped, source, mapped)
+            cv2.multiply(mapped, share, mapped)
+            cv2.add(mapped, source, mapped)
+        cv2.convertScaleAbs(mapped, out[top : top + rows], alpha=255)
     return out
 
 
@@ -90,8 +96,8 @@ class RandStainNA(BaseTransform):
 
     After `Shen et al. 2022, RandStainNA <https://doi.org/10.1007/978-3-031-16434-7_21>`_: mean and spread of L, a and b
     become numbers drawn from normal distributions, of which draws beyond two standard deviations are cut. They are mapped
-    from those of the whole ROI where the image is a crop of a prepared array, so that a crop of stroma and one of tumour of an
-    ROI keep their difference; else from those of the image. Glass stays as it is. Seven numbers are drawn from ``np.random``
+    from those of the whole ROI where the image is a crop of a prepared array, so that a crop of stroma and one of tumour
+    keep their difference; else from those of the image. Glass stays as it is. Seven numbers are drawn from ``np.random``
     whatever the image; one with hardly any tissue stays as it is.
 
     Required Keys:
@@ -190,8 +196,8 @@ class LABJitter(BaseTransform):
     - img
 
     Args:
-        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; draws beyond two of
-            them are cut. Defaults to (6, 5, 6), the spread between slides of two laboratories.
+        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; draws beyond two
+            of them are cut. Defaults to (6, 5, 6), the spread between slides of two laboratories.
         spread (float): Standard deviation of the logarithm of the stretch of L, a, b, 0 to 1. Defaults to 0.12.
         prob (float): Probability of a change. Defaults to 1.0.
         glass (bool): Whether the glass changes with the tissue. Defaults to False.

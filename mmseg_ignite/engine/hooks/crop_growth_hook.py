@@ -16,8 +16,8 @@ class CropGrowthHook(Hook):
     """Begin a training with small crops: many cheap steps first, the context of large crops last.
 
     After progressive resizing (`Tan & Le 2021, EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_). Goes with
-    :class:`CropStreamSampler <mmseg_ignite.datasets.samplers.CropStreamSampler>`; at the end crops have the size that the data
-    set gives them. Of a training by iterations crop n has the same size in every run, resumed or not; under
+    :class:`CropStreamSampler <mmseg_ignite.datasets.samplers.CropStreamSampler>`; at the end crops have the size that the
+    data set gives them. Of a training by iterations crop n has the same size in every run, resumed or not; under
     :class:`TimeBudgetHook` sizes follow the clock, and with workers the change comes as many batches late as they read ahead.
 
     The data preprocessor must not pad to a fixed size: ``data_preprocessor=dict(size=None, size_divisor=32)``.
@@ -44,7 +44,7 @@ class CropGrowthHook(Hook):
         self._sampler = runner.train_dataloader.sampler
         if not hasattr(self._sampler, 'sizes'):
             raise IgniteError(
-                f'CropGrowthHook needs the sampler CropStreamSampler, but the training has a {type(self._sampler).__name__}: '
+                f'CropGrowthHook needs the sampler CropStreamSampler, the training has a {type(self._sampler).__name__}: '
                 'remove the hook or change the sampler.'
             )
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
@@ -79,7 +79,7 @@ def _checked(steps: object) -> 'list[tuple[float, int]]':
     valid = found and all(isinstance(v, Real) for v in shares) and all(a < b for a, b in zip(shares, shares[1:]))
     if not valid or not all(isinstance(side, Integral) and side > 0 for _, side in found):
         raise IgniteError(
-            f'CropGrowthHook was given steps={steps!r}; pairs of a rising share of the training, between 0 and 1, and a side in '
-            'px were expected, such as [(0.5, 128), (0.8, 192)].'
+            f'CropGrowthHook was given steps={steps!r}; pairs of a rising share of the training, between 0 and 1, and a '
+            'side in px were expected, such as [(0.5, 128), (0.8, 192)].'
         )
     return found

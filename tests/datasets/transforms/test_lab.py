@@ -4,7 +4,7 @@ import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import TRANSFORMS
 
-from mmseg_ignite.datasets.transforms.lab import LABJitter, lab_statistics, map_lab
+from mmseg_ignite.datasets.transforms.lab import LABJitter, RandStainNA, lab_statistics, map_lab
 from mmseg_ignite.errors import IgniteError
 
 TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
@@ -119,3 +119,64 @@ def test_wrong_settings_are_refused(wrong):
 def test_images_of_floats_are_refused():
     with pytest.raises(IgniteError, match='LABJitter got a float32 image'):
         LABJitter().transform(dict(img=np.zeros((9, 9, 3), np.float32)))
+
+
+def test_randstainna_gives_the_drawn_statistics():
+    image, found = tissue(), []
+    np.random.seed(int(np.random.default_rng().integers(2**31)))
+    # Near enough to the image's own colours to stay within RGB.
+    own = lab_statistics(image)
+    settings = dict(
+        mean=tuple(own.mean), mean_between=(3, 2, 2), spread=tuple(own.spread), spread_between=(0.5, 0.3, 0.2)
+    )
+    for _ in range(400):
+        found.append(lab_statistics(RandStainNA(**settings).transform(dict(img=image.copy()))['img']))
+    cut = 0.954  # standard deviation of a normal number cut at two of them
+    np.testing.assert_allclose(np.std([f.mean for f in found], 0), np.array([3, 2, 2]) * cut, rtol=0.16)
+    np.testing.assert_allclose(np.mean([f.mean for f in found], 0), own.mean, atol=0.8)
+    np.testing.assert_allclose(np.mean([f.spread for f in found], 0), own.spread, rtol=0.05)
+
+
+def test_randstainna_maps_a_crop_by_the_statistics_of_its_roi(tmp_path):
+    """Two halves of an ROI of which one is darker: both are mapped alike, so the darker one stays darker by as much."""
+    roi = tissue(200, 200)
+    roi[:, :100] = (roi[:, :100] * 0.7).astype(np.uint8)
+    np.save(tmp_path / 'roi.npy', roi[..., ::-1])
+    own = lab_statistics(roi)
+    settings = dict(
+        mean=tuple(own.mean + 4), mean_between=(0, 0, 0), spread=tuple(own.spread), spread_between=(0, 0, 0)
+    )
+    halves = [roi[:, :100].copy(), roi[:, 100:].copy()]
+    mapped = [
+        RandStainNA(**settings).transform(dict(img=half, img_path=str(tmp_path / 'roi.npy')))['img'] for half in halves
+    ]
+    for half, out in zip(halves, mapped):
+        np.testing.assert_allclose(lab_statistics(out).mean - lab_statistics(half).mean, 4, atol=0.5)
+    alone = RandStainNA(**settings).transform(dict(img=halves[0]))['img']
+    assert np.abs(lab_statistics(alone).mean - own.mean - 4).max() < 0.7
+
+
+def test_randstainna_leaves_glass_draws_the_same_and_says_its_settings(tmp_path):
+    image, states = with_glass(), []
+    for prob in (0.0, 1.0):
+        np.random.seed(3)
+        out = RandStainNA(prob=prob).transform(dict(img=image.copy()))['img']
+        np.testing.assert_array_equal(out[:60], image[:60])
+        assert (out == image).all() == (prob == 0.0)
+        states.append(np.random.random())
+    assert states[0] == states[1]
+    glass = np.full((50, 50, 3), 240, np.uint8)
+    np.testing.assert_array_equal(RandStainNA().transform(dict(img=glass))['img'], glass)
+    init_default_scope('mmseg')
+    assert 'prob=0.25' in repr(TRANSFORMS.build(dict(type='RandStainNA', prob=0.25)))
+    with pytest.raises(IgniteError, match='missing.npy cannot be read'):
+        RandStainNA().transform(dict(img=image, img_path=str(tmp_path / 'missing.npy')))
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [dict(mean=(1, 2)), dict(mean_between=-1), dict(spread=(0, 1, 1)), dict(spread_between=(1, 2, 30)), dict(prob=-1)],
+)
+def test_wrong_settings_of_randstainna_are_refused(wrong):
+    with pytest.raises(IgniteError, match='expected'):
+        RandStainNA(**wrong)
