@@ -2,8 +2,8 @@
 
 The ROIs are divided by patient into folds, stratified by class. A training of a variant and seed on the other folds predicts
 those of one, clean and under each :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>`. Trainings run side by
-side, each on a core of its own, variants in turn, so that what disturbs the machine disturbs all alike. Their counts are
-written as a line of JSON each; of the pooled counts follow the scores, and from samples of patients and seeds their intervals.
+side, each on a core of its own, variants in turn, so that what disturbs the machine disturbs all alike. A training leaves a
+line of JSON with its counts; scores follow from the pooled counts, intervals from samples of patients and seeds.
 """
 
 import argparse

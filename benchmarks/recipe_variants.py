@@ -1,6 +1,6 @@
 """The recipes that ``recipe.py`` compares, as configs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -22,6 +22,8 @@ LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+settings', '+stain', 
 """Each adds to the one before: our model, half precision where the device computes in it, our loss, our crops, the settings
 for random weights (crops of 128 px, a lower learning rate, nothing dropped), our stain augmentation, and the mean of the last
 weights, which makes ours."""
+CONTROL = 'stock+settings'
+"""mmseg's own with the settings for random weights, which any user of stock could choose."""
 
 
 def _stain(*transforms: dict) -> Callable[[Config], None]:
@@ -134,7 +136,7 @@ def is_variant(name: str) -> bool:
     """Whether ``name`` is one of the ladder, or ours with changes."""
     base, *changes = name.split('-') if name.startswith('ours-') else [name]
     rest = '-'.join(changes)
-    return base in LADDER and (not rest or _split(rest) is not None)
+    return base in (*LADDER, CONTROL) and (not rest or _split(rest) is not None)
 
 
 def _split(text: str) -> 'list[str] | None':
@@ -160,7 +162,9 @@ def configured(variant: str, config: str, data: str, protocol: str, seed: int, w
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type in hooks]
     cfg.default_hooks.checkpoint = dict(type='TissueCheckpointHook', by_epoch=False, interval=10**9, save_last=True)
     cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
-    if variant in LADDER:
+    if variant == CONTROL:
+        _take_out(cfg, [step for step in LADDER[1:] if step != '+settings'], data, protocol, from_scratch)
+    elif variant in LADDER:
         _take_out(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol, from_scratch)
     else:
         for name in _split(variant.removeprefix('ours-')):
@@ -168,16 +172,15 @@ def configured(variant: str, config: str, data: str, protocol: str, seed: int, w
     return cfg
 
 
-def _take_out(cfg: Config, missing: 'tuple[str, ...]', data: str, protocol: str, from_scratch: bool) -> None:
+def _take_out(cfg: Config, missing: 'Sequence[str]', data: str, protocol: str, from_scratch: bool) -> None:
     """Put mmseg's own parts in the place of ours."""
     if 'ours' in missing:
         _average(None)(cfg)
+    if '+settings' in missing and from_scratch:
+        _earlier_settings(cfg)
     if '+half' in missing:
-        optimiser = {
-            **STOCK_OPTIMISER,
-            'optimizer': {**STOCK_OPTIMISER['optimizer'], 'lr': cfg.optim_wrapper.optimizer.lr},
-        }
-        cfg.optim_wrapper = optimiser
+        rate = cfg.optim_wrapper.optimizer.lr
+        cfg.optim_wrapper = {**STOCK_OPTIMISER, 'optimizer': {**STOCK_OPTIMISER['optimizer'], 'lr': rate}}
     if '+stain' in missing:
         _stain(dict(type='PhotoMetricDistortion'))(cfg)
     if '+crops' in missing:

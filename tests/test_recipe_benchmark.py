@@ -114,12 +114,40 @@ def test_every_roi_is_tested_once_by_a_training_that_has_not_seen_its_patient(re
     assert read_index(data) == index
 
 
-@pytest.mark.parametrize('name', [*variants.LADDER, *(f'ours-{name}' for name in variants.CHANGES)])
+@pytest.mark.parametrize('name', [*variants.LADDER, variants.CONTROL, *(f'ours-{name}' for name in variants.CHANGES)])
 def test_every_variant_is_a_config(prepared, tmp_path, name):
     assert variants.is_variant(name)
     cfg = variants.configured(name, variants.SCRATCH, str(prepared), 'fold0', 3, str(tmp_path))
     assert cfg.randomness.seed == 3 and cfg.model.test_cfg.mode == 'whole'
-    assert (cfg.model.type == 'EncoderDecoder') == (name == 'stock')
+    assert (cfg.model.type == 'EncoderDecoder') == (name in ('stock', variants.CONTROL))
+
+
+def test_what_a_step_of_the_ladder_has(prepared, tmp_path):
+    """The settings of each step in a table by hand: the loss, crops, side, rate, dropping, augmentation, mean of weights."""
+    found = {}
+    for name in (*variants.LADDER, variants.CONTROL):
+        cfg = variants.configured(name, variants.SCRATCH, str(prepared), 'fold0', 3, str(tmp_path))
+        dataset = cfg.train_dataloader.dataset
+        ours = dataset.type == 'IGNITECropDataset'
+        side = dataset.crops.crop_size if ours else dataset.pipeline[1].crop_size
+        found[name] = (
+            cfg.model.decode_head.loss_decode.type, ours, side[0], cfg.optim_wrapper.optimizer.lr,
+            cfg.model.backbone.drop_path_rate, cfg.model.decode_head.dropout_ratio,
+            any(t.type == 'PhotoMetricDistortion' for t in dataset.pipeline),
+            any(hook.type == 'EMAHook' for hook in cfg.custom_hooks),
+        )  # fmt: skip
+    stock, small = (256, 6e-4, 0.1, 0.1), (128, 2e-4, 0.0, 0.0)
+    assert found == {
+        'stock': ('CrossEntropyLoss', False, *stock, True, False),
+        '+model': ('CrossEntropyLoss', False, *stock, True, False),
+        '+half': ('CrossEntropyLoss', False, *stock, True, False),
+        '+loss': ('TissueLoss', False, *stock, True, False),
+        '+crops': ('TissueLoss', True, *stock, True, False),
+        '+settings': ('TissueLoss', True, *small, True, False),
+        '+stain': ('TissueLoss', True, *small, False, False),
+        'ours': ('TissueLoss', True, *small, False, True),
+        'stock+settings': ('CrossEntropyLoss', False, *small, True, False),
+    }
 
 
 def test_changes_are_combined_and_others_are_none():

@@ -27,7 +27,7 @@ from .reporting import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
     'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'cropped', 'provenance',
-    'seen_patients', 'folds', 'ensemble',
+    'seen_patients', 'folds', 'ensemble', 'shift',
 )  # fmt: skip
 """Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.transforms import StainShift
+from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
 from ..evaluation.evaluation import METRICS, RUN_FILES, score_roi
@@ -107,19 +107,11 @@ def regions(
                 f'{path} or its ground truth in {data} is not that which was scored: score it again, or leave the report '
                 'away with --no-report.'
             )
-        image = np.asarray(open_array(image_path(data, name)))
+        image = np.asarray(open_array(image_path(data, name + CONTEXT if use_context and shift else name)))
         if shift is not None:
-            image = _shifted(data, name, shift, contexts[name] if use_context else None, image.shape)
+            top, left = contexts[name]['origin'] if use_context else (0, 0)
+            image = shifted_rgb(image, name, shift)[top : top + truth.shape[0], left : left + truth.shape[1]]
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
-
-
-def _shifted(data: 'str | Path', name: str, kind: str, context: 'dict | None', shape: 'tuple[int, ...]') -> np.ndarray:
-    """The image of an ROI, (H, W, 3) uint8 RGB, as the network was shown it."""
-    path = image_path(data, name if context is None else name + CONTEXT)
-    image = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)
-    top, left = (0, 0) if context is None else context['origin']
-    image = StainShift(kind).transform(dict(img=image, roi=name))['img']
-    return cv2.cvtColor(image[top : top + shape[0], left : left + shape[1]], cv2.COLOR_BGR2RGB)
 
 
 def _places(classes: 'tuple[str, ...]') -> 'np.ndarray | None':

@@ -91,7 +91,7 @@ def test(
         use_half_precision(model)
     writes = is_our_data(dataset) or out is not None
     if writes:
-        runner.register_hook(PredictionWriterHook(predictions, overlays=out is not None))
+        runner.register_hook(PredictionWriterHook(predictions, out is not None, shift))
     runner.test()
     barrier()  # all have written their predictions
     if runner.rank != 0:

@@ -7,21 +7,25 @@ import cv2
 import numpy as np
 from mmseg.structures import SegDataSample
 
+from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..labels import CLASSES, release_ids
-from ..preparation.store import CONTEXT, open_array
+from ..preparation.store import CONTEXT, open_array, roi_name
 
 
-def region_of(sample: SegDataSample, classes: 'Sequence[str]') -> 'tuple[np.ndarray, np.ndarray, np.ndarray]':
+def region_of(
+    sample: SegDataSample, classes: 'Sequence[str]', shift: 'str | None' = None
+) -> 'tuple[np.ndarray, np.ndarray, np.ndarray]':
     """Image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
 
     Tissue around the ROI is cut off, and the ids of a model of fewer classes become those of the release.
 
     Args:
         classes: of the data set.
+        shift: the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` that the network was shown, if any.
 
     Returns:
-        (H, W, 3) uint8 RGB, memory-mapped; (H, W) uint8 train ids, 255 unannotated; (H, W) uint8 train ids.
+        (H, W, 3) uint8 RGB, memory-mapped unless shifted; (H, W) uint8 train ids, 255 unannotated; (H, W) uint8 train ids.
 
     Raises:
         IgniteError: an image with context, and nothing says where the ROI lies in it.
@@ -40,4 +44,7 @@ def region_of(sample: SegDataSample, classes: 'Sequence[str]') -> 'tuple[np.ndar
         for key in ('gt_sem_seg', 'pred_sem_seg')
     ]
     truth, prediction = labels if table is None else [cv2.LUT(x, table) for x in labels]
-    return open_array(sample.img_path)[place], truth, prediction
+    image = open_array(sample.img_path)
+    if shift is not None:
+        image = shifted_rgb(image, sample.get('roi') or roi_name(sample.img_path), shift)
+    return image[place], truth, prediction

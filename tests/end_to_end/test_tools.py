@@ -19,6 +19,8 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from mmseg_ignite.apis import Predictor, load_config
+from mmseg_ignite.apis import test as run_test
+from mmseg_ignite.datasets.transforms.shift import shifted_rgb
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
@@ -225,6 +227,42 @@ def test_overlays_with_context_are_of_the_roi(prepared, tested, with_context, tm
         written = Image.open(tmp_path / 'out' / f'{path.stem}_overlay.png')
         np.testing.assert_array_equal(np.array(written)[60:-60], np.array(drawn)[60:-60])
         assert (tmp_path / 'out' / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize('use_context', [False, True])
+def test_a_shift_is_what_the_network_and_the_reader_see(prepared, tested, tmp_path, use_context):
+    """Labels, overlays and report against predicting the shifted images."""
+    predictor, index = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu'), read_index(prepared)
+    status = tool('test', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--out', tmp_path / 'out',
+                  '--shift', 'scanner', *options(prepared), f'test_dataloader.dataset.use_context={use_context}')  # fmt: skip
+    assert status == 0
+    result, _, shown = run_folder(tmp_path)
+    assert result['shift'] == 'scanner' and set(shown) == set(index['splits']['patient-8-1-1']['test'])
+    for entry in (r for r in index['rois'] if r['name'] in shown):
+        name, um = entry['name'], entry['um_per_px']
+        truth = np.load(label_path(prepared, name))
+        image = shifted_rgb(np.load(image_path(prepared, name + '_with_context' * use_context)), name, 'scanner')
+        y, x = entry['context']['origin'] if use_context else (0, 0)
+        place = slice(y, y + truth.shape[0]), slice(x, x + truth.shape[1])
+        expected = predictor.predict(image)[place]
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / 'out' / f'{name}.png')) - 1, expected)
+        drawn = draw_overlay(image[place], expected, truth, name, um)
+        written = Image.open(tmp_path / 'out' / f'{name}_overlay.png')
+        np.testing.assert_array_equal(np.array(written)[60:-60], np.array(drawn)[60:-60])
+    report = (tmp_path / 'report.html').read_text(encoding='utf-8')
+    assert 'not how well it does on the original images' in report
+    assert 'shifted as if stained and scanned by another laboratory: scanner' in (tmp_path / 'metrics.txt').read_text()
+    assert tool('evaluate', '--run', tmp_path, '--no-report') == 0
+    assert run_folder(tmp_path)[0]['shift'] == 'scanner'
+
+
+def test_a_shift_needs_a_loader_and_a_kind_that_there_is(prepared, tested):
+    cfg = load_config(DEMO_CONFIG, dict(data_root=str(prepared)))
+    with pytest.raises(IgniteError, match="kind of StainShift is 'blue'"):
+        run_test(cfg, tested / 'iter_2.pth', shift='blue')
+    cfg.test_dataloader.dataset.pipeline = [dict(type='PackSegInputs')]
+    with pytest.raises(IgniteError, match='after which the stain could be shifted'):
+        run_test(cfg, tested / 'iter_2.pth', shift='lab')
 
 
 def test_stock_metric_beside_ours_agrees(prepared, tested, tmp_path, capsys):

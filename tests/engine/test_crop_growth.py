@@ -103,5 +103,5 @@ def test_another_sampler_is_refused(prepared, tmp_path):
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
     cfg.train_dataloader.dataset = dict(type='IGNITEDataset', split='train', data_root=str(prepared), pipeline=[
         dict(type='LoadIGNITERegion'), dict(type='PackSegInputs')])  # fmt: skip
-    with pytest.raises(IgniteError, match='needs the sampler CropStreamSampler'):
+    with pytest.raises(IgniteError, match='needs a CropStreamSampler'):
         train(cfg)

@@ -127,6 +127,12 @@ class StainShift(BaseTransform):
         return f'{type(self).__name__}(kind={self.kind!r}, seed={self.seed})'
 
 
+def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:
+    """An image, (H, W, 3) uint8 RGB, of the ROI ``name`` as :class:`StainShift` of this kind shows it, RGB."""
+    bgr = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
+    return cv2.cvtColor(StainShift(kind).transform(dict(img=bgr, roi=name))['img'], cv2.COLOR_BGR2RGB)
+
+
 def _drawn(centre: 'tuple[float, ...]', between: 'tuple[float, ...]', rng: np.random.Generator) -> np.ndarray:
     """Numbers around ``centre``, within one standard deviation."""
     return np.array(centre) + np.array(between) * rng.uniform(-1, 1, len(centre))

@@ -44,13 +44,13 @@ class CropGrowthHook(Hook):
         self._sampler = runner.train_dataloader.sampler
         if not hasattr(self._sampler, 'sizes'):
             raise IgniteError(
-                f'CropGrowthHook needs the sampler CropStreamSampler, the training has a {type(self._sampler).__name__}: '
+                f'CropGrowthHook needs a CropStreamSampler, but the training has a {type(self._sampler).__name__}: '
                 'remove the hook or change the sampler.'
             )
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
         if size := getattr(model.data_preprocessor, 'size', None):
             raise IgniteError(
-                f'the data preprocessor pads images to {tuple(size)}, which takes away what the small crops of CropGrowthHook '
+                f'the data preprocessor pads images to {tuple(size)}, which undoes what the small crops of CropGrowthHook '
                 'save: set model.data_preprocessor.size=None and size_divisor=32.'
             )
         self._clock = next((hook for hook in runner.hooks if isinstance(hook, TimeBudgetHook)), None)

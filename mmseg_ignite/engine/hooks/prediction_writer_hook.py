@@ -20,10 +20,12 @@ class PredictionWriterHook(Hook):
     Args:
         out_dir (str): Folder for ``NAME.png`` and ``NAME_overlay.png``.
         overlays (bool): Draw overlays too. Defaults to True.
+        shift (str, optional): Kind of the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` in the test
+            pipeline, which overlays show too. Defaults to None.
     """
 
-    def __init__(self, out_dir: 'str | Path', overlays: bool = True) -> None:
-        self.out_dir, self.overlays = Path(out_dir), overlays
+    def __init__(self, out_dir: 'str | Path', overlays: bool = True, shift: 'str | None' = None) -> None:
+        self.out_dir, self.overlays, self.shift = Path(out_dir), overlays, shift
 
     def after_test_iter(
         self,
@@ -33,7 +35,8 @@ class PredictionWriterHook(Hook):
         outputs: 'Sequence[SegDataSample] | None' = None,
     ) -> None:
         for sample in outputs or ():
-            image, truth, prediction = region_of(sample, runner.test_dataloader.dataset.metainfo['classes'])
+            classes = runner.test_dataloader.dataset.metainfo['classes']
+            image, truth, prediction = region_of(sample, classes, self.shift if self.overlays else None)
             name = sample.get('roi') or roi_name(sample.img_path)
             if self.overlays:
                 write_prediction(self.out_dir, name, image, prediction, truth, sample.get('um_per_px'))
