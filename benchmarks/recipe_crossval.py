@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from recipe_figure import draw
 from recipe_variants import configured
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmseg_ignite.apis import test, train
@@ -31,6 +31,7 @@ from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare
 from mmseg_ignite.preparation.splits import divide
 from mmseg_ignite.preparation.store import INDEX, read_index
+from mmseg_ignite.provenance import file_sha256
 
 CLEAN = 'clean'
 CONDITIONS = (CLEAN, *SHIFTS)
@@ -88,6 +89,8 @@ def run_one(args: argparse.Namespace) -> None:
         fold=args.fold,
         seconds=args.seconds,
         equal='iterations' if args.iterations else 'time',
+        config=Path(args.config).name,
+        data=data_name(args.data),
         iterations=runner.iter,
         crops_s=round(runner.iter * batch / seconds, 2),
         load=round(os.getloadavg()[0], 2),
@@ -106,29 +109,13 @@ def marginals(evaluation: Evaluation) -> 'dict[str, list[list[int]]]':
 
 def run_all(args: argparse.Namespace, data: str) -> None:
     """All trainings whose results are not there yet, side by side."""
-    done = {key(r) for r in read_results(args.out)}
-    iterations = args.iterations if args.equal == 'iterations' else 0
-    if args.equal == 'iterations' and not iterations:
-        of_stock = [
-            r['iterations'] for r in read_results(args.out) if key(r)[0] == 'stock' and r['seconds'] == args.seconds
-        ]
-        if not of_stock:
-            sys.exit(f'{args.out} has no result of stock at {args.seconds:g} s to equal: run it, or give --iterations.')
-        iterations = int(statistics.median(of_stock))
-    jobs = [
-        (variant, seed, fold)
-        for seed in args.seeds
-        for fold in (args.only_folds or range(args.folds))
-        for variant in args.variants
-        if (variant, seed, fold, args.seconds, args.equal) not in done
-    ]
-    rounds = -(-len(jobs) // args.at_once)
-    minutes = rounds * (args.seconds + _SCORING_S) / 60
-    args.console.print(f'{len(jobs)} trainings, {args.at_once} at a time: about {minutes:.0f} minutes.')
-    waiting, running = deque(jobs), {}
+    iterations = _iterations(args, data) if args.equal == 'iterations' else 0
+    waiting, running, durations = deque(_missing(args, data, iterations)), {}, []
+    minutes = -(-len(waiting) // args.at_once) * (args.seconds + _SCORING_S) / 60
+    args.console.print(f'{len(waiting)} trainings, {args.at_once} at a time: about {minutes:.0f} minutes.')
     columns = (TextColumn('trainings'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.description}'))
     with Progress(*columns, console=args.console, refresh_per_second=1) as progress:
-        bar, durations = progress.add_task('', total=len(jobs)), []
+        bar = progress.add_task('', total=len(waiting))
         try:
             while waiting or running:
                 for slot in range(args.at_once):
@@ -142,7 +129,7 @@ def run_all(args: argparse.Namespace, data: str) -> None:
                         result = one.result()
                         with open(args.out, 'a', encoding='utf-8') as stream:
                             stream.write(json.dumps(result) + '\n')
-                        progress.console.print(summary(result), highlight=False)
+                        progress.console.print(summary(result), highlight=False, soft_wrap=True)
                         progress.advance(bar)
                 each = statistics.median(durations) if durations else args.seconds + _SCORING_S
                 begun = [min(time.monotonic() - one.since, each) for one in running.values()]
@@ -151,6 +138,43 @@ def run_all(args: argparse.Namespace, data: str) -> None:
         finally:
             for one in running.values():
                 one.process.kill()
+
+
+def _missing(args: argparse.Namespace, data: str, iterations: int) -> 'list[tuple[str, int, int]]':
+    """Variant, seed and fold of the trainings without a result, variants in turn."""
+    alike = [
+        r
+        for r in relevant(args, data)
+        if (r['seconds'], r['equal']) == (args.seconds, args.equal) and iterations in (0, r['iterations'])
+    ]
+    done = {(r['variant'], r['seed'], r['fold']) for r in alike}
+    return [
+        (variant, seed, fold)
+        for seed in args.seeds
+        for fold in (args.only_folds or range(args.folds))
+        for variant in args.variants
+        if (variant, seed, fold) not in done
+    ]
+
+
+def _iterations(args: argparse.Namespace, data: str) -> int:
+    """How many iterations all variants are given: those asked for, else as many as stock made in the time."""
+    made = [r['iterations'] for r in relevant(args, data)
+            if (r['variant'], r['seconds'], r['equal']) == ('stock', args.seconds, 'time')]  # fmt: skip
+    if not args.iterations and not made:
+        sys.exit(f'{args.out} has no result of stock at {args.seconds:g} s to equal: run it, or give --iterations.')
+    return args.iterations or int(statistics.median(made))
+
+
+def relevant(args: argparse.Namespace, data: str) -> 'list[dict]':
+    """The results that are of this config and of these data."""
+    wanted = Path(args.config).name, data_name(data)
+    return [r for r in read_results(args.out) if (r['config'], r['data']) == wanted]
+
+
+def data_name(data: str) -> str:
+    """A prepared data set by its contents: ROIs, arrays and folds."""
+    return file_sha256(Path(data) / INDEX)[:12]
 
 
 @dataclass
@@ -205,18 +229,13 @@ def crossval(args: argparse.Namespace) -> None:
     """Train what is missing, and print the table."""
     data = prepared(args.release, Path(args.work_dir) / f'ignite-{args.folds}-folds', args.folds)
     run_all(args, data)
-    print_table(args.console, read_results(args.out), read_index(data))
+    publish(args, relevant(args, data), read_index(data))
 
 
 def read_results(path: 'str | Path') -> 'list[dict]':
     """Lines of JSON; a file that is not there has none."""
     path = Path(path)
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-
-
-def key(result: dict) -> tuple:
-    """What a result is of."""
-    return tuple(result[name] for name in ('variant', 'seed', 'fold', 'seconds', 'equal'))
 
 
 def summary(result: dict) -> str:
@@ -267,7 +286,9 @@ class Scores:
         self.crops_s = statistics.median(r['crops_s'] for r in used)
 
     def by_seed(self, condition: str) -> np.ndarray:
-        """mIoU of each seed, (S,)."""
+        """mIoU of each seed, (S,); of 'shifted' the mean over the shifts."""
+        if condition == 'shifted':
+            return np.mean([self.by_seed(shift) for shift in SHIFTS], 0)
         return miou(self.counts[condition].sum(1))
 
     def classes(self, condition: str) -> np.ndarray:
@@ -317,47 +338,50 @@ def intervals(scores: 'dict[str, Scores]', base: str, samples: int = SAMPLES, se
     }  # fmt: skip
 
 
-def print_table(console: Console, results: 'list[dict]', index: dict, base: str = 'stock') -> None:
-    """Scores with intervals and paired differences to ``base``, Markdown; a table for each time and way to be equal."""
+def publish(args: argparse.Namespace, results: 'list[dict]', index: dict, base: str = 'stock') -> None:
+    """Scores with intervals and paired differences to ``base``: for each time, and each number of iterations that all were
+    given, a table in Markdown and a figure beside the results."""
     patients = {roi['name']: roi['patient'] for roi in index['rois']}
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for r in results:
-        groups.setdefault((r['seconds'], r['equal']), {}).setdefault(r['variant'], []).append(r)
-    for (seconds, equal), found in groups.items():
-        if equal == 'iterations':  # stock's time made the number
-            found = {base: groups.get((seconds, 'time'), {}).get(base, []), **found}
+        group = (r['seconds'], r['iterations'] if r['equal'] == 'iterations' else None)
+        groups.setdefault(group, {}).setdefault(r['variant'], []).append(r)
+    for (seconds, iterations), found in groups.items():
+        if iterations:  # stock's time made the number
+            found = {base: groups.get((seconds, None), {}).get(base, []), **found}
         scores = {name: Scores(rows, patients) for name, rows in found.items() if rows}
         most = max(len(one.units) for one in scores.values())
         scores = {name: one for name, one in scores.items() if len(one.units) == most}
         reference = base if base in scores else next(iter(scores))
         rows = intervals(scores, reference)
-        present = [i for i, c in enumerate(scores[reference].classes(CLEAN)) if np.isfinite(c)]
-        head = [
-            'recipe',
-            'seeds',
-            'iterations',
-            'crops/s',
-            CLEAN,
-            f'to {reference}',
-            *SHIFTS,
-            'shifted',
-            f'to {reference}',
-        ]
-        head += ['clean - shifted', *(f'IoU {CLASSES[i].split()[0]}' for i in present), 'by seed']
-        console.print(f'\nEqual {equal}, {seconds:g} s a training, {most} patients\n', highlight=False)
-        table = [head, ['---'] * len(head)]
-        for name, one in scores.items():
-            row = rows[name]
+        title = (
+            f'Equal {f"{iterations} iterations" if iterations else f"time, {seconds:g} s"} a training, {most} patients'
+        )
+        args.console.print(f'\n{title}\n', highlight=False)
+        for line in table(scores, rows, reference):
+            args.console.print('| ' + ' | '.join(line) + ' |', soft_wrap=True, highlight=False)
+        by_seed = {name: {c: one.by_seed(c) for c in (CLEAN, 'shifted')} for name, one in scores.items()}
+        place = Path(args.out).with_suffix(f'.{f"{iterations}-iterations" if iterations else f"{seconds:g}-s"}.png')
+        draw(rows, by_seed, title, place)
+        args.console.print(f'\nfigure: {place}', highlight=False)
 
-            def spread(c: str, at: int, sign: str = '', row: dict = row) -> str:
-                return f'{row[c][at]:{sign}.1f} ({row[c][at + 1]:{sign}.1f} .. {row[c][at + 2]:{sign}.1f})'
 
-            classes = one.classes(CLEAN)
-            table.append([
-                name, str(len(one.seeds)), f'{one.iterations:.0f}', f'{one.crops_s:.1f}', spread(CLEAN, 0),
-                '' if name == reference else spread(CLEAN, 3, '+'), *(f'{row[c][0]:.1f}' for c in SHIFTS),
-                spread('shifted', 0), '' if name == reference else spread('shifted', 3, '+'), spread('loss', 0),
-                *(f'{classes[i]:.0f}' for i in present), ' '.join(f'{v:.0f}' for v in one.by_seed(CLEAN)),
-            ])  # fmt: skip
-        for line in table:
-            console.print('| ' + ' | '.join(line) + ' |', soft_wrap=True, highlight=False)
+def table(scores: 'dict[str, Scores]', rows: dict, reference: str) -> 'list[list[str]]':
+    """Rows of cells, the head first; ``rows`` are the :func:`intervals`."""
+    present = [i for i, iou in enumerate(scores[reference].classes(CLEAN)) if np.isfinite(iou)]
+    head = ['recipe', 'seeds', 'iterations', 'crops/s', CLEAN, f'to {reference}', *SHIFTS, 'shifted', f'to {reference}']
+    head += ['clean - shifted', *(f'IoU {CLASSES[i].split()[0]}' for i in present), 'clean, by seed']
+    result = [head, ['---'] * len(head)]
+    for name, one in scores.items():
+        row, classes = rows[name], one.classes(CLEAN)
+
+        def spread(c: str, at: int, sign: str = '', row: dict = row) -> str:
+            return f'{row[c][at]:{sign}.1f} ({row[c][at + 1]:{sign}.1f} .. {row[c][at + 2]:{sign}.1f})'
+
+        difference = {c: '' if name == reference else spread(c, 3, '+') for c in (CLEAN, 'shifted')}
+        result.append([
+            name, str(len(one.seeds)), f'{one.iterations:.0f}', f'{one.crops_s:.1f}', spread(CLEAN, 0), difference[CLEAN],
+            *(f'{row[c][0]:.1f}' for c in SHIFTS), spread('shifted', 0), difference['shifted'], spread('loss', 0),
+            *(f'{classes[i]:.0f}' for i in present), ' '.join(f'{v:.0f}' for v in one.by_seed(CLEAN)),
+        ])  # fmt: skip
+    return result

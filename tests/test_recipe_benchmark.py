@@ -1,5 +1,6 @@
 """The statistics of benchmarks/recipe.py against plain loops, and its folds."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_intervals_hold_the_means_and_tell_a_better_recipe():
         mean, low, high, *_ = rows[name]['clean']
         assert mean == pytest.approx(one.by_seed('clean').mean()) and low < mean < high
     shifted = np.mean([scores['b'].by_seed(c).mean() for c in instrument.SHIFTS])
-    assert rows['b']['shifted'][0] == pytest.approx(shifted)
+    assert rows['b']['shifted'][0] == pytest.approx(shifted) == pytest.approx(scores['b'].by_seed('shifted').mean())
     assert rows['b']['loss'][0] == pytest.approx(rows['b']['clean'][0] - shifted)
     assert rows['b']['clean'][3] == pytest.approx(rows['b']['clean'][0] - rows['stock']['clean'][0])
     assert rows['b']['clean'][4] > 0, 'three times the skill is better in every sample'
@@ -153,3 +154,26 @@ def test_what_a_step_of_the_ladder_has(prepared, tmp_path):
 def test_changes_are_combined_and_others_are_none():
     assert variants.is_variant('ours-uniform-raw') and not variants.is_variant('ours-better')
     assert not variants.is_variant('stock-raw')
+
+
+def test_the_command_trains_what_is_missing_and_prints_a_table(release, tmp_path):
+    command = [sys.executable, '-W', 'ignore', ROOT / 'benchmarks' / 'recipe.py', 'crossval', '--release', release]
+    command += ['--work-dir', tmp_path, '--folds', '2', '--seconds', '0.5', '--seeds', '1', '--variants', 'ours']
+
+    def run(*more):
+        return subprocess.run([*map(str, command), *more], capture_output=True, text=True, check=True).stdout
+
+    assert '2 trainings' in run()
+    lines = instrument.read_results(tmp_path / 'crossval.jsonl')
+    assert [line['fold'] for line in sorted(lines, key=lambda line: line['fold'])] == [0, 1]
+    index = read_index(tmp_path / 'ignite-2-folds')
+    for condition in instrument.CONDITIONS:
+        tested = sorted(roi for line in lines for roi in line['counts'][condition])
+        assert tested == sorted(roi['name'] for roi in index['rois'])
+    assert lines[0]['counts']['clean'] != lines[0]['counts']['scanner']
+    again = run('--equal', 'iterations', '--iterations', '1', '--only-folds', '1')
+    assert '1 trainings' in again and 'Equal 1 iterations' in again and '| ours |' in again
+    line = instrument.read_results(tmp_path / 'crossval.jsonl')[-1]
+    assert (line['fold'], line['iterations'], line['equal']) == (1, 1, 'iterations')
+    assert '0 trainings' in run()
+    assert (tmp_path / 'crossval.0.5-s.png').is_file() and (tmp_path / 'crossval.1-iterations.png').is_file()

@@ -252,7 +252,7 @@ def test_a_shift_is_what_the_network_and_the_reader_see(prepared, tested, tmp_pa
     report = (tmp_path / 'report.html').read_text(encoding='utf-8')
     assert 'not how well it does on the original images' in report
     assert 'shifted as if stained and scanned by another laboratory: scanner' in (tmp_path / 'metrics.txt').read_text()
-    assert tool('evaluate', '--run', tmp_path, '--no-report') == 0
+    assert tool('evaluate', '--from', tmp_path) == 0
     assert run_folder(tmp_path)[0]['shift'] == 'scanner'
 
 
