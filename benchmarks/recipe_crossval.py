@@ -69,9 +69,10 @@ def run_one(args: argparse.Namespace) -> None:
     cfg = configured(args.variant, args.config, args.data, f'fold{args.fold}', args.seed, args.work_dir)
     minutes = args.seconds / 60
     if args.iterations:
-        minutes, cfg.train_cfg.max_iters, warmup = None, args.iterations, max(1, args.iterations // 20)
+        minutes, cfg.train_cfg.max_iters, warmup = None, args.iterations, args.iterations // 20
+        rise = [dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup)] if warmup else []
         cfg.param_scheduler = [
-            dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup),
+            *rise,
             dict(type='PolyLR', eta_min=0.0, power=1.0, begin=warmup, end=args.iterations, by_epoch=False),
         ]
     start = time.perf_counter()

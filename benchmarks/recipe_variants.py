@@ -158,7 +158,9 @@ def configured(variant: str, config: str, data: str, protocol: str, seed: int, w
     if from_scratch:
         cfg.model.backbone.init_cfg, cfg.model.test_cfg = None, dict(mode='whole')
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)  # a core each: a worker would only take turns with it
+    cfg.test_dataloader.update(
+        num_workers=0, persistent_workers=False
+    )  # a core each: a worker would only take turns with it
     hooks = ('ClassWeightHook', 'EMAHook')
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type in hooks]
     cfg.default_hooks.checkpoint = dict(type='TissueCheckpointHook', by_epoch=False, interval=10**9, save_last=True)

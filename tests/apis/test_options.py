@@ -220,7 +220,11 @@ def test_a_child_of_any_config_is_heard(tmp_path, name):
     cfg = load_config(tmp_path / 'c.py')
     crops = cfg.train_dataloader.dataset.crops
     assert {cfg[f'{part}_dataloader'].dataset.data_root for part in ('train', 'val', 'test')} == {'/d'}
-    assert (crops.class_probability, crops.temperature, tuple(crops.crop_size)) == (0.9, 0.0, (256, 256))
+    assert (crops.class_probability, crops.temperature, tuple(crops.crop_size)) == (
+        0.9,
+        0.0,
+        (256, 256) if name == 'demo' else (128, 128),
+    )
 
 
 @pytest.mark.parametrize('key', ['custom_hooks.99.rois', 'param_scheduler.begin', '+custom_hooks.5.rois'])

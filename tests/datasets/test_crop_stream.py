@@ -450,7 +450,7 @@ def test_a_uniform_draw_with_mirrors_shows_every_pixel_equally_often(prepared):
     counts = np.zeros(63, int)
     for y in np.arange(0, 9, 0.25) + 0.125:
         for x in np.arange(0, 7, 0.25) + 0.125:
-            centre = source._centre((9, 7), np.array([y, x]), np.zeros(2), 1.0, 0.0)
+            centre = source._centre((9, 7), np.array(source.crop_size), np.array([y, x]), np.zeros(2), 1.0, 0.0)
             counts += np.bincount(
                 source._cut(numbers, Place(0, -1, (0, 0), tuple(centre), 1.0, 0.0)).ravel(), minlength=63
             )
