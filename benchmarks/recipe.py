@@ -33,6 +33,7 @@ from rich.table import Table
 
 from mmseg_ignite.apis import test, train
 from mmseg_ignite.engine.allocator import keep_freed_memory
+from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 from mmseg_ignite.preparation.store import read_index
@@ -190,4 +191,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:  # not cli.run, which would give stock our allocator
+        main()
+    except IgniteError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('stopped: the same command goes on with what is missing.')

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmseg_ignite.apis import test, train
 from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.allocator import keep_freed_memory
 from mmseg_ignite.evaluation import Evaluation
+from mmseg_ignite.files import write_json
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare
 from mmseg_ignite.preparation.splits import divide
@@ -36,7 +38,7 @@ from mmseg_ignite.provenance import file_sha256
 CLEAN = 'clean'
 CONDITIONS = (CLEAN, *SHIFTS)
 SAMPLES = 4000
-_SCORING_S = 30
+_SCORING_S = 40
 """Guess at what starting a training and scoring it takes beside the training, until some have ended."""
 
 
@@ -58,7 +60,7 @@ def prepared(release: str, out: Path, folds: int) -> str:
         )
         for k in range(folds)
     }
-    (out / INDEX).write_text(json.dumps(index), encoding='utf-8')
+    write_json(out / INDEX, index)
     return str(out)
 
 
@@ -228,7 +230,9 @@ class Running:
 
 def crossval(args: argparse.Namespace) -> None:
     """Train what is missing, and print the table."""
-    data = prepared(args.release, Path(args.work_dir) / f'ignite-{args.folds}-folds', args.folds)
+    # Another release of the same work dir gets a folder of its own.
+    release = f'{zlib.crc32(str(Path(args.release).resolve()).encode()):08x}'
+    data = prepared(args.release, Path(args.work_dir) / f'ignite-{release}-{args.folds}-folds', args.folds)
     run_all(args, data)
     publish(args, relevant(args, data), read_index(data))
 

@@ -7,13 +7,13 @@ protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks pat
 crop_size = (512, 512)
 meta_keys = ('roi', 'patient', 'um_per_px', 'metadata', 'roi_box', 'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape',
              'scale_factor', 'flip', 'flip_direction', 'reduce_zero_label')
-# Stain: half of the crops get colours drawn from those of several laboratories (Shen et al. 2022), all a light jitter of the stains
-# (Tellez et al. 2018), as their authors advise; measured here for random weights only (docs/training.md).
 # Half of the crops are placed around a pixel of a class drawn in proportion to 1 / pixels ** temperature. Three in ten are
 # resampled (um_per_px, any angle), the others are read pixel for pixel.
 crops = dict(
     crop_size=crop_size, class_probability=0.5, temperature=0.5, um_per_px=(0.4, 0.625), rotation='any',
     resample_probability=0.3, border='ignore', use_context=False)
+# Half of the crops get colours drawn from those of several laboratories (Shen et al. 2022), all a light jitter of the stains
+# (Tellez et al. 2018); measured here for random weights only (docs/training.md).
 train_pipeline = [
     dict(type='RandomDihedral'),
     dict(type='RandStainNA', prob=0.5),

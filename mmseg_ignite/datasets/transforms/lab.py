@@ -14,17 +14,13 @@ from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
 from ...preparation.store import open_array
-from .stain import GLASS_RAMP, check_image, check_prob
+from .stain import check_image, check_prob, tissue_share
 
 _SAMPLE = 16384  # pixels from which statistics are measured
 _MIN_TISSUE = 64  # tissue pixels among them
-_LIGHT = 240.0
 _BLOCK = 16384  # pixels mapped at once, which stay in the L2 cache
 _ONE = (1.0, 1.0, 1.0, 1.0)
-TISSUE_SHARE = np.interp(np.log(_LIGHT) - np.log(np.maximum(np.arange(256), 0.4)), GLASS_RAMP, (0, 1)).astype(
-    np.float32
-)
-"""(256,): how far a pixel of each green intensity is tissue; 0 for glass, 1 for what surely is tissue."""
+TISSUE_SHARE = tissue_share().astype(np.float32)
 
 
 class LabStatistics(NamedTuple):

@@ -31,7 +31,7 @@ STRENGTH_PERCENTILE = 99
 _SAMPLE = 16384  # pixels from which stains are estimated
 _MIN_TISSUE = 256  # tissue pixels among them; of fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
-GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green) of glass and of what surely is tissue
+_GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green) of glass and of what surely is tissue
 
 
 class Stains(NamedTuple):
@@ -90,6 +90,11 @@ def _stain_ranges(name: str, value: object, stains: int, limit: float) -> np.nda
             f'range (low, high) within {-limit:g} and {limit:g}.'
         )
     return ranges
+
+
+def tissue_share(light: float = 240.0) -> np.ndarray:
+    """(256,) float64: how far a pixel of each green intensity is tissue; 0 for glass, 1 for what surely is tissue."""
+    return np.interp(np.log(light) - _LOG, _GLASS_RAMP, (0, 1))
 
 
 def _check_light(light: float) -> float:
@@ -341,8 +346,7 @@ class MacenkoAugment(BaseTransform):
         self.glass, self.light = glass, _check_light(light)
         self._alpha = 1 + _stain_ranges('sigma', sigma, 2, 1)
         self._beta = _stain_ranges('bias', bias, 2, 5)
-        density = np.log(light) - _LOG
-        self._share = None if glass else np.interp(density, GLASS_RAMP, (0, 1))
+        self._share = None if glass else tissue_share(light)
 
     def transform(self, results: dict) -> dict:
         check_image(results['img'], type(self).__name__)
