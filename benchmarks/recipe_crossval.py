@@ -386,7 +386,7 @@ def table(scores: 'dict[str, Scores]', rows: dict, reference: str) -> 'list[list
         difference = {c: '' if name == reference else spread(c, 3, '+') for c in (CLEAN, 'shifted')}
         result.append([
             name, str(len(one.seeds)), f'{one.iterations:.0f}', f'{one.crops_s:.1f}', spread(CLEAN, 0), difference[CLEAN],
-            *(f'{row[c][0]:.1f}' for c in SHIFTS), spread('shifted', 0), difference['shifted'], spread('loss', 0),
+            *(f'{row[c][0]:.1f}' + ('' if name == reference else f', {spread(c, 3, "+")}') for c in SHIFTS), spread('shifted', 0), difference['shifted'], spread('loss', 0),
             *(f'{classes[i]:.0f}' for i in present), ' '.join(f'{v:.0f}' for v in one.by_seed(CLEAN)),
         ])  # fmt: skip
     return result
