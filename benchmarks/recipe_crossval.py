@@ -383,10 +383,11 @@ def table(scores: 'dict[str, Scores]', rows: dict, reference: str) -> 'list[list
         def spread(c: str, at: int, sign: str = '', row: dict = row) -> str:
             return f'{row[c][at]:{sign}.1f} ({row[c][at + 1]:{sign}.1f} .. {row[c][at + 2]:{sign}.1f})'
 
-        difference = {c: '' if name == reference else spread(c, 3, '+') for c in (CLEAN, 'shifted')}
+        difference = {c: '' if name == reference else spread(c, 3, '+') for c in row}
+        shifts = [f'{row[c][0]:.1f}{difference[c] and ", " + difference[c]}' for c in SHIFTS]
         result.append([
             name, str(len(one.seeds)), f'{one.iterations:.0f}', f'{one.crops_s:.1f}', spread(CLEAN, 0), difference[CLEAN],
-            *(f'{row[c][0]:.1f}' + ('' if name == reference else f', {spread(c, 3, "+")}') for c in SHIFTS), spread('shifted', 0), difference['shifted'], spread('loss', 0),
+            *shifts, spread('shifted', 0), difference['shifted'], spread('loss', 0),
             *(f'{classes[i]:.0f}' for i in present), ' '.join(f'{v:.0f}' for v in one.by_seed(CLEAN)),
         ])  # fmt: skip
     return result
