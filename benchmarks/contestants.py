@@ -5,6 +5,8 @@ model once and then times one call for each line that it is sent. While one is c
 machine.
 """
 
+from __future__ import annotations
+
 import statistics
 import subprocess
 import sys
@@ -38,14 +40,14 @@ class Contestant:
         self.process.stdin.close()
         self.process.wait()
 
-    def __enter__(self) -> 'Contestant':
+    def __enter__(self) -> Contestant:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def serve(calls: 'dict[str, Callable[[], object]]', device: str) -> None:
+def serve(calls: dict[str, Callable[[], object]], device: str) -> None:
     """Time the call that each line of the standard input names; a call that returns a number gives that instead."""
     for line in sys.stdin:
         begin = time.perf_counter()
@@ -55,7 +57,7 @@ def serve(calls: 'dict[str, Callable[[], object]]', device: str) -> None:
         print('figure', found if isinstance(found, (int, float)) else time.perf_counter() - begin, flush=True)
 
 
-def alternately(calls: 'dict[str, tuple[Contestant, str]]', rounds: int) -> 'dict[str, float]':
+def alternately(calls: dict[str, tuple[Contestant, str]], rounds: int) -> dict[str, float]:
     """Median of each call over the rounds; one uncounted round first."""
     figures: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):

@@ -67,7 +67,7 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads[1])
 
 
-def alternately(first: Callable, second: Callable, counts: 'tuple[int, int]', rounds: int) -> 'tuple[float, float]':
+def alternately(first: Callable, second: Callable, counts: tuple[int, int], rounds: int) -> tuple[float, float]:
     """Median seconds a call of both, measured in turn; the calls get running numbers."""
     times: tuple[list, list] = ([], [])
     number = 0
@@ -91,7 +91,7 @@ def crop_dataset(data: Path, extra: tuple = (), **crops) -> object:
     return DATASETS.build(dataset)
 
 
-def measure_reading(release: Path, data: Path, rounds: int) -> 'list[tuple]':
+def measure_reading(release: Path, data: Path, rounds: int) -> list[tuple]:
     """One 512 crop and its labels; then the whole pipelines."""
     names = [r['name'] for r in read_index(data)['rois']]
 
@@ -120,7 +120,7 @@ def measure_reading(release: Path, data: Path, rounds: int) -> 'list[tuple]':
         ours, stock = alternately(lambda n: default[(0, n)], samples(STOCK_PIPELINE), (100, 8), rounds)
         more, _ = alternately(lambda n: macenko[(0, n)], samples(STOCK_PIPELINE), (100, 1), rounds)
 
-    def times(seconds: float) -> 'tuple[str, float]':
+    def times(seconds: float) -> tuple[str, float]:
         return f'{1 / seconds:.0f} crops/s', stock / seconds
 
     beside = f'{1 / stock:.1f} crops/s'
@@ -131,7 +131,7 @@ def measure_reading(release: Path, data: Path, rounds: int) -> 'list[tuple]':
     ]  # fmt: skip
 
 
-def measure_classes(data: Path, draws: int) -> 'list[tuple]':
+def measure_classes(data: Path, draws: int) -> list[tuple]:
     """How often a rare class is seen, and how near a uniform draw comes to the pixel shares."""
     rois = read_index(data)['rois']
     pixels = np.sum([r['pixels'] for r in rois], 0)
@@ -164,7 +164,7 @@ def resident(pid: int) -> float:
     return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
-def measure_memory(data: Path, crops: int, console: Console) -> 'list[tuple]':
+def measure_memory(data: Path, crops: int, console: Console) -> list[tuple]:
     """Growth of two workers' resident memory while they read and augment crops.
 
     A worker holds a batch in the making, which comes and goes; so medians are compared: of the crops from the first to the
@@ -191,7 +191,7 @@ def measure_memory(data: Path, crops: int, console: Console) -> 'list[tuple]':
     return [(f'worker memory over {crops:,} crops', ours, f'{rate:.0f} crops/s', None, '< 20 MB')]
 
 
-def measure_preparing(release: Path, work: Path, rounds: int) -> 'list[tuple]':
+def measure_preparing(release: Path, work: Path, rounds: int) -> list[tuple]:
     """The whole preparation beside decoding the same PNGs and nothing else, on all cores."""
     paths = sorted((release / 'images' / 'he').glob('*.png')) + sorted((release / 'annotations' / 'he').glob('*.png'))
     wall: tuple[list, list] = ([], [])
@@ -216,7 +216,7 @@ def measure_preparing(release: Path, work: Path, rounds: int) -> 'list[tuple]':
     ]
 
 
-def build(work: Path, rois: int, console: Console) -> 'tuple[Path, Path]':
+def build(work: Path, rois: int, console: Console) -> tuple[Path, Path]:
     """The release and its prepared form; kept for the next run."""
     release, data = work / f'release_{rois}', work / f'ignite_{rois}'
     if not (release / 'data_overview.csv').is_file():

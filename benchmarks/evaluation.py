@@ -31,6 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mmseg_ignite.apis import load_config, score_folder
+from mmseg_ignite.datasets.prepared import FORMAT, INDEX
 from mmseg_ignite.evaluation import TissueMetric
 from mmseg_ignite.evaluation.bootstrap import intervals, paired
 from mmseg_ignite.evaluation.boundary import boundary_counts
@@ -39,7 +40,6 @@ from mmseg_ignite.evaluation.confusion import confusion_matrix
 from mmseg_ignite.files import write_json
 from mmseg_ignite.labels import CLASSES, IGNORE
 from mmseg_ignite.preparation.audit import cores
-from mmseg_ignite.preparation.store import FORMAT, INDEX
 
 SHAPE = (2000, 2400)
 CONFIG = Path(__file__).parents[1] / 'configs' / 'segformer' / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
@@ -56,7 +56,7 @@ def blobs(rng: np.random.Generator, classes: int, cells: int) -> np.ndarray:
     return labels
 
 
-def pair(seed: int) -> 'tuple[np.ndarray, np.ndarray]':
+def pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Truth of 8 of the 16 classes with an unannotated strip, and a prediction that is right in two thirds of it."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(16)[:8].astype(np.uint8)
@@ -66,7 +66,7 @@ def pair(seed: int) -> 'tuple[np.ndarray, np.ndarray]':
     return truth, prediction
 
 
-def build(work: Path, rois: int, console: Console) -> 'tuple[Path, Path]':
+def build(work: Path, rois: int, console: Console) -> tuple[Path, Path]:
     """A prepared data set that holds labels only, and a folder of predicted PNGs of raw ids; kept for the next run."""
     data, predictions = work / f'data_{rois}', work / f'predictions_{rois}'
     if (data / INDEX).is_file():
@@ -85,7 +85,7 @@ def build(work: Path, rois: int, console: Console) -> 'tuple[Path, Path]':
     return data, predictions
 
 
-def alternately(calls: 'list[Callable]', rounds: int) -> 'list[float]':
+def alternately(calls: list[Callable], rounds: int) -> list[float]:
     """Median seconds of each call, measured in turn."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
@@ -96,7 +96,7 @@ def alternately(calls: 'list[Callable]', rounds: int) -> 'list[float]':
     return [statistics.median(seconds) for seconds in times]
 
 
-def measure_scoring(data: Path, predictions: Path, work: Path, rounds: int) -> 'list[tuple]':
+def measure_scoring(data: Path, predictions: Path, work: Path, rounds: int) -> list[tuple]:
     """The whole of tools/evaluate.py beside decoding the same PNGs with as many threads (ratio: to Pillow)."""
     paths = sorted(predictions.glob('*.png'))
 
@@ -123,7 +123,7 @@ def measure_scoring(data: Path, predictions: Path, work: Path, rounds: int) -> '
     ]
 
 
-def measure_parts(rounds: int) -> 'list[tuple]':
+def measure_parts(rounds: int) -> list[tuple]:
     """One ROI, one core."""
     truth, prediction = pair(0)
     probabilities = np.full((16, *SHAPE), 0.02, np.float32)
@@ -153,7 +153,7 @@ def measure_parts(rounds: int) -> 'list[tuple]':
     ]  # fmt: skip
 
 
-def measure_share(rounds: int) -> 'list[tuple]':
+def measure_share(rounds: int) -> list[tuple]:
     """What counting adds to a test: TissueMetric beside the prediction of the same ROI by SegFormer-B0, sliding windows."""
     cfg = load_config(CONFIG)
     cfg.model.backbone.init_cfg = None
@@ -178,7 +178,7 @@ def measure_share(rounds: int) -> 'list[tuple]':
     return [('TissueMetric, an ROI', f'{counting * 1e3:.1f} ms, {share}', beside, None, '< 3 %')]
 
 
-def measure_bootstrap(work: Path, rounds: int) -> 'list[tuple]':
+def measure_bootstrap(work: Path, rounds: int) -> list[tuple]:
     """10,000 samples over the patients of the scored run."""
     result = json.loads((work / 'run' / 'metrics.json').read_text())
     with np.load(work / 'run' / 'confusion.npz') as run:

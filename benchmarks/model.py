@@ -74,7 +74,7 @@ def build_hugging_face(device: str) -> nn.Module:
     return SegformerForSemanticSegmentation(SegformerConfig(num_labels=16)).to(device)
 
 
-def samples(count: int, device: str, side: int = 512) -> 'list[SegDataSample]':
+def samples(count: int, device: str, side: int = 512) -> list[SegDataSample]:
     """Random labels."""
     return [
         SegDataSample(gt_sem_seg=PixelData(data=torch.randint(16, (1, side, side), device=device)))
@@ -82,7 +82,7 @@ def samples(count: int, device: str, side: int = 512) -> 'list[SegDataSample]':
     ]
 
 
-def training_step(model: nn.Module, images: torch.Tensor, truth: 'list[SegDataSample]') -> Callable[[], None]:
+def training_step(model: nn.Module, images: torch.Tensor, truth: list[SegDataSample]) -> Callable[[], None]:
     """Forward, loss and backward of an mmseg segmentor or of Hugging Face's model."""
 
     def step() -> None:
@@ -96,7 +96,7 @@ def training_step(model: nn.Module, images: torch.Tensor, truth: 'list[SegDataSa
     return step
 
 
-def forward(model: nn.Module, images: torch.Tensor, dtype: 'torch.dtype | None' = None) -> Callable[[], None]:
+def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
     """The logits of the network, without gradients."""
 
     def call() -> None:
@@ -107,7 +107,7 @@ def forward(model: nn.Module, images: torch.Tensor, dtype: 'torch.dtype | None' 
     return call
 
 
-def operations(call: Callable[[], None]) -> 'Callable[[], int]':
+def operations(call: Callable[[], None]) -> Callable[[], int]:
     """Floating-point operations of a call without gradients."""
 
     def count() -> int:
@@ -135,7 +135,7 @@ def compete(name: str, size: int, device: str) -> None:
     serve(calls, device)
 
 
-def measure_size(size: int, rounds: int, device: str) -> 'list[dict]':
+def measure_size(size: int, rounds: int, device: str) -> list[dict]:
     """Forward and training step of one MiT size, 2 x 3 x 512 x 512."""
     names = [n for n in CONTESTANTS if n != 'transformers' or (size == 0 and has_transformers())]
     processes = {name: Contestant('--contestant', name, '--size', size, '--device', device) for name in names}
@@ -193,7 +193,7 @@ def compete_for_memory(name: str, device: str) -> None:
     serve(dict(memory=measure), device)
 
 
-def draw(rows: 'list[dict]', memory: 'dict[str, float]', where: str) -> Table:
+def draw(rows: list[dict], memory: dict[str, float], where: str) -> Table:
     table = Table(
         '', 'ours', 'beside', 'theirs', 'ratio', 'goal', 'share of matrix rate', title=f'SegFormer on {where}'
     )

@@ -30,7 +30,7 @@ KINDS = {
 CALLS = 4
 
 
-def shares(call: Callable[[], None], device: str) -> 'tuple[float, dict[str, float]]':
+def shares(call: Callable[[], None], device: str) -> tuple[float, dict[str, float]]:
     """Milliseconds of a call, under the profiler, and the share of each kind of operation in them."""
     for _ in range(2):
         call()

@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mmseg_ignite.apis import test, train
+from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine.allocator import keep_freed_memory
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare, write_synthetic_release
-from mmseg_ignite.preparation.store import read_index
 
 RARE_CLASS = 16
 """Class id that is made rare."""
@@ -96,14 +96,14 @@ def sixteen(args: argparse.Namespace) -> None:
         )
 
 
-def prepared(release: 'str | Path', out: Path) -> str:
+def prepared(release: str | Path, out: Path) -> str:
     """The prepared form of a release."""
     if not (out / 'index.json').is_file():
         prepare(release, out)
     return str(out)
 
 
-def run_all(args: argparse.Namespace, data: str, protocol: str, jobs: 'list[tuple[str, int]]') -> 'list[dict]':
+def run_all(args: argparse.Namespace, data: str, protocol: str, jobs: list[tuple[str, int]]) -> list[dict]:
     """Results of variants and seeds, one process each; those whose results are there are passed over."""
     done = {(r['variant'], r['seed'], r['seconds']) for r in read_results([args.out])}
     jobs = [job for job in jobs if (*job, args.seconds) not in done]
@@ -124,14 +124,14 @@ def run_all(args: argparse.Namespace, data: str, protocol: str, jobs: 'list[tupl
     return [r for r in read_results([args.out]) if r['seconds'] == args.seconds]
 
 
-def read_results(paths: 'list[str | Path]') -> 'list[dict]':
+def read_results(paths: list[str | Path]) -> list[dict]:
     """Lines of JSON; files that are not there have none."""
     return [
         json.loads(line) for p in map(Path, paths) if p.is_file() for line in p.read_text().splitlines() if line.strip()
     ]
 
 
-def spread(values: 'list[float]') -> str:
+def spread(values: list[float]) -> str:
     """Mean and range."""
     if not values:
         return '-'

@@ -6,6 +6,8 @@ side, each on a core of its own, variants in turn, so that what disturbs the mac
 line of JSON with its counts; scores follow from the pooled counts, intervals from samples of patients and seeds.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -25,6 +27,7 @@ from recipe_variants import configured
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mmseg_ignite.apis import test, train
+from mmseg_ignite.datasets.prepared import INDEX, read_index
 from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.allocator import keep_freed_memory
 from mmseg_ignite.evaluation import Evaluation
@@ -32,7 +35,6 @@ from mmseg_ignite.files import write_json
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare
 from mmseg_ignite.preparation.splits import divide
-from mmseg_ignite.preparation.store import INDEX, read_index
 from mmseg_ignite.provenance import file_sha256
 
 CLEAN = 'clean'
@@ -102,7 +104,7 @@ def run_one(args: argparse.Namespace) -> None:
     print('result', json.dumps(result))
 
 
-def marginals(evaluation: Evaluation) -> 'dict[str, list[list[int]]]':
+def marginals(evaluation: Evaluation) -> dict[str, list[list[int]]]:
     """Of each ROI the annotated, the predicted and the rightly predicted pixels of each class."""
     return {
         name: [m.sum(1).tolist(), m.sum(0).tolist(), m.diagonal().tolist()]
@@ -143,7 +145,7 @@ def run_all(args: argparse.Namespace, data: str) -> None:
                 one.process.kill()
 
 
-def _missing(args: argparse.Namespace, data: str, iterations: int) -> 'list[tuple[str, int, int]]':
+def _missing(args: argparse.Namespace, data: str, iterations: int) -> list[tuple[str, int, int]]:
     """Variant, seed and fold of the trainings without a result, variants in turn."""
     alike = [
         r
@@ -169,7 +171,7 @@ def _iterations(args: argparse.Namespace, data: str) -> int:
     return args.iterations or int(statistics.median(made))
 
 
-def relevant(args: argparse.Namespace, data: str) -> 'list[dict]':
+def relevant(args: argparse.Namespace, data: str) -> list[dict]:
     """The results that are of this config and of these data."""
     wanted = Path(args.config).name, data_name(data)
     return [r for r in read_results(args.out) if (r['config'], r['data']) == wanted]
@@ -190,13 +192,13 @@ class Running:
         since: when it began, ``time.monotonic()``.
     """
 
-    job: 'tuple[str, int, int]'
+    job: tuple[str, int, int]
     process: subprocess.Popen
     output: Path
     since: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, args: argparse.Namespace, data: str, job: tuple, slot: int, iterations: int) -> 'Running':
+    def start(cls, args: argparse.Namespace, data: str, job: tuple, slot: int, iterations: int) -> Running:
         """Begin one; on a CPU with one thread, on the core of its slot."""
         folder = Path(args.work_dir) / f'run{slot}'
         shutil.rmtree(folder, ignore_errors=True)
@@ -237,7 +239,7 @@ def crossval(args: argparse.Namespace) -> None:
     publish(args, relevant(args, data), read_index(data))
 
 
-def read_results(path: 'str | Path') -> 'list[dict]':
+def read_results(path: str | Path) -> list[dict]:
     """Lines of JSON; a file that is not there has none."""
     path = Path(path)
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
@@ -269,7 +271,7 @@ class Scores:
         patients: {ROI: patient}.
     """
 
-    def __init__(self, results: 'list[dict]', patients: 'dict[str, str]') -> None:
+    def __init__(self, results: list[dict], patients: dict[str, str]) -> None:
         by_seed: dict[int, list[dict]] = {}
         for result in results:
             by_seed.setdefault(result['seed'], []).append(result)
@@ -314,7 +316,7 @@ class Scores:
         return scores[seeds, np.arange(len(drawn))[:, None]].mean(1)
 
 
-def intervals(scores: 'dict[str, Scores]', base: str, samples: int = SAMPLES, seed: int = 0) -> dict:
+def intervals(scores: dict[str, Scores], base: str, samples: int = SAMPLES, seed: int = 0) -> dict:
     """{variant: {condition: (mean, low, high, difference to base, low, high)}}, 95 % percentile intervals.
 
     All variants are drawn the same patients, so what these share cancels out of the differences; seeds are drawn for each.
@@ -343,7 +345,7 @@ def intervals(scores: 'dict[str, Scores]', base: str, samples: int = SAMPLES, se
     }  # fmt: skip
 
 
-def publish(args: argparse.Namespace, results: 'list[dict]', index: dict, base: str = 'stock') -> None:
+def publish(args: argparse.Namespace, results: list[dict], index: dict, base: str = 'stock') -> None:
     """Scores with intervals and paired differences to ``base``: for each time, and each number of iterations that all were
     given, a table in Markdown and a figure beside the results."""
     patients = {roi['name']: roi['patient'] for roi in index['rois']}
@@ -371,7 +373,7 @@ def publish(args: argparse.Namespace, results: 'list[dict]', index: dict, base: 
         args.console.print(f'\nfigure: {place}', highlight=False)
 
 
-def table(scores: 'dict[str, Scores]', rows: dict, reference: str) -> 'list[list[str]]':
+def table(scores: dict[str, Scores], rows: dict, reference: str) -> list[list[str]]:
     """Rows of cells, the head first; ``rows`` are the :func:`intervals`."""
     present = [i for i, iou in enumerate(scores[reference].classes(CLEAN)) if np.isfinite(iou)]
     head = ['recipe', 'seeds', 'iterations', 'crops/s', CLEAN, f'to {reference}', *SHIFTS, 'shifted', f'to {reference}']

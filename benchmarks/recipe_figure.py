@@ -8,7 +8,7 @@ import numpy as np
 _ROWS = (('clean', 'test images', '#1b6ca8'), ('shifted', 'the same as of another laboratory', '#c8553d'))
 
 
-def draw(rows: dict, by_seed: 'dict[str, dict[str, np.ndarray]]', title: str, path: 'str | Path') -> None:
+def draw(rows: dict, by_seed: dict[str, dict[str, np.ndarray]], title: str, path: str | Path) -> None:
     """Write a PNG: of each recipe the mIoU of the clean and of the shifted ROIs, its interval, and a dot for each seed.
 
     Args:

@@ -58,7 +58,7 @@ def _optimiser(**settings) -> Callable[[Config], None]:
     return change
 
 
-def _average(momentum: 'float | None') -> Callable[[Config], None]:
+def _average(momentum: float | None) -> Callable[[Config], None]:
     def change(cfg: Config) -> None:
         hooks = [hook for hook in cfg.custom_hooks if hook.type != 'EMAHook']
         cfg.custom_hooks = hooks + ([dict(type='EMAHook', momentum=momentum, update_buffers=True)] if momentum else [])
@@ -66,7 +66,7 @@ def _average(momentum: 'float | None') -> Callable[[Config], None]:
     return change
 
 
-def _grow(*steps: 'tuple[float, int]') -> Callable[[Config], None]:
+def _grow(*steps: tuple[float, int]) -> Callable[[Config], None]:
     def change(cfg: Config) -> None:
         cfg.model.data_preprocessor.update(size=None, size_divisor=32)
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type='CropGrowthHook', steps=steps)]
@@ -139,7 +139,7 @@ def is_variant(name: str) -> bool:
     return base in (*LADDER, CONTROL) and (not rest or _split(rest) is not None)
 
 
-def _split(text: str) -> 'list[str] | None':
+def _split(text: str) -> list[str] | None:
     """Names of changes joined by hyphens, which they may hold themselves; None if they are not that."""
     if not text:
         return []
@@ -175,7 +175,7 @@ def configured(variant: str, config: str, data: str, protocol: str, seed: int, w
     return cfg
 
 
-def _take_out(cfg: Config, missing: 'Sequence[str]', data: str, protocol: str, from_scratch: bool) -> None:
+def _take_out(cfg: Config, missing: Sequence[str], data: str, protocol: str, from_scratch: bool) -> None:
     """Put mmseg's own parts in the place of ours."""
     if 'ours' in missing:
         _average(None)(cfg)

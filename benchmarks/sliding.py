@@ -37,7 +37,7 @@ def segmentor(stock: bool, device: str, **test_cfg: object) -> nn.Module:
     return model
 
 
-def labelling(model: nn.Module, device: str) -> 'Callable[[int, int], Callable[[], None]]':
+def labelling(model: nn.Module, device: str) -> Callable[[int, int], Callable[[], None]]:
     """Calls that label one preprocessed image of a size, as tools/test.py does."""
 
     def of_size(height: int, width: int) -> Callable[[], None]:
@@ -66,7 +66,7 @@ def row(what: str, ours: float, beside: str, theirs: float, ratio: float, goal: 
     return dict(what=what, ours=f'{ours:.2f} s', beside=f'{beside} {theirs:.2f} s', ratio=ratio, goal=goal)
 
 
-def time_rows(rounds: int, device: str, console: Console) -> 'list[dict]':
+def time_rows(rounds: int, device: str, console: Console) -> list[dict]:
     ours, stock, tta = (Contestant('--contestant', name, '--device', device) for name in ('ours', 'stock', 'ours-8'))
     rows = []
     with ours, stock, tta:
@@ -131,13 +131,13 @@ def compete_for_memory(height: int, width: int, number: int, device: str) -> Non
     serve(dict(memory=measure), device)
 
 
-def memory(size: 'tuple[int, int]', number: int, device: str) -> float:
+def memory(size: tuple[int, int], number: int, device: str) -> float:
     arguments = ('--contestant', 'memory', '--memory-of', *size, number, '--device', device)
     with Contestant(*arguments) as contestant:
         return contestant.call('memory')
 
 
-def memory_rows(device: str, console: Console) -> 'list[dict]':
+def memory_rows(device: str, console: Console) -> list[dict]:
     rows = []
     for size, goal in MEMORY_SIZES.items():
         console.print(f'memory at {size[0]} x {size[1]} ...')

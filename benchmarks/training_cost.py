@@ -54,7 +54,7 @@ def kept_bytes(model: nn.Module, batch: int, side: int, device: str) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def estimated(size: int, side: int) -> 'list[str]':
+def estimated(size: int, side: int) -> list[str]:
     """A row of the table of estimates."""
     model = build(size, False, 'cpu').train()
     parameters = sum(p.numel() for p in model.parameters())
@@ -72,7 +72,7 @@ def estimated(size: int, side: int) -> 'list[str]':
     return cells
 
 
-def measured(size: int, side: int, device: str, batch: int) -> 'list[str]':
+def measured(size: int, side: int, device: str, batch: int) -> list[str]:
     """Peak memory and seconds of a step on a CUDA device."""
     model = build(size, False, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

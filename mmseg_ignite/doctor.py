@@ -81,7 +81,7 @@ def check_disk() -> RESULT:
 
 def check_data(data_root: str) -> RESULT:
     try:
-        from mmseg_ignite.preparation.store import read_index
+        from mmseg_ignite.datasets.prepared import read_index
 
         index = read_index(data_root)
     except Exception as error:

@@ -5,6 +5,7 @@ mmsegmentation. Both install the same import packages, so side by side one overw
 Python path, which has no distribution metadata, is accepted too.
 """
 
+import os
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -16,7 +17,7 @@ STACK = {  # import package -> (maintained distribution, original distribution)
 EXTRA_CLASHES = {'mmcv': ('mmcv-lite', 'mmcv-full')}
 
 
-def installed(distribution: str) -> 'str | None':
+def installed(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
     try:
         return metadata.version(distribution)
@@ -29,7 +30,7 @@ def importable(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def stack_fault() -> 'str | None':
+def stack_fault() -> str | None:
     """One sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
     for package, candidates in STACK.items():
         found = [d for d in (*candidates, *EXTRA_CLASHES.get(package, ())) if installed(d)]
@@ -54,6 +55,11 @@ def stack_fault() -> 'str | None':
     return None
 
 
-def stack_distribution(package: str) -> 'str | None':
+def stack_distribution(package: str) -> str | None:
     """The distribution that provides an import package of the stack, e.g. 'onedl-mmcv'."""
     return next((d for d in STACK[package] if installed(d)), None)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

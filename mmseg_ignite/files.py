@@ -35,7 +35,7 @@ def _permitted(mode: int) -> int:
 
 
 @contextlib.contextmanager
-def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` (same suffix); rename it into place on success, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def atomic_file(path: 'str | os.PathLike') -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def result_file(path: 'str | os.PathLike', replace: bool = False) -> Iterator[Path]:
+def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
     """:func:`atomic_file` for a result: it is signed, and a file that we did not write is not replaced.
 
     Args:
@@ -85,7 +85,7 @@ def _signed(content: bytes, suffix: str) -> bytes:
     return content[:place] + _signature(suffix, zlib.crc32(content)) + content[place:]
 
 
-def is_ours(path: 'str | os.PathLike') -> bool:
+def is_ours(path: str | os.PathLike) -> bool:
     """Whether a file is a result of ours and unchanged since, as far as its type can tell.
 
     Text tables have no room for a signature; they are ours in the folder of a run of ours, or in a folder inside it.
@@ -123,7 +123,7 @@ def _check_ours(path: Path) -> None:
         )
 
 
-def check_outputs(outputs: 'Iterable[str | os.PathLike]', inputs: 'Iterable[str | os.PathLike]' = ()) -> None:
+def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
     """Check the files that a tool is going to write, before it computes anything. Results of earlier runs may be replaced.
 
     Args:
@@ -147,7 +147,7 @@ def check_outputs(outputs: 'Iterable[str | os.PathLike]', inputs: 'Iterable[str 
         _check_ours(path)
 
 
-def _identity(path: 'str | os.PathLike') -> 'tuple[int, int] | None':
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
     """What two names of one file have in common; None if there is no such file."""
     try:
         status = os.stat(path)
@@ -156,7 +156,7 @@ def _identity(path: 'str | os.PathLike') -> 'tuple[int, int] | None':
     return status.st_dev, status.st_ino
 
 
-def check_place(folder: 'str | os.PathLike') -> None:
+def check_place(folder: str | os.PathLike) -> None:
     """Check that results may be written into a folder, which need not exist yet.
 
     Raises:
@@ -180,7 +180,7 @@ def check_place(folder: 'str | os.PathLike') -> None:
         raise IgniteError(f'{folder} cannot be written (no permission in {there}): choose another output folder.')
 
 
-def visible_files(folder: 'str | os.PathLike', suffixes: 'tuple[str, ...]') -> 'list[Path]':
+def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
     """The entries of a folder that have one of the suffixes (in any case), sorted; hidden ones, such as ``._a.png`` of
     macOS, are left out.
 
@@ -194,12 +194,12 @@ def visible_files(folder: 'str | os.PathLike', suffixes: 'tuple[str, ...]') -> '
     return [Path(folder) / n for n in names if n.lower().endswith(suffixes) and not n.startswith('.')]
 
 
-def printable(name: 'str | os.PathLike') -> str:
+def printable(name: str | os.PathLike) -> str:
     """A file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def sha256(path: 'str | os.PathLike') -> str:
+def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as stream:
@@ -208,7 +208,7 @@ def sha256(path: 'str | os.PathLike') -> str:
     return digest.hexdigest()
 
 
-def link_file(source: 'str | os.PathLike', path: 'str | os.PathLike') -> None:
+def link_file(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Put a file in a second place, atomically: a hard link, or a copy where the disk knows none."""
     with atomic_file(path) as partial:
         partial.unlink()
@@ -218,7 +218,7 @@ def link_file(source: 'str | os.PathLike', path: 'str | os.PathLike') -> None:
             shutil.copyfile(source, partial)
 
 
-def _check_replaceable(path: Path, own: 'tuple[str, ...]') -> None:
+def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
     """Raise IgniteError unless ``path`` is absent, empty, or a folder that holds nothing but what we wrote."""
     if path.exists() and not path.is_dir():
         raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
@@ -234,7 +234,7 @@ def _check_replaceable(path: Path, own: 'tuple[str, ...]') -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: 'str | os.PathLike', own: 'tuple[str, ...]') -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[Path]:
     """Give an empty temporary folder beside ``path``; put it in the place of ``path`` on success.
 
     An older folder is replaced only if all its entries are among ``own``, the first of which must be there. A link is
@@ -276,7 +276,7 @@ def _swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: 'str | os.PathLike', content: object) -> None:
+def write_json(path: str | os.PathLike, content: object) -> None:
     """Write JSON atomically. File names that are not UTF-8 are read back as they were.
 
     Raises:
@@ -288,13 +288,13 @@ def write_json(path: 'str | os.PathLike', content: object) -> None:
         partial.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
-def write_result(path: 'str | os.PathLike', content: dict) -> None:
+def write_result(path: str | os.PathLike, content: dict) -> None:
     """:func:`write_json` of a result: signed by the key ``written_by``; a file that we did not write is not replaced."""
     _check_ours(Path(path))
     write_json(path, dict(written_by=WRITTEN_BY, **content))
 
 
-def check_writable(folder: 'str | os.PathLike') -> None:
+def check_writable(folder: str | os.PathLike) -> None:
     """Make a folder and find out, before any work, whether files can be written into it.
 
     Raises:

@@ -84,7 +84,7 @@ class MaskError(IgniteError):
         self.kind, self.detail = kind, detail
 
 
-def decode_mask(mask: np.ndarray, source: str = 'mask', ids: 'dict[int, int] | None' = None) -> DecodedMask:
+def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | None = None) -> DecodedMask:
     """Decode a mask of the release, whichever of the two circulating encodings it has.
 
     Direct masks hold raw ids; complemented ones hold (256 - id) % 256. The majority of the non-zero
@@ -136,7 +136,7 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: 'dict[int, int] | N
     return DecodedMask(cv2.LUT(mask, to_train[raw]), encoding, stray)
 
 
-def _id_tables(ids: 'dict[int, int] | None') -> 'tuple[np.ndarray, np.ndarray, int]':
+def _id_tables(ids: dict[int, int] | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Tables (256,) by the id of a mask: train id (255 none), and whether it is known; and the largest id."""
     ids = {i: i for i in RAW_LABEL_MAP.values()} if ids is None else ids
     to_train, known = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
@@ -153,7 +153,7 @@ def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
     return raw if encoding == 'direct' else (-raw.astype(np.int16) % 256).astype(np.uint8)
 
 
-def release_ids(classes: 'Sequence[str]') -> 'np.ndarray | None':
+def release_ids(classes: Sequence[str]) -> np.ndarray | None:
     """Table from places in a list of classes to train ids: (256,) uint8, 255 elsewhere.
 
     None if the list holds a class that is not the release's: its places mean nothing here.

@@ -13,7 +13,7 @@ PACKAGED = Path(__file__).with_name('.mim')
 PREFIX = 'mmseg_ignite::'
 
 
-def packaged_configs() -> 'list[str]':
+def packaged_configs() -> list[str]:
     """Names of the packaged configs that are not bases of others, e.g. 'segformer/NAME.py'."""
     root = PACKAGED / 'configs'
     names = sorted(path.relative_to(root).as_posix() for path in root.glob('*/*.py'))
@@ -43,7 +43,7 @@ def config_path(name: str) -> str:
     return str(PACKAGED / 'configs' / found[0])
 
 
-def did_you_mean(name: str, candidates: 'list[str]') -> str:
+def did_you_mean(name: str, candidates: list[str]) -> str:
     """The end of a sentence: the candidates of the most similar file names, or what else to do."""
     by_name = {Path(one).name: one for one in candidates}
     close = difflib.get_close_matches(Path(name).name, by_name, 2, 0.6)

@@ -11,7 +11,7 @@ from .files import sha256
 from .version import __version__
 
 
-def file_sha256(path: 'str | Path') -> str:
+def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, 64 hex digits.
 
     Raises:

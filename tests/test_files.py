@@ -22,7 +22,7 @@ from mmseg_ignite.files import (
     write_json,
     write_result,
 )
-from mmseg_ignite.preparation.png import check_png
+from mmseg_ignite.images.png import check_png
 
 
 def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):

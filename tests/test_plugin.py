@@ -24,11 +24,11 @@ from mmseg.registry import DATASETS
 import mmseg_ignite
 from mmseg_ignite.apis import Predictor, load_config, train
 from mmseg_ignite.datasets.ignite import DATA_ROOT, PROTOCOL
+from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.engine import safe_checkpoints
 from mmseg_ignite.engine.hooks import TissueCheckpointHook
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
-from mmseg_ignite.preparation.store import image_path, label_path
 from mmseg_ignite.registry import CHILDREN
 
 NAME = 'segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py'

@@ -11,8 +11,8 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 import recipe_crossval as instrument  # noqa: E402
 import recipe_variants as variants  # noqa: E402
 
+from mmseg_ignite.datasets.prepared import read_index, select  # noqa: E402
 from mmseg_ignite.labels import CLASSES  # noqa: E402
-from mmseg_ignite.preparation.store import read_index, select  # noqa: E402
 
 PATIENTS = {f'roi{i}': f'p{i // 2}' for i in range(14)}
 

@@ -6,7 +6,7 @@ import os
 from mmseg_ignite.apis import cross_validate
 from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
-from mmseg_ignite.evaluation.report import LANGUAGES
+from mmseg_ignite.report import LANGUAGES
 
 
 def main() -> None:

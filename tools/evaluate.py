@@ -8,7 +8,7 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.bootstrap import SAMPLES
 from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.label_files import ENCODINGS
-from mmseg_ignite.evaluation.report import LANGUAGES
+from mmseg_ignite.report import LANGUAGES
 
 DATA = 'data/ignite'
 

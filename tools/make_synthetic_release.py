@@ -8,12 +8,12 @@ from mmseg_ignite.cli import run
 from mmseg_ignite.preparation import write_synthetic_release
 
 
-def size(text: str) -> 'tuple[int, int]':
+def size(text: str) -> tuple[int, int]:
     height, width = text.lower().split('x')
     return int(height), int(width)
 
 
-def rare(text: str) -> 'tuple[int, float]':
+def rare(text: str) -> tuple[int, float]:
     class_id, share = text.split(':')
     return int(class_id), float(share)
 

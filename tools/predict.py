@@ -7,7 +7,7 @@ from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.apis.predicting import PALETTES
 from mmseg_ignite.cli import run
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.images import MAX_PIXELS
+from mmseg_ignite.images.reading import MAX_PIXELS
 
 
 def main() -> None:

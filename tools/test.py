@@ -9,7 +9,7 @@ from mmseg_ignite.cli import run
 from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.distributed import is_main_process
 from mmseg_ignite.evaluation.confusion import table
-from mmseg_ignite.evaluation.report import LANGUAGES
+from mmseg_ignite.report import LANGUAGES
 
 
 def main() -> None:

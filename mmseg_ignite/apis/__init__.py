@@ -3,10 +3,10 @@
 from .browsing import browse
 from .configuration import load_config
 from .cross_validation import cross_validate
-from .evaluating import compare_runs, read_groupings, rescore, score_folder
 from .predicting import predict, predict_files
 from .predictor import Predictor
-from .reporting import regions
+from .publishing import regions
+from .scoring import compare_runs, read_groupings, rescore, score_folder
 from .testing import test
 from .training import train
 

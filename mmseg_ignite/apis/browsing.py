@@ -13,12 +13,12 @@ from rich.progress import track
 
 from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.crop_stream import seeded
+from ..datasets.prepared import image_path, open_array, read_index, select
+from ..datasets.protocols import PARTS
 from ..datasets.transforms.stain import estimate_stains
 from ..errors import IgniteError
 from ..files import check_outputs, check_writable, is_ours, result_file, visible_files
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, count_classes
-from ..preparation.splits import PARTS
-from ..preparation.store import image_path, open_array, read_index, select
 from ..visualization import dataset_plots as plots
 from ..visualization.contact_sheet import Crop, draw_contact_sheet
 from ..visualization.dataset_page import Picture, dataset_page
@@ -32,7 +32,7 @@ _WINDOW, _STEP, _STAIN_ROIS = 1024, 4, 4  # px of an ROI, every which pixel, and
 _Members = dict[str, list[dict]]
 
 
-def browse(cfg: Config, out: 'str | Path', crops: int = 48, draws: int = 10_000, seed: int = 0) -> Path:
+def browse(cfg: Config, out: str | Path, crops: int = 48, draws: int = 10_000, seed: int = 0) -> Path:
     """Show what a config trains on.
 
     Writes into ``out`` contact sheets ``crops_01.png``, ... (samples of the training data set after its whole pipeline),
@@ -98,7 +98,7 @@ def _build(cfg: Config) -> IGNITEDataset:
     return dataset
 
 
-def _save(path: Path, write: 'Callable[[Path], object]') -> None:
+def _save(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with result_file(path) as partial:
             write(partial)
@@ -112,7 +112,7 @@ def _new_ids(dataset: IGNITEDataset) -> np.ndarray:
     return np.array(every if dataset.label_map is None else [dataset.label_map[i] for i in every])
 
 
-def _samples(dataset: IGNITEDataset, seed: int, count: int) -> 'Iterator[Crop]':
+def _samples(dataset: IGNITEDataset, seed: int, count: int) -> Iterator[Crop]:
     """The first samples of a training, in the official train ids."""
     new_ids = _new_ids(dataset)
     train_ids = np.full(256, IGNORE, np.uint8)
@@ -134,7 +134,7 @@ def _samples(dataset: IGNITEDataset, seed: int, count: int) -> 'Iterator[Crop]':
         yield Crop(image, train_ids[labels], name, um_per_px / scale, n, train_id)
 
 
-def _unpack(sample: dict) -> 'tuple[np.ndarray, np.ndarray, float]':
+def _unpack(sample: dict) -> tuple[np.ndarray, np.ndarray, float]:
     """Image (H, W, 3) uint8 RGB, labels (H, W) uint8, and by what the pipeline enlarged them."""
     image = sample.get('inputs') if isinstance(sample, dict) else None
     truth = sample['data_samples'].get('gt_sem_seg') if image is not None else None
@@ -148,7 +148,7 @@ def _unpack(sample: dict) -> 'tuple[np.ndarray, np.ndarray, float]':
     return np.ascontiguousarray(image[::-1].transpose(1, 2, 0)), truth.data[0].numpy().astype(np.uint8), float(scale)
 
 
-def _write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, seed: int) -> 'list[Picture]':
+def _write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, seed: int) -> list[Picture]:
     """Write the contact sheets; the first ones, as far as the page has room, come back as JPEG."""
     total = -(-count // _PER_SHEET)
     for path in visible_files(out, ('.png',)):
@@ -177,7 +177,7 @@ def _sheet_name(number: int) -> str:
     return f'crops_{number + 1:02}.png'
 
 
-def _sheet_picture(name: str, crops: 'list[Crop]', total: int, content: bytes) -> Picture:
+def _sheet_picture(name: str, crops: list[Crop], total: int, content: bytes) -> Picture:
     seen = np.unique(np.concatenate([np.unique(c.labels) for c in crops]))
     classes = ', '.join(CLASSES[i] for i in seen if i < NUM_CLASSES) or 'none'
     first, last = crops[0].number, crops[-1].number
@@ -206,7 +206,7 @@ def _count_draws(dataset: IGNITECropDataset, seed: int, draws: int) -> plots.Dra
     return plots.Draws(draws, found[0], found[1], float(annotated), found[2])
 
 
-def _patient_stains(root: str, members: _Members) -> 'list[plots.PatientStains]':
+def _patient_stains(root: str, members: _Members) -> list[plots.PatientStains]:
     """The stains of each patient, from the middles of a few ROIs."""
     by_patient: dict[str, list[dict]] = {}
     for roi in (r for rois in members.values() for r in rois):
@@ -227,9 +227,7 @@ def _middle(root: str, name: str) -> np.ndarray:
     return array[y0:y1:_STEP, x0:x1:_STEP, ::-1].reshape(-1, 1, 3)
 
 
-def _write_figures(
-    out: Path, dataset: IGNITEDataset, members: _Members, counted: 'plots.Draws | None'
-) -> 'list[Picture]':
+def _write_figures(out: Path, dataset: IGNITEDataset, members: _Members, counted: plots.Draws | None) -> list[Picture]:
     stream = getattr(dataset, 'stream', None)
     crop_size, um_range = (stream.crop_size, stream.um_per_px) if stream else (None, None)
     stains = _patient_stains(dataset.data_root, members)
@@ -271,7 +269,7 @@ def _write_figures(
     return pictures
 
 
-def _facts(cfg: Config, dataset: IGNITEDataset, members: _Members) -> 'dict[str, str]':
+def _facts(cfg: Config, dataset: IGNITEDataset, members: _Members) -> dict[str, str]:
     settings = cfg.train_dataloader.dataset
     return {
         'config': str(cfg.filename),
@@ -284,7 +282,7 @@ def _facts(cfg: Config, dataset: IGNITEDataset, members: _Members) -> 'dict[str,
     }
 
 
-def _notes(dataset: IGNITEDataset, counted: 'plots.Draws | None') -> 'list[str]':
+def _notes(dataset: IGNITEDataset, counted: plots.Draws | None) -> list[str]:
     notes = []
     left_out = [name for name, new in zip(CLASSES, _new_ids(dataset)) if new == IGNORE]
     if left_out:
@@ -302,6 +300,6 @@ def _notes(dataset: IGNITEDataset, counted: 'plots.Draws | None') -> 'list[str]'
     return notes
 
 
-def _left_in_folder(shown: int, crops: int) -> 'list[str]':
+def _left_in_folder(shown: int, crops: int) -> list[str]:
     total = -(-crops // _PER_SHEET)
     return [f'The page has room for {shown} of {total} contact sheets; the others are in the folder.'] * (shown < total)

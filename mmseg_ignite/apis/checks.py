@@ -9,11 +9,11 @@ from mmseg.evaluation import IoUMetric
 from mmseg.models import EncoderDecoder
 
 from ..datasets.ignite import PROTOCOL
+from ..datasets.prepared import check_context, read_index, select
 from ..errors import IgniteError
 from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..files import check_writable
 from ..labels import NUM_CLASSES
-from ..preparation.store import check_context, read_index, select
 from .options import find_type, suggest
 from .values import LOADERS, check_values
 
@@ -73,7 +73,7 @@ def _name(cfg: Config) -> str:
     return str(cfg.filename or 'the config')
 
 
-def _and(names: 'Iterable[str]') -> str:
+def _and(names: Iterable[str]) -> str:
     *first, last = names
     return f'{", ".join(first)} and {last}' if first else last
 
@@ -139,7 +139,7 @@ def _check_types(node: object, place: str) -> None:
             _check_types(value, f'{place}.{key}')
 
 
-def _registered() -> 'set[str]':
+def _registered() -> set[str]:
     from .options import REGISTRIES
 
     names: set[str] = set()
@@ -173,7 +173,7 @@ def check_classes(cfg: Config, *loaders: str) -> None:
             )
 
 
-def _heads(cfg: Config) -> 'Iterator[tuple[str, Mapping]]':
+def _heads(cfg: Config) -> Iterator[tuple[str, Mapping]]:
     for name in ('decode_head', 'auxiliary_head'):
         head = cfg.model.get(name)
         for number, one in enumerate(head if isinstance(head, (list, tuple)) else [head]):
@@ -203,7 +203,7 @@ def _names(value: object) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _validation_scores(cfg: Config) -> 'list[str] | None':
+def _validation_scores(cfg: Config) -> list[str] | None:
     """Names of the scores of a validation; None if not all evaluators are ours."""
     evaluators = cfg.get('val_evaluator') or []
     scores: list[str] = []
@@ -218,13 +218,13 @@ def _validation_scores(cfg: Config) -> 'list[str] | None':
     return scores
 
 
-def is_ours(dataset: 'Mapping | None') -> bool:
+def is_ours(dataset: Mapping | None) -> bool:
     """Whether the settings of a data set are of one of this package."""
     kind = dataset.get('type') if isinstance(dataset, Mapping) else None
     return getattr(kind, '__name__', str(kind)).split('.')[-1] in ('IGNITEDataset', 'IGNITECropDataset')
 
 
-def selected(dataset: Mapping) -> 'list[dict]':
+def selected(dataset: Mapping) -> list[dict]:
     """The index entries of the ROIs of a data set of this package."""
     root = dataset['data_root']
     return select(read_index(root), dataset.get('protocol', PROTOCOL), dataset['split'], root)

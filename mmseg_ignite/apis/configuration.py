@@ -18,7 +18,7 @@ from .checks import LOADERS, check_config, is_ours
 from .options import apply_options
 
 
-def _find(config: 'str | Path') -> Path:
+def _find(config: str | Path) -> Path:
     """The file of a config: a path, or a packaged config by its bare file name or as ``mmseg_ignite::segformer/NAME.py``."""
     name, path = str(config), Path(config)
     if path.is_file():
@@ -36,7 +36,7 @@ def _find(config: 'str | Path') -> Path:
 
 
 def load_config(
-    config: 'str | Path', options: 'dict | None' = None, work_dir: 'str | None' = None, launcher: str = 'none'
+    config: str | Path, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none'
 ) -> Config:
     """Read a config, merge options, choose the work dir: argument, then config, then ``work_dirs/CONFIG_NAME``.
 
@@ -69,7 +69,7 @@ def load_config(
     return cfg
 
 
-def resolved(cfg: Config, options: 'dict | None' = None) -> Config:
+def resolved(cfg: Config, options: dict | None = None) -> Config:
     """A checked copy of a config whose data sets have all that they need; the config itself stays as it is.
 
     - Top-level ``data_root`` and ``protocol`` reach every data set of this package that does not set its own. As options of
@@ -129,7 +129,7 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
 
 
 @contextmanager
-def building(cfg: Config) -> 'Iterator[None]':
+def building(cfg: Config) -> Iterator[None]:
     """Building parts of a config: what registries and constructors complain of becomes a sentence.
 
     Raises:

@@ -12,20 +12,20 @@ from mmengine.config import Config
 from mmengine.dist import barrier
 from mmseg.registry import METRICS as METRIC_TYPES
 
+from ..datasets.prepared import read_index, roi_name
+from ..datasets.protocols import FOLDS
 from ..engine.distributed import is_main_process
+from ..engine.ensembles import write_ensemble
 from ..engine.work_dirs import POINTER, latest_checkpoint
 from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.confusion import table
-from ..evaluation.evaluation import METRICS, RAW
 from ..evaluation.folds import fold_scores
+from ..evaluation.run import METRICS, RAW
 from ..files import check_outputs, link_file, write_json
-from ..models.ensembles import write_ensemble
-from ..preparation.splits import FOLDS
-from ..preparation.store import read_index, roi_name
 from .checks import check_data, check_parts, is_ours
 from .configuration import load_config
-from .reporting import ENSEMBLE, PREDICTIONS, REPORT, ensemble_scores, publish, run_files
+from .publishing import ENSEMBLE, PREDICTIONS, REPORT, ensemble_scores, publish, run_files
 from .testing import test, tissue_metric
 from .training import train
 
@@ -38,18 +38,18 @@ _FREE = ('work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persiste
 
 
 def cross_validate(
-    config: 'str | Path',
-    work_dir: 'str | None' = None,
-    options: 'dict | None' = None,
+    config: str | Path,
+    work_dir: str | None = None,
+    options: dict | None = None,
     folds: int = len(FOLDS),
-    only: 'list[int] | None' = None,
+    only: list[int] | None = None,
     resume: bool = False,
     amp: bool = False,
-    weights: 'str | None' = None,
-    minutes: 'float | None' = None,
-    report: 'str | None' = 'en',
+    weights: str | None = None,
+    minutes: float | None = None,
+    report: str | None = 'en',
     launcher: str = 'none',
-    say: 'Callable[[str], None]' = print,
+    say: Callable[[str], None] = print,
 ) -> dict:
     """Train the folds of a prepared data set and score each on its own ``val`` part by its last checkpoint.
 
@@ -119,7 +119,7 @@ def _say_nothing(line: str) -> None:
     """In the other processes of a distributed run."""
 
 
-def _chosen(folds: int, only: 'list[int] | None', say: 'Callable[[str], None]') -> 'list[int]':
+def _chosen(folds: int, only: list[int] | None, say: Callable[[str], None]) -> list[int]:
     """The numbers of the folds to run, in order."""
     if folds != len(FOLDS):
         raise IgniteError(
@@ -155,7 +155,7 @@ class _Fold:
     """
 
     def __init__(
-        self, number: int, config: 'str | Path', folder: Path, options: dict, launcher: str, training: dict
+        self, number: int, config: str | Path, folder: Path, options: dict, launcher: str, training: dict
     ) -> None:
         self.number, self.name = number, FOLDS[number]
         self.folder = folder / self.name
@@ -203,7 +203,7 @@ class _Fold:
             )
         return splits[self.name]
 
-    def _read(self) -> 'dict | None':
+    def _read(self) -> dict | None:
         path = self.folder / FOLD
         if not path.is_file():
             return None
@@ -239,7 +239,7 @@ class _Fold:
         return (self.folder / POINTER).is_file() or latest_checkpoint(self.folder) is not None
 
     @property
-    def checkpoint(self) -> 'Path | None':
+    def checkpoint(self) -> Path | None:
         """The last checkpoint of the fold, once it is trained."""
         name = (self._read() or {}).get('checkpoint')
         return None if name is None else self.folder / Path(name).name
@@ -273,7 +273,7 @@ class _Fold:
             )
 
 
-def _flat(node: object, name: str = '') -> 'Iterator[tuple[str, object]]':
+def _flat(node: object, name: str = '') -> Iterator[tuple[str, object]]:
     """The values of nested settings by dotted names, but for those that are free."""
     if not isinstance(node, (dict, list, tuple)) or not node:
         yield name, node
@@ -283,7 +283,7 @@ def _flat(node: object, name: str = '') -> 'Iterator[tuple[str, object]]':
             yield from _flat(value, f'{name}.{key}' if name else str(key))
 
 
-def _run(fold: _Fold, resume: bool, report: 'str | None', say: 'Callable[[str], None]') -> None:
+def _run(fold: _Fold, resume: bool, report: str | None, say: Callable[[str], None]) -> None:
     """Train and score a fold, as far as that is left to do."""
     head = f'fold {fold.number} of 0 to {len(FOLDS) - 1}'
     if fold.finished:
@@ -315,7 +315,7 @@ def _named(fold: _Fold, stage: str) -> Config:
     return cfg
 
 
-def _pooled(folder: Path, report: 'str | None') -> 'dict | None':
+def _pooled(folder: Path, report: str | None) -> dict | None:
     """What an earlier call has pooled; None if there is something to do."""
     if not (folder / ENSEMBLE).is_file() or (report is not None and not (folder / REPORT).is_file()):
         return None
@@ -326,14 +326,14 @@ def _pooled(folder: Path, report: 'str | None') -> 'dict | None':
     return known if 'folds' in known and known.get('ensemble') == ensemble_scores(folder) else None  # else tested since
 
 
-def _patients(fold: _Fold) -> 'set[object]':
+def _patients(fold: _Fold) -> set[object]:
     """The patients outside the test part, each of whom is in the training part of four folds."""
     entries = read_index(fold.dataset.data_root)['rois']
     names = {*fold.parts['train'], *fold.parts['val']}
     return {entry['patient'] for entry in entries if entry['name'] in names}
 
 
-def _check_meta_keys(cfg: Config, config: 'str | Path') -> None:
+def _check_meta_keys(cfg: Config, config: str | Path) -> None:
     """Raise IgniteError if the test pipeline drops what scores of unseen patients need."""
     pipeline = cfg.test_dataloader.dataset.get('pipeline') or ()
     packing = [t for t in pipeline if str(t.get('type')).split('.')[-1] == 'PackSegInputs']
@@ -346,7 +346,7 @@ def _check_meta_keys(cfg: Config, config: 'str | Path') -> None:
             )
 
 
-def _pool(every: 'list[_Fold]', folder: Path, report: 'str | None') -> dict:
+def _pool(every: list[_Fold], folder: Path, report: str | None) -> dict:
     """Write the run of all folds' ROIs and the ensemble; two processes that do so at once write the same."""
     evaluations = [Evaluation.load(fold.folder) for fold in every]
     for fold, evaluation in zip(every, evaluations):

@@ -4,22 +4,22 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..datasets.prepared import INDEX
 from ..engine.checkpoints import open_checkpoint
+from ..engine.ensembles import ensemble_patients, is_ensemble, read_ensemble
 from ..engine.training_record import TrainingRecord, check_unseen, seen_patients
 from ..engine.work_dirs import find_checkpoint
-from ..models.ensembles import ensemble_patients, is_ensemble, read_ensemble
-from ..preparation.store import INDEX
 from ..provenance import file_sha256
 
 
 def seen_by(
-    checkpoint: 'str | Path',
-    data: 'str | Path',
-    entries: 'Sequence[dict]',
+    checkpoint: str | Path,
+    data: str | Path,
+    entries: Sequence[dict],
     allowed: bool = False,
     count_validation: bool = True,
-    metas: 'Sequence[dict] | None' = None,
-) -> 'list[str]':
+    metas: Sequence[dict] | None = None,
+) -> list[str]:
     """The patients of ROIs whom a checkpoint, or a member of an ensemble, was trained or chosen on.
 
     A checkpoint without a training record, as other tools write them, gives a warning.

@@ -92,7 +92,7 @@ def parse_value(text: str) -> object:
     return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
 
 
-def _split(text: str) -> 'list[str]':
+def _split(text: str) -> list[str]:
     """The parts between the commas that stand outside brackets; none of an empty text."""
     parts, depth, begin = [], 0, 0
     for place, character in enumerate(text):
@@ -107,7 +107,7 @@ def _split(text: str) -> 'list[str]':
     return [*parts, text[begin:]] if text[begin:].strip() else parts
 
 
-def apply_options(cfg: Config, options: 'Mapping[str, object]') -> None:
+def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
     """Merge options into a config.
 
     Args:
@@ -236,11 +236,11 @@ def _check_key(name: str, before: Mapping, merged: Mapping) -> None:
         old, new = inside, _find(new, part)
 
 
-def _place(path: 'list[str]') -> str:
+def _place(path: list[str]) -> str:
     return '.'.join(path) if path else 'the config'
 
 
-def _known(path: 'list[str]', node: object, cfg: Mapping) -> 'set[str] | None':
+def _known(path: list[str], node: object, cfg: Mapping) -> set[str] | None:
     """Names of the settings that a place inside a config may have; None if any may be there."""
     if isinstance(node, (list, tuple)):
         return {str(i) for i in range(len(node))}
@@ -254,7 +254,7 @@ def _known(path: 'list[str]', node: object, cfg: Mapping) -> 'set[str] | None':
     return _BY_NAME.get(path[-1], lambda: None)()
 
 
-_BY_NAME: 'dict[str, Callable[[], set[str] | None]]' = {
+_BY_NAME: dict[str, Callable[[], set[str] | None]] = {
     'crops': lambda: {*_signature(CropStream.__init__)} - {'root', 'rois', 'label_map'},
     'randomness': lambda: {*_signature(Runner.set_randomness)},
     'env_cfg': lambda: {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
@@ -267,7 +267,7 @@ _BY_NAME: 'dict[str, Callable[[], set[str] | None]]' = {
 }  # fmt: skip
 
 
-def find_type(name: object) -> 'type | Callable | None':
+def find_type(name: object) -> type | Callable | None:
     """What a ``type`` of a config stands for in mmseg's registries and their parents; None if nothing."""
     if not isinstance(name, str):
         return name if callable(name) else None
@@ -280,14 +280,14 @@ def _is_class(kind: object, base: type) -> bool:
     return isinstance(kind, type) and issubclass(kind, base)
 
 
-def _signature(function: Callable) -> 'Iterator[str]':
+def _signature(function: Callable) -> Iterator[str]:
     kinds = inspect.Parameter
     for name, parameter in inspect.signature(function).parameters.items():
         if name != 'self' and parameter.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL):
             yield name
 
 
-def _parameters(kind: 'type | Callable | None') -> 'set[str] | None':
+def _parameters(kind: type | Callable | None) -> set[str] | None:
     """Names of the arguments of a class, those that it passes on to its bases included; None if unknown."""
     if kind is None:
         return None
@@ -306,14 +306,14 @@ def _parameters(kind: 'type | Callable | None') -> 'set[str] | None':
     return names
 
 
-def _dotted(node: object, head: str = '') -> 'Iterator[str]':
+def _dotted(node: object, head: str = '') -> Iterator[str]:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, value in items:
         yield f'{head}{key}'
         yield from _dotted(value, f'{head}{key}.')
 
 
-def _suggestion(name: str, path: 'list[str]', cfg: Mapping, known: 'Iterable[str]') -> str:
+def _suggestion(name: str, path: list[str], cfg: Mapping, known: Iterable[str]) -> str:
     """'; did you mean X?' or nothing."""
     every = {key for key in _dotted(cfg) if key != name}
     every |= {f'model.test_cfg.{key}' for key in InferenceSettings.__dataclass_fields__}
@@ -330,7 +330,7 @@ def _suggestion(name: str, path: 'list[str]', cfg: Mapping, known: 'Iterable[str
     return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
-def suggest(name: str, names: 'Iterable[str]') -> str:
+def suggest(name: str, names: Iterable[str]) -> str:
     """'; did you mean X?' or nothing, for a name that is not among ``names``."""
     near = difflib.get_close_matches(name, sorted(names), 1, 0.6)
     return f'; did you mean {near[0]}?' if near else ''

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import IgniteError
-from ..evaluation.report.palette import class_colours
 from ..files import check_outputs, check_writable, printable, sha256, visible_files, write_result
-from ..images import MAX_PIXELS, SUFFIXES, ReadImage, read_image
+from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
+from ..report.palette import class_colours
 from ..version import __version__
 from ..visualization.overlay import OFFICIAL, Colours, colours_of
 from ..visualization.writers import prediction_files, write_prediction
@@ -25,14 +25,14 @@ PALETTES = ('official', 'colour-blind')
 
 def predict(
     cfg: Config,
-    checkpoint: 'str | Path',
-    images: 'Sequence[str | Path]',
-    out: 'str | Path',
-    device: 'str | None' = None,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    device: str | None = None,
     amp: bool = False,
-    report: 'Callable[[str], None]' = print,
+    report: Callable[[str], None] = print,
     **options: object,
-) -> 'list[str]':
+) -> list[str]:
     """Predict images and folders of images with a checkpoint. All that can be checked is checked before the model is built.
 
     Args:
@@ -65,13 +65,13 @@ def predict(
 
 def predict_files(
     predictor: Predictor,
-    paths: 'Sequence[str | Path]',
-    out: 'str | Path',
-    report: 'Callable[[str], None]' = print,
-    um_per_px: 'float | None' = None,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    report: Callable[[str], None] = print,
+    um_per_px: float | None = None,
     palette: str = 'official',
     max_pixels: int = MAX_PIXELS,
-) -> 'list[str]':
+) -> list[str]:
     """Predict images and folders of images; one bad image is named and does not stop the others.
 
     Writes ``STEM.png`` (raw ids 1..16), ``STEM_overlay.png`` and ``run.json`` into ``out``; see docs/prediction.md.
@@ -108,7 +108,7 @@ class _Files:
         faults: {path: why it cannot be predicted}.
     """
 
-    def __init__(self, paths: 'Sequence[str | Path]', out: 'str | Path', inputs: 'Sequence[str | Path]' = ()) -> None:
+    def __init__(self, paths: Sequence[str | Path], out: str | Path, inputs: Sequence[str | Path] = ()) -> None:
         self.paths, self.out = list(dict.fromkeys(_expand(paths))), Path(out)
         self.faults: dict[Path, str] = {}
         taken: dict[Path, Path] = {}
@@ -126,7 +126,7 @@ class _Files:
         check_outputs([*taken, self.out / RUN], [*self.paths, *inputs])
 
 
-def _expand(paths: 'Sequence[str | Path]') -> 'list[Path]':
+def _expand(paths: Sequence[str | Path]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -141,7 +141,7 @@ def _expand(paths: 'Sequence[str | Path]') -> 'list[Path]':
     return found
 
 
-def _check_options(um_per_px: 'float | None' = None, palette: str = 'official', max_pixels: int = MAX_PIXELS) -> None:
+def _check_options(um_per_px: float | None = None, palette: str = 'official', max_pixels: int = MAX_PIXELS) -> None:
     if um_per_px is not None:
         check_resolution(um_per_px)
     if palette not in PALETTES:
@@ -161,11 +161,11 @@ def _run(
     predictor: Predictor,
     files: _Files,
     facts: dict,
-    report: 'Callable[[str], None]',
-    um_per_px: 'float | None' = None,
+    report: Callable[[str], None],
+    um_per_px: float | None = None,
     palette: str = 'official',
     max_pixels: int = MAX_PIXELS,
-) -> 'list[str]':
+) -> list[str]:
     """Predict the files one by one, and record in ``run.json`` what was done, also if it is interrupted."""
     faults, images, colours, total = [], [], _colours(palette), len(files.paths)
     training = dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source)
@@ -198,14 +198,14 @@ def _write_record(path: Path, content: dict) -> None:
         raise IgniteError(f'{printable(path)} cannot be written ({reason}): choose another folder.') from error
 
 
-def _class_ids() -> 'dict[str, int]':
+def _class_ids() -> dict[str, int]:
     """The raw ids that label PNGs hold."""
     return {name: number for number, name in enumerate(CLASSES, 1)}
 
 
 def _one(
-    predictor: Predictor, path: Path, out: Path, um_per_px: 'float | None', colours: Colours, max_pixels: int
-) -> 'tuple[str, dict, str | None]':
+    predictor: Predictor, path: Path, out: Path, um_per_px: float | None, colours: Colours, max_pixels: int
+) -> tuple[str, dict, str | None]:
     """Predict one file and write what comes of it: a line of text, the entry of run.json, and the fault if there is one."""
     name = printable(path)
     try:
@@ -247,7 +247,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)
 
 
-def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> 'list[str]':
+def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> list[str]:
     """What a user should know of an image that was not taken as it is."""
     notes = []
     known, stated = entry['um_per_px'], read.um_per_px
@@ -290,7 +290,7 @@ class _WindowProgress:
         )
         self.task = self.bar.add_task(printable(name), total=windows)
 
-    def __enter__(self) -> 'Callable[[float], object]':
+    def __enter__(self) -> Callable[[float], object]:
         self.bar.start()
         return lambda windows: self.bar.advance(self.task, windows)
 

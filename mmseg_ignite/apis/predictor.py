@@ -17,13 +17,13 @@ from mmseg.registry import MODELS, TRANSFORMS
 
 from ..datasets.transforms import LoadIGNITERegion
 from ..engine.devices import find_device
+from ..engine.ensembles import is_ensemble, load_members, read_ensemble, set_members
 from ..engine.optim_wrappers import half_dtype
 from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
-from ..images import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
+from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import grid
 from ..labels import CLASSES, release_ids
-from ..models.ensembles import is_ensemble, load_members, read_ensemble, set_members
 from .configuration import building, load_config, resolved
 
 MIN_SIDE = 32
@@ -41,7 +41,7 @@ class Predictor:
 
     Args:
         config: path of a config, or a loaded one, which is not changed; its test pipeline and ``model.test_cfg`` are used.
-        checkpoint: path of its checkpoint, or of an ensemble of several (see :mod:`mmseg_ignite.models.ensembles`).
+        checkpoint: path of its checkpoint, or of an ensemble of several (see :mod:`mmseg_ignite.engine.ensembles`).
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best that the machine has.
         amp: automatic mixed precision. Defaults to False.
 
@@ -58,9 +58,9 @@ class Predictor:
 
     def __init__(
         self,
-        config: 'str | Path | Config',
-        checkpoint: 'str | Path',
-        device: 'str | None' = None,
+        config: str | Path | Config,
+        checkpoint: str | Path,
+        device: str | None = None,
         amp: bool = False,
     ) -> None:
         checkpoint_files(checkpoint)
@@ -81,9 +81,9 @@ class Predictor:
     @torch.inference_mode()
     def predict(
         self,
-        image: 'np.ndarray | ReadImage | str | Path',
-        um_per_px: 'float | None' = None,
-        advance: 'Callable[[float], object] | None' = None,
+        image: np.ndarray | ReadImage | str | Path,
+        um_per_px: float | None = None,
+        advance: Callable[[float], object] | None = None,
     ) -> np.ndarray:
         """Label an image.
 
@@ -132,7 +132,7 @@ class Predictor:
             labels[blank] = _BACKGROUND
         return labels
 
-    def working_size(self, shape: 'tuple[int, int]', um_per_px: 'float | None' = None) -> 'tuple[int, int]':
+    def working_size(self, shape: tuple[int, int], um_per_px: float | None = None) -> tuple[int, int]:
         """The size (H, W) px at which an image is predicted: its own, or that at the resolution of the training.
 
         Args:
@@ -156,7 +156,7 @@ class Predictor:
             raise IgniteError(f'the image is {found}; at most {MAX_PIXELS:,} pixels are predicted: cut it into parts.')
         return size
 
-    def windows(self, size: 'tuple[int, int]') -> int:
+    def windows(self, size: tuple[int, int]) -> int:
         """The number of windows that are predicted for an image of (H, W) px at the resolution of the training."""
         test_cfg = self.model.test_cfg
         if test_cfg.get('mode') != 'slide':
@@ -165,7 +165,7 @@ class Predictor:
             len(grid(side, crop, step)) for side, crop, step in zip(size, test_cfg['crop_size'], test_cfg['stride'])
         )
 
-    def _label(self, image: np.ndarray, advance: 'Callable[[float], object] | None') -> np.ndarray:
+    def _label(self, image: np.ndarray, advance: Callable[[float], object] | None) -> np.ndarray:
         """Labels (H, W) uint8 of an image (H, W, 3) uint8 RGB as the network gives them."""
         shape = image.shape[:2]
         data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
@@ -195,7 +195,7 @@ def check_resolution(um_per_px: float) -> None:
         )
 
 
-def checkpoint_files(checkpoint: 'str | Path') -> 'list[Path]':
+def checkpoint_files(checkpoint: str | Path) -> list[Path]:
     """The file of a checkpoint, the latest one of a work dir, or those of the members of an ensemble.
 
     Raises:
@@ -206,7 +206,7 @@ def checkpoint_files(checkpoint: 'str | Path') -> 'list[Path]':
     return [find_checkpoint(checkpoint)]
 
 
-def _test_pipeline(cfg: Config) -> 'list[dict]':
+def _test_pipeline(cfg: Config) -> list[dict]:
     """The transforms of a test: ``test_pipeline``, else those of the test data set."""
     pipeline = cfg.get('test_pipeline') or ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline')
     if not pipeline:
@@ -217,7 +217,7 @@ def _test_pipeline(cfg: Config) -> 'list[dict]':
     return pipeline
 
 
-def _without_loading(pipeline: 'list[dict]') -> 'list[dict]':
+def _without_loading(pipeline: list[dict]) -> list[dict]:
     """A pipeline without the transforms that read images or annotations: the image is in memory, annotations are none."""
     kept = []
     for transform in pipeline:
@@ -239,7 +239,7 @@ def _loads(kind: object) -> bool:
     return inspect.isclass(kind) and issubclass(kind, _LOADERS)
 
 
-def _training_resolution(meta: dict, cfg: Config) -> 'tuple[float, str]':
+def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
     """um/px at which a model was trained, and where that is known from."""
     stored = (meta.get('mmseg_ignite') or {}).get('um_per_px')
     if stored:
@@ -251,7 +251,7 @@ def _training_resolution(meta: dict, cfg: Config) -> 'tuple[float, str]':
     return UM_PER_PX, 'default'
 
 
-def _train_ids(cfg: Config) -> 'np.ndarray | None':
+def _train_ids(cfg: Config) -> np.ndarray | None:
     """Table (256,) uint8 from the ids of a model to train ids; None if they are the same."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     classes = tuple((dataset.get('metainfo') or {}).get('classes') or CLASSES)

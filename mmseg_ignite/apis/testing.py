@@ -6,37 +6,37 @@ from mmengine.config import Config
 from mmengine.dist import barrier
 
 from ..datasets.ignite import LOADERS, PROTOCOL
+from ..datasets.prepared import INDEX, roi_name
 from ..datasets.transforms import StainShift
 from ..datasets.transforms.loading import transform_name
 from ..engine.checkpoints import safe_checkpoints
 from ..engine.distributed import prepare_launch
+from ..engine.ensembles import is_ensemble, load_members, set_members
 from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
 from ..engine.optim_wrappers import use_half_precision
 from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
 from ..files import check_outputs, is_ours, visible_files
-from ..models.ensembles import is_ensemble, load_members, set_members
-from ..preparation.store import INDEX, roi_name
 from ..provenance import file_sha256, provenance, text_sha256
 from ..visualization.writers import prediction_files
 from .checks import check_classes, check_data, check_parts, check_work_dir, selected
 from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved
 from .leakage import seen_by
-from .reporting import PREDICTIONS, publish, run_files
+from .publishing import PREDICTIONS, publish, run_files
 
 
 @safe_checkpoints()
 def test(
     cfg: Config,
-    checkpoint: 'str | Path',
-    out: 'str | Path | None' = None,
-    report: 'str | None' = 'en',
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    report: str | None = 'en',
     amp: bool = False,
     allow_seen_patients: bool = False,
     count_validation: bool = True,
-    shift: 'str | None' = None,
+    shift: str | None = None,
 ) -> dict:
     """Score a checkpoint, or an ensemble of several, on the test split.
 
@@ -46,7 +46,7 @@ def test(
     Args:
         cfg: a config, which stays as it is.
         checkpoint: a checkpoint, the work dir of a training (its latest checkpoint), or an ensemble (see
-            :mod:`mmseg_ignite.models.ensembles`).
+            :mod:`mmseg_ignite.engine.ensembles`).
         out: folder of the label PNGs instead, with an overlay beside each.
         report: language of the report, 'en' or 'ko'; None for no report.
         amp: automatic mixed precision, in the half precision of :func:`half_dtype
@@ -133,7 +133,7 @@ def _add_shift(cfg: Config, kind: str) -> None:
     pipeline.insert(loaders[-1] + 1, dict(type='StainShift', kind=kind))
 
 
-def _provenance(cfg: Config, checkpoint: Path, members: 'list[Path]') -> dict:
+def _provenance(cfg: Config, checkpoint: Path, members: list[Path]) -> dict:
     index = Path(cfg.test_dataloader.dataset.get('data_root') or '') / INDEX
     return provenance(
         config_sha256=text_sha256(cfg.pretty_text),
@@ -159,7 +159,7 @@ def tissue_metric(metrics: list) -> TissueMetric:
     return metric
 
 
-def _remove_others(folder: Path, names: 'list[str]') -> None:
+def _remove_others(folder: Path, names: list[str]) -> None:
     """Remove the predictions that an earlier test of other ROIs left in the work dir's own folder; other files stay."""
     kept = {roi_name(name) for name in names}
     for path in visible_files(folder, ('.png',)):

@@ -10,11 +10,11 @@ from mmengine.runner import Runner
 
 from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import is_main_process, prepare_launch
+from ..engine.encoder_weights import inherit_records, set_encoder_weights
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
 from ..files import check_place, printable
-from ..models.weights import inherit_records, set_encoder_weights
 from .checks import check_classes, check_data, check_parts, check_score_names
 from .configuration import build_runner, building, resolved
 
@@ -24,9 +24,9 @@ def train(
     cfg: Config,
     resume: bool = False,
     amp: bool = False,
-    weights: 'str | None' = None,
+    weights: str | None = None,
     tensorboard: bool = False,
-    minutes: 'float | None' = None,
+    minutes: float | None = None,
     overwrite: bool = False,
 ) -> Runner:
     """Train a config; checkpoints and logs go to ``cfg.work_dir``.
@@ -35,7 +35,7 @@ def train(
         cfg: a config, which stays as it is.
         resume: continue from the newest checkpoint of the work dir; start afresh if there is none.
         amp: automatic mixed precision, see :class:`HalfOptimWrapper <mmseg_ignite.engine.HalfOptimWrapper>`.
-        weights: see :func:`mmseg_ignite.models.set_encoder_weights`.
+        weights: see :func:`mmseg_ignite.engine.set_encoder_weights`.
         tensorboard: log scalars and pictures to TensorBoard beside mmengine's own files.
         minutes: train for this time, see :class:`TimeBudgetHook <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's
             schedule and number of iterations do not count then.
@@ -77,7 +77,7 @@ def train(
     return runner
 
 
-def _set_start(cfg: Config, weights: 'str | None', overwrite: bool) -> bool:
+def _set_start(cfg: Config, weights: str | None, overwrite: bool) -> bool:
     """Choose the weights to start from, and read them, so that a fault is found before the data are opened.
 
     Returns:

@@ -35,8 +35,8 @@ _NOT_NEGATIVE: Rule = (lambda value: _is_number(value) and 0 <= value < math.inf
 _POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, 'a number above 0')
 _RATE: Rule = (lambda value: _is_number(value) and 0 <= value < 1, 'a number from 0 to below 1')
 _SIZE: Rule = (_is_size, 'a pair of integers (height, width) of 1 or more')
-_HEAD: 'dict[str, Rule]' = {'num_classes': _integer(1), 'channels': _integer(1)}
-_RULES: 'dict[str, Rule]' = {
+_HEAD: dict[str, Rule] = {'num_classes': _integer(1), 'channels': _integer(1)}
+_RULES: dict[str, Rule] = {
     **{f'{loader}.batch_size': _integer(1) for loader in LOADERS},
     **{f'{loader}.num_workers': _integer(0) for loader in LOADERS},
     'train_cfg.max_iters': _integer(1),
@@ -74,7 +74,7 @@ def check_values(cfg: Config) -> None:
                 raise IgniteError(f'{place} is {value!r}; {expected} was expected: correct it.')
 
 
-def _found(node: object, parts: 'list[str]', place: str = '') -> 'Iterator[tuple[str, object]]':
+def _found(node: object, parts: list[str], place: str = '') -> Iterator[tuple[str, object]]:
     """The values of a setting, with their places: several where a part of the config is a list, as several heads are."""
     if not parts:
         yield place.removeprefix('.'), node

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..labels import IGNORE, NUM_CLASSES
-from ..preparation.store import CONTEXT, image_path, label_path, open_array, points_path
+from .prepared import CONTEXT, image_path, label_path, open_array, points_path
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
@@ -83,17 +83,17 @@ class CropStream:
 
     def __init__(
         self,
-        root: 'str | Path',
-        rois: 'list[dict]',
-        crop_size: 'tuple[int, int]' = (512, 512),
+        root: str | Path,
+        rois: list[dict],
+        crop_size: tuple[int, int] = (512, 512),
         class_probability: float = 0.5,
         temperature: float = 0.5,
-        um_per_px: 'tuple[float, float] | None' = None,
+        um_per_px: tuple[float, float] | None = None,
         rotation: str = 'none',
         resample_probability: float = 0.3,
         border: str = 'ignore',
         use_context: bool = False,
-        label_map: 'dict[int, int] | None' = None,
+        label_map: dict[int, int] | None = None,
     ) -> None:
         _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border)
         self.root, self.crop_size = Path(root), tuple(int(s) for s in crop_size)
@@ -136,7 +136,7 @@ class CropStream:
         of_class = np.stack([np.bincount(p[:, 0], minlength=NUM_CLASSES) for p in points])
         self._ends = np.cumsum(of_class).reshape(of_class.shape)  # rows of ROI r, class k end here
 
-    def place(self, rng: np.random.Generator, crop_size: 'tuple[int, int] | None' = None) -> Place:
+    def place(self, rng: np.random.Generator, crop_size: tuple[int, int] | None = None) -> Place:
         """Decide where a crop lies: eight uniform numbers, and a ninth where crops may be resampled.
 
         Args:
@@ -177,7 +177,7 @@ class CropStream:
 
     def _centre(
         self,
-        shape: 'tuple[int, int]',
+        shape: tuple[int, int],
         size: np.ndarray,
         anchor: np.ndarray,
         offset: np.ndarray,
@@ -198,14 +198,14 @@ class CropStream:
             back = np.where(beyond > 0, beyond / np.abs(at_inside - offset), 0.0)
         return inside + back.max() * (free - inside)
 
-    def _array(self, entry: dict) -> 'tuple[str, tuple[int, int], tuple[int, int]]':
+    def _array(self, entry: dict) -> tuple[str, tuple[int, int], tuple[int, int]]:
         """Name and shape of the array that crops of an ROI are read from, and where the ROI begins in it."""
         context = entry.get('context') if self.use_context else None
         if context is None:
             return entry['name'], (entry['height'], entry['width']), (0, 0)
         return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
-    def read(self, seed: int, n: int, with_image: bool = True, crop_size: 'tuple[int, int] | None' = None) -> dict:
+    def read(self, seed: int, n: int, with_image: bool = True, crop_size: tuple[int, int] | None = None) -> dict:
         """Crop number ``n`` of the stream of ``seed``.
 
         Args:
@@ -233,7 +233,7 @@ class CropStream:
             crop['img'] = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         return crop
 
-    def _cut(self, array: np.ndarray, place: Place, crop_size: 'tuple[int, int] | None' = None) -> np.ndarray:
+    def _cut(self, array: np.ndarray, place: Place, crop_size: tuple[int, int] | None = None) -> np.ndarray:
         """Read a crop from an image or label array; only the rows and columns it covers are touched."""
         mirror = array.ndim == 3 or self.border == 'mirror'
         crop_size = crop_size or self.crop_size

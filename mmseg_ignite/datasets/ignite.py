@@ -9,8 +9,8 @@ from mmseg.registry import DATASETS
 
 from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE
-from ..preparation.store import CONTEXT, check_context, image_path, label_path, metadata, read_index, select
 from .crop_stream import CropStream, seeded
+from .prepared import CONTEXT, check_context, image_path, label_path, metadata, read_index, select
 from .transforms.loading import read_arrays, transform_name
 
 DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'
@@ -83,7 +83,7 @@ class IGNITEDataset(BaseSegDataset):
             )
         return super().get_data_info(idx)
 
-    def load_data_list(self) -> 'list[dict]':
+    def load_data_list(self) -> list[dict]:
         """One dictionary an ROI, from the index."""
         rois = select(read_index(self.data_root), self.protocol, self.split, self.data_root)
         if self.use_context:
@@ -115,7 +115,7 @@ def _check_fixed(settings: dict) -> None:
             )
 
 
-def _box(entry: dict) -> 'tuple[int, int, int, int]':
+def _box(entry: dict) -> tuple[int, int, int, int]:
     """Where an ROI lies in its image with context: (top, left, bottom, right), the last two exclusive."""
     top, left = entry['context']['origin']
     return top, left, top + entry['height'], left + entry['width']
@@ -143,7 +143,7 @@ class IGNITECropDataset(IGNITEDataset):
     :class:`Place <mmseg_ignite.datasets.crop_stream.Place>`), ``sample_idx`` (n).
     """
 
-    def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: 'dict | None' = None, **kwargs) -> None:
+    def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: dict | None = None, **kwargs) -> None:
         self._crops = dict(crops or {})
         loaders = [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]
         if loaders:
@@ -171,11 +171,11 @@ class IGNITECropDataset(IGNITEDataset):
             )
         self.stream = CropStream(self.data_root, rois, label_map=self.label_map, **self._crops)
 
-    def get_subset_(self, indices: 'Sequence[int] | int') -> None:
+    def get_subset_(self, indices: Sequence[int] | int) -> None:
         """Not supported: the stream draws from all ROIs; give ``indices`` to the constructor instead."""
         raise IgniteError('IGNITECropDataset cannot be cut afterwards: give indices to its constructor.')
 
-    def __getitem__(self, key: 'tuple') -> dict:
+    def __getitem__(self, key: tuple) -> dict:
         """Crop ``n`` of the stream of ``seed``, after the pipeline.
 
         Args:
@@ -194,7 +194,7 @@ class IGNITECropDataset(IGNITEDataset):
         with seeded(seed, n):
             return self.pipeline(self.crop(seed, n, *size))
 
-    def crop(self, seed: int, n: int, crop_size: 'tuple[int, int] | None' = None) -> dict:
+    def crop(self, seed: int, n: int, crop_size: tuple[int, int] | None = None) -> dict:
         """Crop ``n`` of the stream of ``seed`` as the pipeline gets it."""
         crop = self.stream.read(seed, n, crop_size=crop_size)
         entry, place = crop['entry'], crop['place']

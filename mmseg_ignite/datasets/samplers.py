@@ -23,14 +23,14 @@ class CropStreamSampler(Sampler):
             by default, that of the data set. Set by :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>`.
     """
 
-    def __init__(self, dataset: Sized, seed: 'int | None' = None) -> None:
+    def __init__(self, dataset: Sized, seed: int | None = None) -> None:
         self.rank, self.world_size = get_dist_info()
         self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
         self.skipped = 0
         self.sizes: list[tuple[int, tuple[int, int]]] = []
 
-    def __iter__(self) -> 'Iterator[tuple]':
+    def __iter__(self) -> Iterator[tuple]:
         """(seed, n) of this process's crops, for ever; (seed, n, (H, W)) where ``sizes`` gives a size."""
         n = self.skipped * self.world_size + self.rank
         while True:

@@ -33,7 +33,7 @@ for _module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # NumPy 2 a
     SAFE_GLOBALS += [(_reconstruct, f'{_module}._reconstruct'), (scalar, f'{_module}.scalar')]
 
 
-def open_checkpoint(path: 'str | Path', map_location: object = None) -> dict:
+def open_checkpoint(path: str | Path, map_location: object = None) -> dict:
     """Read a checkpoint with ``weights_only=True`` and no fallback: a hostile file cannot run code.
 
     Besides tensors and plain containers only mmengine's log history and NumPy arrays are let in, which its runner
@@ -101,7 +101,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
-def load_weights(model: torch.nn.Module, path: 'str | Path', skip_prefix: 'str | None' = None) -> dict:
+def load_weights(model: torch.nn.Module, path: str | Path, skip_prefix: str | None = None) -> dict:
     """Load a checkpoint's weights into a model, every key and shape exactly.
 
     Args:

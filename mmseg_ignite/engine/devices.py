@@ -6,7 +6,7 @@ from mmengine.device import get_device
 from ..errors import IgniteError
 
 
-def find_device(name: 'str | torch.device | None' = None) -> torch.device:
+def find_device(name: str | torch.device | None = None) -> torch.device:
     """The device of a name, tried out.
 
     Args:

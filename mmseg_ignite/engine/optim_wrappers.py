@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import IgniteError
 
 
-def half_dtype(device: 'str | torch.device') -> torch.dtype:
+def half_dtype(device: str | torch.device) -> torch.dtype:
     """bfloat16, which needs no loss scaling, where the device computes in it (CPUs, NVIDIA since Ampere); else float16."""
     device = torch.device(device)
     if device.type == 'cuda' and torch.cuda.get_device_capability(device) < (8, 0):
@@ -19,7 +19,7 @@ def half_dtype(device: 'str | torch.device') -> torch.dtype:
     return torch.bfloat16
 
 
-def half_is_faster(device: 'str | torch.device') -> bool:
+def half_is_faster(device: str | torch.device) -> bool:
     """Whether the device computes in :func:`half_dtype`: not a CPU without AVX512-BF16 or AMX, which emulates it."""
     if torch.device(device).type != 'cpu':
         return True
@@ -53,7 +53,7 @@ class HalfOptimWrapper(OptimWrapper):
         IgniteError: another dtype.
     """
 
-    def __init__(self, dtype: 'str | None' = None, **kwargs) -> None:
+    def __init__(self, dtype: str | None = None, **kwargs) -> None:
         if dtype not in (None, 'fastest', 'bfloat16', 'float16'):
             raise IgniteError(
                 f'the dtype of HalfOptimWrapper is {dtype!r}; bfloat16, float16 or fastest was expected: correct it.'

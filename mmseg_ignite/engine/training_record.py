@@ -1,13 +1,15 @@
 """What a checkpoint states about its training: the patients it has seen, the data, the resolution."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..datasets.prepared import INDEX
 from ..errors import IgniteError
-from ..preparation.store import INDEX
 from ..provenance import file_sha256
 from ..version import __version__
 
@@ -28,14 +30,14 @@ class TrainingRecord:
         version: of this package.
     """
 
-    train_patients: 'list[str]'
-    val_patients: 'list[str]'
-    data_sha256: 'str | None' = None
-    um_per_px: 'float | None' = None
+    train_patients: list[str]
+    val_patients: list[str]
+    data_sha256: str | None = None
+    um_per_px: float | None = None
     version: str = __version__
 
     @classmethod
-    def of_meta(cls, meta: object) -> 'TrainingRecord | None':
+    def of_meta(cls, meta: object) -> TrainingRecord | None:
         """Read the record of a checkpoint's ``meta``; None if it has none that can be read."""
         found = meta.get(KEY) if isinstance(meta, Mapping) else None
         if not isinstance(found, Mapping):
@@ -52,7 +54,7 @@ class TrainingRecord:
         )
 
     @classmethod
-    def of_datasets(cls, train: object, val: object = None) -> 'TrainingRecord':
+    def of_datasets(cls, train: object, val: object = None) -> TrainingRecord:
         """Describe a training on data sets whose samples may know their ``patient`` and ``um_per_px``."""
         samples, validated = _infos(train), _infos(val)
         resolutions = [info['um_per_px'] for info in samples if info.get('um_per_px')]
@@ -65,7 +67,7 @@ class TrainingRecord:
             um_per_px=float(np.median(resolutions)) if resolutions else None,
         )
 
-    def following(self, earlier: 'TrainingRecord | None') -> 'TrainingRecord':
+    def following(self, earlier: TrainingRecord | None) -> TrainingRecord:
         """This record of a run that started from the weights of an earlier one."""
         if earlier is None:
             return self
@@ -80,19 +82,19 @@ class TrainingRecord:
         return {KEY: asdict(self)}
 
 
-def _infos(dataset: object) -> 'list[dict]':
+def _infos(dataset: object) -> list[dict]:
     if not hasattr(dataset, 'get_data_info'):
         return []
     return [dataset.get_data_info(number) for number in range(len(dataset))]
 
 
-def _patients(infos: 'list[dict]') -> 'list[str]':
+def _patients(infos: list[dict]) -> list[str]:
     return sorted({str(info['patient']) for info in infos if info.get('patient') not in (None, '')})
 
 
 def seen_patients(
-    records: 'Iterable[TrainingRecord | None]', patients: 'Iterable[object]', validation: bool = True
-) -> 'list[str]':
+    records: Iterable[TrainingRecord | None], patients: Iterable[object], validation: bool = True
+) -> list[str]:
     """Which of ``patients`` the weights of some checkpoints have seen.
 
     Args:
@@ -108,7 +110,7 @@ def seen_patients(
 
 
 def check_unseen(
-    checkpoint: 'str | Path', seen: 'list[str]', scored: int, same_data: bool = True, advice: str = ''
+    checkpoint: str | Path, seen: list[str], scored: int, same_data: bool = True, advice: str = ''
 ) -> None:
     """Raise IgniteError if a checkpoint has seen patients that are to be scored.
 

@@ -22,7 +22,7 @@ _RESULTS = (
 _LOGS = re.compile(r'\d{8}_\d{6}')
 
 
-def checkpoints(work_dir: 'str | Path') -> 'list[Path]':
+def checkpoints(work_dir: str | Path) -> list[Path]:
     """The checkpoints that a training can be resumed from, the newest first."""
     found = [
         (int(number[1]), path)
@@ -32,7 +32,7 @@ def checkpoints(work_dir: 'str | Path') -> 'list[Path]':
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def latest_checkpoint(work_dir: 'str | Path') -> 'Path | None':
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """The checkpoint that ``last_checkpoint`` names, in this folder, else the newest; None if there is none.
 
     mmengine writes the path at the time of the training. Only its last part counts here, so that a folder that was moved or
@@ -48,7 +48,7 @@ def latest_checkpoint(work_dir: 'str | Path') -> 'Path | None':
     return next(iter(checkpoints(work_dir)), None)
 
 
-def find_checkpoint(checkpoint: 'str | Path') -> Path:
+def find_checkpoint(checkpoint: str | Path) -> Path:
     """A checkpoint file as it is; of a work dir, its latest checkpoint.
 
     Raises:
@@ -66,7 +66,7 @@ def find_checkpoint(checkpoint: 'str | Path') -> Path:
 
 
 @contextlib.contextmanager
-def fresh_start(work_dir: 'str | Path', overwrite: bool = False) -> Iterator[None]:
+def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]:
     """Make a work dir ready for a new training, so that files of two runs never mix; inside, the training is prepared.
 
     Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is set
@@ -116,7 +116,7 @@ def fresh_start(work_dir: 'str | Path', overwrite: bool = False) -> Iterator[Non
             parent.rmdir()
 
 
-def replaced_files(work_dir: 'str | Path') -> 'list[Path]':
+def replaced_files(work_dir: str | Path) -> list[Path]:
     """The checkpoints that ``overwrite`` replaces."""
     return [path for path in Path(work_dir).glob('*.pth') if _CHECKPOINT.fullmatch(path.name)]
 
@@ -138,7 +138,7 @@ def _names_a_checkpoint(pointer: Path) -> bool:
     return False
 
 
-def _own_results(folder: Path) -> 'list[Path]':
+def _own_results(folder: Path) -> list[Path]:
     """The results of a test in a folder, without files that we did not write."""
     files = []
     for path in (folder / name for name in _RESULTS):
@@ -146,7 +146,7 @@ def _own_results(folder: Path) -> 'list[Path]':
     return [path for path in files if path.is_file() and is_ours(path)]
 
 
-def _move(paths: 'list[Path]', source: Path, target: Path) -> None:
+def _move(paths: list[Path], source: Path, target: Path) -> None:
     """Move files and folders of one folder into another, at the same places; what is there already is replaced."""
     for path in paths:
         place = target / path.relative_to(source)

@@ -2,7 +2,7 @@
 
 from .comparison import compare
 from .confusion import confusion_matrix, scores
-from .evaluation import Evaluation, write_run
 from .metrics import TissueMetric
+from .run import Evaluation, write_run
 
 __all__ = ['Evaluation', 'TissueMetric', 'compare', 'confusion_matrix', 'scores', 'write_run']

@@ -19,14 +19,14 @@ _CHUNK = 1000
 COMPARED = ('mIoU', 'mDice', 'aAcc')
 
 
-def units(metadata: 'Sequence[dict]') -> 'tuple[str, list[str]]':
+def units(metadata: Sequence[dict]) -> tuple[str, list[str]]:
     """What is drawn, 'patient' or, where any patient is unknown, 'ROI'; and its name for each ROI."""
     if all(m.get('patient') not in (None, '') for m in metadata):
         return 'patient', [str(m['patient']) for m in metadata]
     return 'ROI', [str(m['roi']) for m in metadata]
 
 
-def note(unit: str, count: int) -> 'str | None':
+def note(unit: str, count: int) -> str | None:
     """What a reader of the intervals has to know, None if nothing."""
     if unit != 'patient':
         return 'the patients are not known, so ROIs were drawn instead: the intervals are too narrow.'
@@ -35,7 +35,7 @@ def note(unit: str, count: int) -> 'str | None':
     return None
 
 
-def _draws(patients: int, samples: int, seed: int) -> 'Iterator[np.ndarray]':
+def _draws(patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each sample holds each patient, (n, P) float64, in chunks."""
     generator = np.random.Generator(np.random.Philox(seed))
     for first in range(0, samples, _CHUNK):
@@ -43,7 +43,7 @@ def _draws(patients: int, samples: int, seed: int) -> 'Iterator[np.ndarray]':
         yield generator.multinomial(patients, np.full(patients, 1 / patients), size).astype(np.float64)
 
 
-def _by_unit(matrices: np.ndarray, names: 'Sequence[str]') -> 'tuple[np.ndarray, int]':
+def _by_unit(matrices: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, int]:
     """Marginals summed by unit, (P, 3 C) float64 (exact below 2 ** 53), units in order of their names."""
     order, which = np.unique(np.asarray(names), return_inverse=True)
     flat = np.concatenate(Marginals.of(matrices), axis=-1).astype(np.float64)
@@ -52,7 +52,7 @@ def _by_unit(matrices: np.ndarray, names: 'Sequence[str]') -> 'tuple[np.ndarray,
     return summed, len(order)
 
 
-def _figures(drawn: np.ndarray, summed: np.ndarray) -> 'dict[str, np.ndarray]':
+def _figures(drawn: np.ndarray, summed: np.ndarray) -> dict[str, np.ndarray]:
     pooled = Marginals(*np.split(drawn @ summed, 3, axis=-1))
     found = figures(pooled)
     absent = (
@@ -61,7 +61,7 @@ def _figures(drawn: np.ndarray, summed: np.ndarray) -> 'dict[str, np.ndarray]':
     return {k: np.where(absent, np.nan, v) if k in PER_CLASS else v for k, v in found.items()}
 
 
-def _interval(values: np.ndarray) -> 'list[float] | None':
+def _interval(values: np.ndarray) -> list[float] | None:
     """The middle LEVEL percent of the samples in which the figure is defined; None if it is in none."""
     values = values[np.isfinite(values)]
     if not len(values):
@@ -71,11 +71,11 @@ def _interval(values: np.ndarray) -> 'list[float] | None':
 
 def intervals(
     matrices: np.ndarray,
-    metadata: 'Sequence[dict]',
-    classes: 'Sequence[str]',
+    metadata: Sequence[dict],
+    classes: Sequence[str],
     samples: int = SAMPLES,
     seed: int = 0,
-    keys: 'Sequence[str]' = OVERALL,
+    keys: Sequence[str] = OVERALL,
 ) -> dict:
     """95 % intervals of the figures and of each class's IoU and Dice, percent (kappa -1..1).
 
@@ -122,7 +122,7 @@ def check_bootstrap(samples: int, seed: int = 0) -> None:
         raise IgniteError(f'the seed of the bootstrap is {seed}; 0 or more was expected: choose another.')
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> 'tuple[list[float] | None, float | None]':
+def _difference(a: np.ndarray, b: np.ndarray) -> tuple[list[float] | None, float | None]:
     """Interval of B - A and the percentage of samples in which B is better; ties count half."""
     both = (b - a)[np.isfinite(b - a)]
     share = float(100 * np.mean((both > 0) + 0.5 * (both == 0))) if len(both) else None
@@ -132,8 +132,8 @@ def _difference(a: np.ndarray, b: np.ndarray) -> 'tuple[list[float] | None, floa
 def paired(
     a: np.ndarray,
     b: np.ndarray,
-    metadata: 'Sequence[dict]',
-    classes: 'Sequence[str]',
+    metadata: Sequence[dict],
+    classes: Sequence[str],
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict:
@@ -152,7 +152,7 @@ def paired(
     parts = [[_figures(drawn, s) for s in (first, second)] for drawn in _draws(count, samples, seed)]
     whole = [_figures(np.ones((1, count)), s) for s in (first, second)]
 
-    def row(key: str, i: 'int | None' = None) -> dict:
+    def row(key: str, i: int | None = None) -> dict:
         at = slice(None) if i is None else (slice(None), i)
         one, two = (float(w[key][at][0]) for w in whole)
         if not np.isfinite(two - one):

@@ -51,7 +51,7 @@ def boundary_counts(
     prediction: np.ndarray,
     classes: int,
     tolerance_um: float,
-    um_per_px: 'float | None',
+    um_per_px: float | None,
     roi: str = 'ROI',
 ) -> np.ndarray:
     """The four counts of each class: (C, 4) int64, in the order of ``COUNTS``.
@@ -82,7 +82,7 @@ def boundary_counts(
     return result
 
 
-def _points(labels: np.ndarray, classes: int) -> 'list[np.ndarray]':
+def _points(labels: np.ndarray, classes: int) -> list[np.ndarray]:
     """Coordinates of the pixels of each class: C arrays (N, 2) of y, x."""
     flat = np.flatnonzero(labels != IGNORE)
     ids = labels.reshape(-1)[flat]
@@ -103,7 +103,7 @@ def _matched(points: np.ndarray, others: np.ndarray, limit: float) -> int:
     return int(np.isfinite(_tree(others).query(points, distance_upper_bound=limit)[0]).sum())
 
 
-def boundary_scores(counts: np.ndarray, names: 'Sequence[str]', tolerance_um: float) -> dict:
+def boundary_scores(counts: np.ndarray, names: Sequence[str], tolerance_um: float) -> dict:
     """Scores in percent from pooled counts (C, 4).
 
     A class without a boundary in the truth is absent: None, and in no mean.
@@ -118,7 +118,7 @@ def boundary_scores(counts: np.ndarray, names: 'Sequence[str]', tolerance_um: fl
             row['NSD'] = 100 * (truth_hit + predicted_hit) / (truth + predicted)
         classes[name] = row
 
-    def mean(key: str) -> 'float | None':
+    def mean(key: str) -> float | None:
         return number(np.mean(values)) if (values := [r[key] for r in classes.values() if r[key] is not None]) else None
 
     return dict(tolerance_um=tolerance_um, classes=classes, mean_boundary_F1=mean('boundary_F1'), mean_NSD=mean('NSD'))

@@ -16,7 +16,7 @@ def _bins(values: np.ndarray, count: int) -> np.ndarray:
     return np.clip((values * count).astype(np.int64), 0, count - 1)
 
 
-def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> 'tuple[np.ndarray, np.ndarray]':
+def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of one ROI.
 
     Args:
@@ -56,7 +56,7 @@ def calibration_scores(confidence: np.ndarray, entropy: np.ndarray) -> dict:
     pixels, sure, right = confidence.T
     total = pixels.sum()
 
-    def rows(counts: np.ndarray, **columns: np.ndarray) -> 'list[dict]':
+    def rows(counts: np.ndarray, **columns: np.ndarray) -> list[dict]:
         return [
             {
                 'from': i / len(counts),

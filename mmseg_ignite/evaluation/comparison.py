@@ -4,10 +4,10 @@ import numpy as np
 
 from ..errors import IgniteError
 from .bootstrap import SAMPLES, paired
-from .evaluation import Evaluation
+from .run import Evaluation
 
 
-def _some(names: 'set[str]') -> str:
+def _some(names: set[str]) -> str:
     shown = sorted(names)[:3]
     return ', '.join(shown) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 

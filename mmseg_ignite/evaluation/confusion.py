@@ -4,6 +4,8 @@ A matrix counts pixels, rows ground truth, columns prediction. It may have one c
 a tool predicted nothing. They count in the row, so they lower every score of their class.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,7 +73,7 @@ class Marginals(NamedTuple):
     hit: np.ndarray
 
     @classmethod
-    def of(cls, matrices: np.ndarray) -> 'Marginals':
+    def of(cls, matrices: np.ndarray) -> Marginals:
         """Of matrices (..., C, C) or, with a column of pixels without prediction, (..., C, C + 1)."""
         classes = matrices.shape[-2]
         hit = np.diagonal(matrices, axis1=-2, axis2=-1)
@@ -89,7 +91,7 @@ def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return ratio(np.where(chosen, values, 0).sum(-1), chosen.sum(-1))
 
 
-def figures(pooled: Marginals) -> 'dict[str, np.ndarray]':
+def figures(pooled: Marginals) -> dict[str, np.ndarray]:
     """All scores of many pooled matrices at once: NaN where undefined, percent but for kappa.
 
     Per class, (..., C): ``IoU`` hit / (truth + predicted - hit), ``Dice`` 2 hit / (truth + predicted), ``Precision``
@@ -125,12 +127,12 @@ PER_CLASS = ('IoU', 'Dice', 'Precision', 'Recall')
 OVERALL = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'mIoU_all_classes', 'mDice_all_classes', 'fwIoU', 'kappa')
 
 
-def number(value: float) -> 'float | None':
+def number(value: float) -> float | None:
     """A figure for JSON: None where it is undefined."""
     return float(value) if np.isfinite(value) else None
 
 
-def scores(confusion: np.ndarray, names: 'tuple[str, ...]') -> dict:
+def scores(confusion: np.ndarray, names: tuple[str, ...]) -> dict:
     """Scores in percent (kappa -1..1), unrounded, from one pooled matrix (C, C) or (C, C + 1); see :func:`figures`.
 
     A class without a ground-truth pixel is absent: its scores are None and only the ``*_all_classes`` means know it
@@ -187,7 +189,7 @@ def table(result: dict) -> str:
     return '\n'.join([*lines, *_remarks(result)])
 
 
-def seen_warning(result: dict) -> 'str | None':
+def seen_warning(result: dict) -> str | None:
     """What ``metrics.json`` has to say where the checkpoint has seen patients that it is scored on; None if it has not."""
     if not (seen := set(result.get('seen_patients') or ())):
         return None
@@ -198,7 +200,7 @@ def seen_warning(result: dict) -> 'str | None':
     )
 
 
-def _remarks(result: dict) -> 'Iterator[str]':
+def _remarks(result: dict) -> Iterator[str]:
     """The lines under the table."""
     if shift := result.get('shift'):
         yield f'the images were shifted as if stained and scanned by another laboratory: {shift}'
@@ -226,7 +228,7 @@ def _remarks(result: dict) -> 'Iterator[str]':
         yield from ('', *_fold_lines(folds, result.get('ensemble')))
 
 
-def _fold_lines(folds: dict, ensemble: 'dict | None') -> 'Iterator[str]':
+def _fold_lines(folds: dict, ensemble: dict | None) -> Iterator[str]:
     """The table of the folds of a cross-validation, see :func:`.folds.fold_scores`."""
     keys = ('mIoU', 'mDice', 'aAcc')
     rows = {row['fold']: row for row in folds['rows']} | {'mean': folds['mean'], 'SD': folds['sd']}

@@ -7,7 +7,7 @@ import numpy as np
 FIGURES = ('mIoU', 'mDice', 'aAcc')
 
 
-def fold_scores(folds: 'Mapping[str, dict]') -> dict:
+def fold_scores(folds: Mapping[str, dict]) -> dict:
     """The scores of each fold, their mean and their standard deviation.
 
     A fold's score is of its own ROIs, pooled. The mean of the folds therefore differs from the score of the ROIs of all folds

@@ -5,17 +5,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.prepared import CONTEXT
 from ..errors import IgniteError
+from ..images.png import DamagedPicture, check_png, decode
 from ..labels import IGNORE, NUM_CLASSES
-from ..preparation.png import DamagedPicture, check_png, decode
-from ..preparation.store import CONTEXT
 
 ENCODINGS = ('raw', 'train')
 _OTHER = 254
 """What a pixel of no class becomes; no encoding of 16 classes holds it."""
 
 
-def read_labels(path: 'str | Path') -> np.ndarray:
+def read_labels(path: str | Path) -> np.ndarray:
     """A label PNG as stored, (H, W) uint8; palettes give their indices.
 
     Raises:
@@ -40,13 +40,13 @@ def read_labels(path: 'str | Path') -> np.ndarray:
         raise IgniteError(f'{path} is not a complete PNG ({error}): write it again.') from error
 
 
-def find_prediction(folder: 'str | Path', name: str) -> 'Path | None':
+def find_prediction(folder: str | Path, name: str) -> Path | None:
     """The label PNG of an ROI, NAME.png or NAME_with_context.png; None if neither is there."""
     paths = (Path(folder) / f'{name}{suffix}.png' for suffix in ('', CONTEXT))
     return next((path for path in paths if path.is_file()), None)
 
 
-def read_prediction(path: Path, shape: 'tuple[int, int]', encoding: str, context: 'dict | None' = None) -> np.ndarray:
+def read_prediction(path: Path, shape: tuple[int, int], encoding: str, context: dict | None = None) -> np.ndarray:
     """A label PNG as train ids, (H, W) uint8, 255 where nothing was predicted.
 
     Args:

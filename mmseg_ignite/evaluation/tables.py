@@ -37,7 +37,7 @@ def csv_cell(value: object) -> object:
     return f"'{value}" if _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
 
 
-def write_csv(path: 'str | Path', rows: 'list[Row]') -> None:
+def write_csv(path: str | Path, rows: list[Row]) -> None:
     """Write rows that have the same keys, atomically; None is an empty cell, numbers are unrounded."""
     with (
         atomic_file(path) as partial,
@@ -61,7 +61,7 @@ def _latex_cell(value: object, digits: int = 1) -> str:
     return f'{value:,}' if isinstance(value, int) else latex_text(str(value))
 
 
-def _latex_row(row: Row, columns: 'list[str]') -> 'Iterator[str]':
+def _latex_row(row: Row, columns: list[str]) -> Iterator[str]:
     digits = 3 if row.get('figure') == 'kappa' else 1
     for key in columns:
         cell = _latex_cell(row[key], digits)
@@ -70,7 +70,7 @@ def _latex_row(row: Row, columns: 'list[str]') -> 'Iterator[str]':
         yield cell
 
 
-def write_latex(path: 'str | Path', rows: 'list[Row]') -> None:
+def write_latex(path: str | Path, rows: list[Row]) -> None:
     """Write a ``tabular`` of rows that have the same keys, atomically; ``low`` and ``high`` share a column, the interval."""
     columns = [key for key in rows[0] if not key.endswith((' low', ' high'))]
     sides = ''.join('l' if any(isinstance(row[key], str) for row in rows) else 'r' for key in columns)
@@ -82,7 +82,7 @@ def write_latex(path: 'str | Path', rows: 'list[Row]') -> None:
         partial.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
-def write_tables(folder: 'str | Path', metrics: dict) -> None:
+def write_tables(folder: str | Path, metrics: dict) -> None:
     """Write ``tables/NAME.csv`` and ``.tex`` of a run: overall, classes, groupings, published, subgroups, folds.
 
     Tables that the run has no figures for are not written, and removed if an earlier run left them. LaTeX tables leave out
@@ -109,12 +109,12 @@ def _scores_something(row: Row) -> bool:
     return any(isinstance(value, float) for value in row.values()) or bool(row.get('predicted pixels'))
 
 
-def _scored(figure: str, value: 'float | None', interval: 'list[float] | None') -> Row:
+def _scored(figure: str, value: float | None, interval: list[float] | None) -> Row:
     low, high = interval or (None, None)
     return {figure: value, f'{figure} low': low, f'{figure} high': high}
 
 
-def _overall(metrics: dict) -> 'Iterator[Row]':
+def _overall(metrics: dict) -> Iterator[Row]:
     lines = (metrics.get('intervals') or {}).get('figures') or {}
     for key in _OVERALL:
         yield {'figure': key, **_scored('value', metrics.get(key), lines.get(key))}
@@ -131,20 +131,20 @@ def _class_row(row: dict, lines: dict) -> Row:
     }  # fmt: skip
 
 
-def _classes(metrics: dict) -> 'Iterator[Row]':
+def _classes(metrics: dict) -> Iterator[Row]:
     lines = (metrics.get('intervals') or {}).get('classes') or {}
     for name, row in metrics['classes'].items():
         yield {'class': name, **_class_row(row, lines.get(name) or {})}
 
 
-def _groupings(metrics: dict) -> 'Iterator[Row]':
+def _groupings(metrics: dict) -> Iterator[Row]:
     for grouping, found in (metrics.get('groupings') or {}).items():
         lines = (found.get('intervals') or {}).get('groups') or {}
         for name, row in found['groups'].items():
             yield {'grouping': grouping, 'group': name, **_class_row(row, lines.get(name) or {})}
 
 
-def _published(metrics: dict) -> 'Iterator[Row]':
+def _published(metrics: dict) -> Iterator[Row]:
     found = metrics.get('published') or {}
     lines = found.get('intervals') or {}
     for key, of in (('groups', 'groups_'), ('classes', '')):
@@ -157,7 +157,7 @@ def _published(metrics: dict) -> 'Iterator[Row]':
             yield {'of': key, 'name': figure, **_scored('Dice', found[f'{of}{figure}'], interval), 'patients': None}
 
 
-def _subgroups(metrics: dict) -> 'Iterator[Row]':
+def _subgroups(metrics: dict) -> Iterator[Row]:
     for column, rows in (metrics.get('strata') or {}).items():
         for value, row in rows.items():
             lines, found = row.get('intervals') or {}, {}
@@ -167,7 +167,7 @@ def _subgroups(metrics: dict) -> 'Iterator[Row]':
             yield {'column': column, 'value': value, **found, 'classes': row['classes_present'], **counts}
 
 
-def _folds(metrics: dict) -> 'Iterator[Row]':
+def _folds(metrics: dict) -> Iterator[Row]:
     folds = metrics.get('folds')
     if not folds:
         return
@@ -178,7 +178,7 @@ def _folds(metrics: dict) -> 'Iterator[Row]':
         yield {key: row.get(key) for key in ('fold', 'mIoU', 'mDice', 'aAcc', 'classes_present', 'rois', 'patients')}
 
 
-_TABLES: 'dict[str, Callable[[dict], Iterator[Row]]]' = {
+_TABLES: dict[str, Callable[[dict], Iterator[Row]]] = {
     'overall': _overall,
     'classes': _classes,
     'groupings': _groupings,

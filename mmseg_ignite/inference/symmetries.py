@@ -12,7 +12,7 @@ NUMBERS = (1, 2, 4, 8)
 
 
 def average_symmetries(
-    predict: 'Callable[[Tensor], Tensor]', windows: Tensor, number: int = 8, at_once: int = 1
+    predict: Callable[[Tensor], Tensor], windows: Tensor, number: int = 8, at_once: int = 1
 ) -> Tensor:
     """Average what is predicted for turned and mirrored windows, turned and mirrored back.
 

@@ -18,7 +18,7 @@ Windows = Tensor | np.ndarray
 Span = tuple[int, int]
 
 
-def grid(side: int, crop: int, stride: int) -> 'list[Span]':
+def grid(side: int, crop: int, stride: int) -> list[Span]:
     """The windows along one axis, as mmseg's ``slide_inference`` places them.
 
     Args:
@@ -52,7 +52,7 @@ def _is_positive_integer(value: object) -> bool:
         return False
 
 
-def window_weights(shape: 'tuple[int, int]', kind: str) -> Tensor:
+def window_weights(shape: tuple[int, int], kind: str) -> Tensor:
     """What a window's pixels count for where windows overlap.
 
     Args:
@@ -77,18 +77,18 @@ def window_weights(shape: 'tuple[int, int]', kind: str) -> Tensor:
 
 @torch.no_grad()
 def slide_labels(
-    predict: 'Callable[[Windows], Tensor]',
+    predict: Callable[[Windows], Tensor],
     image: Windows,
     classes: int,
-    crop_size: 'tuple[int, int]',
-    stride: 'tuple[int, int]',
+    crop_size: tuple[int, int],
+    stride: tuple[int, int],
     window_batch: int = 4,
     weights: str = 'uniform',
-    device: 'torch.device | str | None' = None,
-    skip: 'Callable[[Windows], bool | Tensor] | None' = None,
+    device: torch.device | str | None = None,
+    skip: Callable[[Windows], bool | Tensor] | None = None,
     skip_label: int = 0,
-    out: 'np.ndarray | None' = None,
-    advance: 'Callable[[int], object] | None' = None,
+    out: np.ndarray | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """Label an image by sliding windows.
 
@@ -135,15 +135,15 @@ def slide_labels(
 
 @torch.no_grad()
 def slide_logits(
-    predict: 'Callable[[Windows], Tensor]',
+    predict: Callable[[Windows], Tensor],
     image: Windows,
     classes: int,
-    crop_size: 'tuple[int, int]',
-    stride: 'tuple[int, int]',
+    crop_size: tuple[int, int],
+    stride: tuple[int, int],
     window_batch: int = 4,
     weights: str = 'uniform',
-    device: 'torch.device | str | None' = None,
-    advance: 'Callable[[int], object] | None' = None,
+    device: torch.device | str | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> Tensor:
     """The mean of the windows' logits over the whole image, which is held in memory.
 
@@ -169,7 +169,7 @@ def slide_logits(
     return total.div_(count)
 
 
-def _size(image: Windows) -> 'tuple[int, int]':
+def _size(image: Windows) -> tuple[int, int]:
     """(H, W) of an image."""
     shape = tuple(image.shape)
     channels_first = isinstance(image, Tensor)
@@ -188,33 +188,33 @@ def _check_settings(classes: int, window_batch: int, skip_label: int) -> None:
         raise IgniteError(f'the skip_label is {skip_label!r}; 0 to 255 was expected.')
 
 
-def _device(image: Windows, device: 'torch.device | str | None') -> torch.device:
+def _device(image: Windows, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
     return image.device if isinstance(image, Tensor) else torch.device('cpu')
 
 
-def _weight(rows: 'list[Span]', columns: 'list[Span]', kind: str, device: torch.device) -> 'Tensor | None':
+def _weight(rows: list[Span], columns: list[Span], kind: str, device: torch.device) -> Tensor | None:
     """The weights that all windows share, since all have the same size; None if they are all 1."""
     weight = window_weights((rows[0][1] - rows[0][0], columns[0][1] - columns[0][0]), kind)
     return None if kind == 'uniform' else weight.to(device)
 
 
-def _zeros(shape: 'tuple[int, ...]', device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Every large buffer of the module comes from here."""
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
 def _predicted(
-    predict: 'Callable[[Windows], Tensor]',
+    predict: Callable[[Windows], Tensor],
     image: Windows,
     row: Span,
-    columns: 'list[Span]',
+    columns: list[Span],
     classes: int,
     window_batch: int,
-    skip: 'Callable[[Windows], bool | Tensor] | None',
-    advance: 'Callable[[int], object] | None',
-) -> 'Iterator[tuple[Span, Tensor]]':
+    skip: Callable[[Windows], bool | Tensor] | None,
+    advance: Callable[[int], object] | None,
+) -> Iterator[tuple[Span, Tensor]]:
     """The (left, right) and the (C, h, w) logits of the windows of a row, without those that are skipped."""
     found = [(span, _window(image, row, span)) for span in columns]
     if skip is not None:
@@ -242,7 +242,7 @@ def _window(image: Windows, row: Span, column: Span) -> Windows:
     return np.asarray(image[slice(*row), slice(*column)])
 
 
-def _add(place: Tensor, logits: Tensor, weight: 'Tensor | None') -> None:
+def _add(place: Tensor, logits: Tensor, weight: Tensor | None) -> None:
     """Add logits, moved to the place's device in their own (perhaps half) precision, as float32."""
     logits = logits.to(place.device)
     place += logits if weight is None else logits.float() * weight
@@ -260,7 +260,7 @@ class _Band:
         # What skipped windows leave blank. On the host, so that keeping it costs an accelerator nothing.
         self.covered = np.zeros((height, width), bool)
 
-    def add(self, span: Span, logits: Tensor, weight: 'Tensor | None') -> None:
+    def add(self, span: Span, logits: Tensor, weight: Tensor | None) -> None:
         """Add the logits (C, h, w) of the window from left to right."""
         _add(self.sums[:, :, slice(*span)], logits, weight)
         self.covered[:, slice(*span)] = True

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def fold(module: ConvModule, x: 'Tensor | None' = None) -> 'tuple[Tensor, Tensor | None, bool]':
+def fold(module: ConvModule, x: Tensor | None = None) -> tuple[Tensor, Tensor | None, bool]:
     """Weight and bias of a convolution that does its batch normalisation too, where that can be.
 
     In evaluation the normalisation is one fixed scale and shift a channel. In training its statistics are those of the
@@ -35,7 +35,7 @@ def fold(module: ConvModule, x: 'Tensor | None' = None) -> 'tuple[Tensor, Tensor
         return *_scaled(conv, norm, mean, variance), True
 
 
-def _scaled(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, variance: Tensor) -> 'tuple[Tensor, Tensor]':
+def _scaled(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     scale = (variance + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     shift = -mean * scale if conv.bias is None else (conv.bias - mean) * scale
@@ -53,7 +53,7 @@ def _statistics_follow_from_input(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) 
     )
 
 
-def _output_statistics(weight: Tensor, x: Tensor) -> 'tuple[Tensor, Tensor]':
+def _output_statistics(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C_out,) of a pointwise convolution's output."""
     values = x.permute(0, 2, 3, 1).flatten(0, 2)
     values = values if values.dtype == torch.float64 else values.float()

@@ -91,7 +91,7 @@ def _is_he(path: str) -> bool:
     return parts[-2:-1] == ['he'] and parts[-1].endswith('.png') and parts[0] != '__MACOSX' and parts[-1][0] != '.'
 
 
-def _fault(info: zipfile.ZipInfo) -> 'str | None':
+def _fault(info: zipfile.ZipInfo) -> str | None:
     """Why a member must not be unpacked; its original name is judged, zipfile cuts the other at a NUL."""
     path, mode = info.orig_filename, info.external_attr >> 16
     pure = PurePosixPath(path)

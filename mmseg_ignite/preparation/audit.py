@@ -1,6 +1,5 @@
 """All faults of a release in one pass, in parallel over the cores."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..environment import cores
 from ..errors import IgniteError
 from .findings import Finding, errors
 from .release import RoiRecord, compare_rows, leaks, read_overview, surplus_files
@@ -34,28 +34,23 @@ class Audit:
         ids: {id in the masks: our id}; None if they are the same.
     """
 
-    entries: 'list[dict]'
-    findings: 'list[Finding]'
-    left_out: 'list[str]'
+    entries: list[dict]
+    findings: list[Finding]
+    left_out: list[str]
     rois: int
-    ids: 'dict[int, int] | None' = None
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    ids: dict[int, int] | None = None
 
 
 def audit_release(
-    release: 'str | Path',
+    release: str | Path,
     exclude: Iterable[str] = (),
     drop_faulty: bool = False,
-    out: 'Path | None' = None,
-    old: 'Path | None' = None,
-    known: 'dict[str, dict] | None' = None,
+    out: Path | None = None,
+    old: Path | None = None,
+    known: dict[str, dict] | None = None,
     context: bool = True,
-    console: 'Console | None' = None,
-    label_map: 'str | Path | None' = None,
+    console: Console | None = None,
+    label_map: str | Path | None = None,
 ) -> Audit:
     """Audit a release and, if ``out`` is given, write the arrays of its good ROIs on the way.
 
@@ -100,13 +95,13 @@ def audit_release(
 
 
 def _audit_rois(
-    sources: 'dict[str, dict[str, Path]]',
-    out: 'Path | None',
-    old: 'Path | None',
-    known: 'dict[str, dict]',
-    ids: 'dict[int, int] | None',
+    sources: dict[str, dict[str, Path]],
+    out: Path | None,
+    old: Path | None,
+    known: dict[str, dict],
+    ids: dict[int, int] | None,
     console: Console,
-) -> 'dict[str, dict]':
+) -> dict[str, dict]:
     """Facts of each ROI by name. The largest go first, so that no core waits for one at the end.
 
     Threads fill the cores, since decoding, hashing and NumPy let go of the interpreter; processes would have to be
@@ -158,7 +153,7 @@ def _entry(record: RoiRecord, facts: dict) -> dict:
     )
 
 
-def _compare_rois(records: 'dict[str, RoiRecord]', entries: 'list[dict]') -> 'list[Finding]':
+def _compare_rois(records: dict[str, RoiRecord], entries: list[dict]) -> list[Finding]:
     """What only shows when ROIs are compared with their rows and with each other."""
     findings = []
     least, most = POSSIBLE_UM_PER_PX
@@ -186,7 +181,7 @@ def _compare_rois(records: 'dict[str, RoiRecord]', entries: 'list[dict]') -> 'li
     return findings
 
 
-def _compare_pictures(records: 'dict[str, RoiRecord]', facts: 'dict[str, dict]') -> 'list[Finding]':
+def _compare_pictures(records: dict[str, RoiRecord], facts: dict[str, dict]) -> list[Finding]:
     """Pictures that occur twice, also those of ROIs that are faulty otherwise."""
     findings, same = [], defaultdict(list)
     for name, record in records.items():

@@ -54,7 +54,7 @@ class _HttpRedirects(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _retry_after(value: 'str | None') -> float:
+def _retry_after(value: str | None) -> float:
     """Seconds that a Retry-After header asks for (a number or a date); 0 if it is absent or unreadable."""
     if value is None:
         return 0.0

@@ -239,9 +239,9 @@ def _unpack(file: RemoteFile, release: Path, state: dict, progress: Progress) ->
 
 
 def download_release(
-    release: 'str | Path',
+    release: str | Path,
     record: str = RECORD,
-    console: 'Console | None' = None,
+    console: Console | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Fetch the H&E task of the IGNITE release and unpack it.

@@ -118,12 +118,12 @@ class Finding:
         return f'{self.subject}: {self.detail}: {self.remedy}'
 
 
-def errors(findings: Iterable[Finding]) -> 'list[Finding]':
+def errors(findings: Iterable[Finding]) -> list[Finding]:
     """Those that stop a preparation."""
     return [f for f in findings if f.severity == 'error']
 
 
-def findings_table(findings: 'list[Finding]', show: int = 3) -> Table:
+def findings_table(findings: list[Finding], show: int = 3) -> Table:
     """A line a kind, errors first; at most ``show`` subjects of each are named."""
     counts = Counter(f.severity for f in findings)
     title = 'audit: ' + ', '.join(f'{counts[s]} {s}{"s" * (counts[s] != 1 and s != "info")}' for s in SEVERITIES)
@@ -146,7 +146,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def write_audit(path: 'str | Path', release: 'str | Path', rois: int, findings: 'list[Finding]') -> None:
+def write_audit(path: str | Path, release: str | Path, rois: int, findings: list[Finding]) -> None:
     """Write ``audit.json``: format, release, number of ROIs audited, counts by severity, and all findings."""
     counts = Counter(f.severity for f in findings)
     write_result(

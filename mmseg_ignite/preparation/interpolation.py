@@ -45,7 +45,7 @@ def share_between(mask: np.ndarray) -> float:
     return between / steps if steps >= MIN_STEPS else 0.0
 
 
-def fringe_classes(mask: np.ndarray) -> 'tuple[list[int], int]':
+def fringe_classes(mask: np.ndarray) -> tuple[list[int], int]:
     """Values that occur as fringes only, as JPEG leaves them beside boundaries of neighbouring ids.
 
     Args:

@@ -14,7 +14,7 @@ LABEL_MAP = 'he_label_map.json'
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
 
 
-def unzipped(path: Path, findings: 'list[Finding]') -> bytes:
+def unzipped(path: Path, findings: list[Finding]) -> bytes:
     """The bytes of a table of the release; one public loader keeps both gzip-compressed under their plain names.
 
     Raises:
@@ -28,7 +28,7 @@ def unzipped(path: Path, findings: 'list[Finding]') -> bytes:
     return content
 
 
-def read_label_map(release: Path, stated: 'str | Path | None' = None) -> 'tuple[dict[int, int] | None, list[Finding]]':
+def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dict[int, int] | None, list[Finding]]:
     """What the ids in the masks of a release mean.
 
     Ids decide: another name for one of our ids is a warning. Ids that are not ours, missing ids, and one of our names under
@@ -58,7 +58,7 @@ def read_label_map(release: Path, stated: 'str | Path | None' = None) -> 'tuple[
     return ids | mapping, findings
 
 
-def _read_release(release: Path, findings: 'list[Finding]') -> 'dict[str, int] | None':
+def _read_release(release: Path, findings: list[Finding]) -> dict[str, int] | None:
     """{name: id} of the release; None, with a finding, where it cannot be used."""
     path = release / LABEL_MAP
     try:
@@ -84,7 +84,7 @@ def _plain(name: str) -> str:
     return re.sub(r'[\W_]+', ' ', name).strip().casefold()
 
 
-def _judge(found: 'dict[str, int] | None', mapping: 'dict[int, int]', complete: bool) -> 'list[Finding]':
+def _judge(found: dict[str, int] | None, mapping: dict[int, int], complete: bool) -> list[Finding]:
     """Compare the release's names and ids with ours, less those that a mapping explains."""
     if found is None:
         return []
@@ -107,7 +107,7 @@ def _judge(found: 'dict[str, int] | None', mapping: 'dict[int, int]', complete: 
     return findings + [Finding('label-map-names', LABEL_MAP, text) for text in renamed]
 
 
-def _read_stated(path: Path, found: 'dict[str, int]') -> 'dict[int, int]':
+def _read_stated(path: Path, found: dict[str, int]) -> dict[int, int]:
     expected = f'{{"name or id in the release": our id, 0..{NUM_CLASSES}}} was expected'
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from ..images.png import MAX_PIXELS, DamagedPicture, check_png, decode, exif_orientation
 from ..labels import DecodedMask, decode_mask
 from .interpolation import MAX_BETWEEN, fringe_classes, share_between
-from .png import MAX_PIXELS, DamagedPicture, check_png, decode, exif_orientation
 
 Report = Callable[[str, str], None]
 """Called with the kind of a finding and its detail."""
 
 
-def read_image(content: bytes, report: Report) -> 'np.ndarray | None':
+def read_image(content: bytes, report: Report) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB, or None after reporting a format that would change the colours.
 
     Raises:
@@ -50,7 +50,7 @@ def read_image(content: bytes, report: Report) -> 'np.ndarray | None':
     return image
 
 
-def read_mask(content: bytes, report: Report, ids: 'dict[int, int] | None' = None) -> 'DecodedMask | None':
+def read_mask(content: bytes, report: Report, ids: dict[int, int] | None = None) -> DecodedMask | None:
     """The train ids of a mask, or None after reporting why it cannot be trusted.
 
     Args:
@@ -102,7 +102,7 @@ def _convert(content: bytes, mode: str) -> np.ndarray:
         raise DamagedPicture(f'its pixel data are damaged ({error})') from error
 
 
-def _decode_jpeg(content: bytes) -> 'tuple[np.ndarray, str, int]':
+def _decode_jpeg(content: bytes) -> tuple[np.ndarray, str, int]:
     """Pixels as stored, their colour and the EXIF orientation."""
     if not content.rstrip(b'\0').endswith(b'\xff\xd9'):
         raise DamagedPicture('it is a truncated JPEG under the name of a PNG')

@@ -7,23 +7,24 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
+from ..datasets.protocols import PROTOCOLS, leaking_patients
 from ..errors import IgniteError
 from ..files import atomic_directory, check_outputs, check_place, is_ours, write_json
+from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from ..visualization.split_shares import draw_split_shares, split_table
 from .audit import Audit, audit_release
 from .findings import errors, findings_table, printable, write_audit
-from .png import DamagedPicture, check_header
 from .release import RoiRecord, read_overview
 from .roi import FACTS
-from .splits import PROTOCOLS, classes_not_in_all_parts, leaking_patients, make_splits
-from .store import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
+from .splits import classes_not_in_all_parts, make_splits
 
 AUDIT_RULES = 1
 """Raised when an audit finds what it did not find before, so that files found good by an older one are read again."""
 
 
-def audit_path(out: 'str | Path') -> Path:
+def audit_path(out: str | Path) -> Path:
     """Where the audit of a release that was not prepared is written: beside the prepared folder."""
     out = Path(out)
     out = out if out.name not in ('', '..') else out.resolve()  # '.' has no name of its own
@@ -31,7 +32,7 @@ def audit_path(out: 'str | Path') -> Path:
 
 
 @contextlib.contextmanager
-def _disk_errors(place: 'str | Path') -> Iterator[None]:
+def _disk_errors(place: str | Path) -> Iterator[None]:
     """Turn what the disk refuses into one sentence."""
     try:
         yield
@@ -43,13 +44,13 @@ def _disk_errors(place: 'str | Path') -> Iterator[None]:
 
 
 def audit(
-    release: 'str | Path',
-    out: 'str | Path',
+    release: str | Path,
+    out: str | Path,
     exclude: Iterable[str] = (),
     drop_faulty: bool = False,
     context: bool = True,
-    console: 'Console | None' = None,
-    label_map: 'str | Path | None' = None,
+    console: Console | None = None,
+    label_map: str | Path | None = None,
 ) -> Audit:
     """Audit a release without preparing it: prints the table, writes ``OUT.audit.json``, touches nothing else.
 
@@ -71,13 +72,13 @@ def audit(
 
 
 def prepare(
-    release: 'str | Path',
-    out: 'str | Path',
+    release: str | Path,
+    out: str | Path,
     exclude: Iterable[str] = (),
     drop_faulty: bool = False,
     context: bool = True,
-    console: 'Console | None' = None,
-    label_map: 'str | Path | None' = None,
+    console: Console | None = None,
+    label_map: str | Path | None = None,
 ) -> dict:
     """Audit a release and publish the prepared data set at ``out``, completely or not at all.
 
@@ -113,7 +114,7 @@ def prepare(
     return index
 
 
-def _check_places(release: 'str | Path', out: Path) -> None:
+def _check_places(release: str | Path, out: Path) -> None:
     """Raise if publishing ``out`` would replace the release."""
     source, target = Path(release).resolve(), out.resolve()
     if target in (source, *source.parents):
@@ -124,14 +125,14 @@ def _check_places(release: 'str | Path', out: Path) -> None:
 
 
 def _publish(
-    release: 'str | Path',
+    release: str | Path,
     out: Path,
     exclude: Iterable[str],
     drop_faulty: bool,
     context: bool,
-    known: 'dict[str, dict]',
+    known: dict[str, dict],
     console: Console,
-    label_map: 'str | Path | None',
+    label_map: str | Path | None,
 ) -> dict:
     with atomic_directory(out, OWN) as partial:
         for folder in FOLDERS:
@@ -162,11 +163,11 @@ def _publish(
     return index
 
 
-def _as_json(ids: 'dict[int, int] | None') -> 'dict[str, int] | None':
+def _as_json(ids: dict[int, int] | None) -> dict[str, int] | None:
     return ids and {str(k): v for k, v in sorted(ids.items())}
 
 
-def _known(out: Path, ids: 'dict[int, int] | None') -> 'dict[str, dict]':
+def _known(out: Path, ids: dict[int, int] | None) -> dict[str, dict]:
     """What an earlier run at ``out`` found out, by ROI name; nothing if there was none or it worked by other rules."""
     try:
         index = read_index(out)
@@ -177,7 +178,7 @@ def _known(out: Path, ids: 'dict[int, int] | None') -> 'dict[str, dict]':
         return {}
 
 
-def _check_room(records: 'list[RoiRecord]', out: Path, known: 'dict[str, dict]', context: bool) -> None:
+def _check_room(records: list[RoiRecord], out: Path, known: dict[str, dict], context: bool) -> None:
     """Raise before the work starts if the arrays will not fit on the disk."""
     needed = 0
     for record in records:
@@ -201,7 +202,7 @@ def _check_room(records: 'list[RoiRecord]', out: Path, known: 'dict[str, dict]',
         )
 
 
-def _stop_on_errors(release: 'str | Path', out: Path, result: Audit, drop_faulty: bool) -> None:
+def _stop_on_errors(release: str | Path, out: Path, result: Audit, drop_faulty: bool) -> None:
     found = [f for f in errors(result.findings) if not (drop_faulty and f.roi)]
     if not found:
         return
@@ -225,7 +226,7 @@ def _remove_left_out(folder: Path, result: Audit) -> None:
             path.unlink()
 
 
-def _report(index: dict, known: 'dict[str, dict]', console: Console) -> None:
+def _report(index: dict, known: dict[str, dict], console: Console) -> None:
     """The default split's table, and what a user should know of the others."""
 
     def say(text: str) -> None:

@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..datasets.prepared import CONTEXT, METADATA
 from ..errors import IgniteError
 from .findings import Finding, printable
 from .label_map import read_label_map, unzipped
-from .store import CONTEXT, METADATA
 
 TASK = 'he_tissue_segmentation'
 OVERVIEW = 'data_overview.csv'
@@ -63,13 +63,13 @@ class RoiRecord:
     patient: str
     split: str
     fold: str
-    area_mm2: 'float | None'
-    shape: 'tuple[int, int] | None'
+    area_mm2: float | None
+    shape: tuple[int, int] | None
     metadata: dict
     images: Path
     masks: Path
 
-    def sources(self, context: bool = True) -> 'dict[str, Path]':
+    def sources(self, context: bool = True) -> dict[str, Path]:
         """Its files: image, mask and, if wanted, context_image and context_mask, which may not exist."""
         files = dict(image=self.images / f'{self.name}.png', mask=self.masks / f'{self.name}.png')
         if context:
@@ -91,15 +91,15 @@ class Overview:
         ids: {id in the masks: our id}; None if they are the same.
     """
 
-    records: 'list[RoiRecord]' = field(default_factory=list)
-    names: 'list[str]' = field(default_factory=list)
-    findings: 'list[Finding]' = field(default_factory=list)
+    records: list[RoiRecord] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     readable: bool = True
-    folders: 'dict[str, Path]' = field(default_factory=dict)
-    ids: 'dict[int, int] | None' = None
+    folders: dict[str, Path] = field(default_factory=dict)
+    ids: dict[int, int] | None = None
 
 
-def read_overview(release: 'str | Path', label_map: 'str | Path | None' = None) -> Overview:
+def read_overview(release: str | Path, label_map: str | Path | None = None) -> Overview:
     """The H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
 
     Args:
@@ -131,7 +131,7 @@ def read_overview(release: 'str | Path', label_map: 'str | Path | None' = None) 
     return overview
 
 
-def _read_rows(path: Path, findings: 'list[Finding]') -> 'list[tuple[int, dict]] | None':
+def _read_rows(path: Path, findings: list[Finding]) -> list[tuple[int, dict]] | None:
     """(line number, row) of each data row; None if the table cannot be used."""
     try:
         content = unzipped(path, findings)
@@ -197,7 +197,7 @@ def _add_row(overview: Overview, line: int, row: dict) -> None:
         overview.records.append(record)
 
 
-def _number(text: str) -> 'float | None':
+def _number(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
@@ -205,12 +205,12 @@ def _number(text: str) -> 'float | None':
     return value if 0 < value < float('inf') else None
 
 
-def _shape(text: str) -> 'tuple[int, int] | None':
+def _shape(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r'[(\[]?\s*(\d{1,6})\s*[,x]\s*(\d{1,6})\s*[)\]]?', text)
     return (int(match[1]), int(match[2])) if match and int(match[1]) and int(match[2]) else None
 
 
-def compare_rows(names: 'list[str]', records: 'list[RoiRecord]') -> 'list[Finding]':
+def compare_rows(names: list[str], records: list[RoiRecord]) -> list[Finding]:
     """What only shows when the rows are seen together, those left out on request being away."""
     findings, spelled = [], defaultdict(set)
     for name, count in Counter(names).items():
@@ -224,7 +224,7 @@ def compare_rows(names: 'list[str]', records: 'list[RoiRecord]') -> 'list[Findin
     return findings + _check_patients(records)
 
 
-def _check_patients(records: 'list[RoiRecord]') -> 'list[Finding]':
+def _check_patients(records: list[RoiRecord]) -> list[Finding]:
     """One patient under several ids: splits compare them as text and would leak."""
     same_id, same_name = defaultdict(list), defaultdict(list)
     for record in records:
@@ -253,7 +253,7 @@ def _plain_id(patient: str) -> str:
     return match[1] if match else text
 
 
-def leaks(records: 'list[RoiRecord]') -> 'list[Finding]':
+def leaks(records: list[RoiRecord]) -> list[Finding]:
     """How the release's own division leaks patients, of the ROIs that are used."""
     findings: list[Finding] = []
     sides, folds = defaultdict(set), defaultdict(set)
@@ -269,7 +269,7 @@ def leaks(records: 'list[RoiRecord]') -> 'list[Finding]':
     return findings
 
 
-def _he_folder(release: Path, task: str, findings: 'list[Finding]') -> Path:
+def _he_folder(release: Path, task: str, findings: list[Finding]) -> Path:
     """The folder with the H&E PNGs of a task: TASK/he, or in a single folder within TASK, as some loaders unpack it.
 
     Raises:
@@ -303,7 +303,7 @@ def _holds(folder: Path, suffix: str) -> bool:
     return any(p.suffix == suffix for p in folder.glob('[!.]*'))
 
 
-def surplus_files(folders: 'dict[str, Path]', names: 'set[str]') -> 'list[Finding]':
+def surplus_files(folders: dict[str, Path], names: set[str]) -> list[Finding]:
     """H&E pictures that no row of the overview lists; hidden files (``._NAME.png`` of macOS) do not count."""
     findings = []
     for task, folder in folders.items():

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.prepared import CONTEXT, image_path, label_path, link_arrays, open_array, points_path
 from ..errors import IgniteError
+from ..images.png import DamagedPicture
 from ..labels import IGNORE, MaskError, count_classes
 from .findings import Finding
 from .pictures import read_image, read_mask
-from .png import DamagedPicture
-from .store import CONTEXT, image_path, label_path, link_arrays, open_array, points_path
 
 FACTS = (
     'sources',
@@ -43,11 +43,11 @@ MAX_DIFFERENCE = 12.0
 
 def audit_roi(
     name: str,
-    sources: 'dict[str, Path]',
-    out: 'Path | None' = None,
-    old: 'Path | None' = None,
-    known: 'dict | None' = None,
-    ids: 'dict[int, int] | None' = None,
+    sources: dict[str, Path],
+    out: Path | None = None,
+    old: Path | None = None,
+    known: dict | None = None,
+    ids: dict[int, int] | None = None,
 ) -> dict:
     """Audit the files of an ROI and, if ``out`` is given and there is no error, write its arrays.
 
@@ -88,7 +88,7 @@ def audit_roi(
     return facts
 
 
-def _load(sources: 'dict[str, Path]') -> 'dict[str, bytes | OSError]':
+def _load(sources: dict[str, Path]) -> dict[str, bytes | OSError]:
     """The bytes of each file that is there, or why they cannot be read."""
     content = {}
     for which, path in sources.items():
@@ -100,7 +100,7 @@ def _load(sources: 'dict[str, Path]') -> 'dict[str, bytes | OSError]':
     return content
 
 
-def _still_true(known: dict, sources: 'dict[str, Path]', checksums: 'dict[str, str]') -> 'dict | None':
+def _still_true(known: dict, sources: dict[str, Path], checksums: dict[str, str]) -> dict | None:
     """What an earlier run found out, less the context where that is not wanted now; None if the files changed."""
     if any(known['sources'].get(k) != checksums.get(k) for k in sources):
         return None
@@ -131,7 +131,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16, salt=shape).hexdigest()
 
 
-def _read(name: str, sources: dict, content: dict, which: str, findings: 'list[Finding]', ids: 'dict | None') -> object:
+def _read(name: str, sources: dict, content: dict, which: str, findings: list[Finding], ids: dict | None) -> object:
     """Decode 'image' to (H, W, 3) uint8 RGB, 'mask' to a DecodedMask; None, with a finding, where that fails."""
     subject = '/'.join(sources[which].parts[-3:])
 
@@ -162,7 +162,7 @@ def _of_other_format(path: Path) -> str:
     )
 
 
-def _picture(name: str, image: np.ndarray, findings: 'list[Finding]') -> 'str | None':
+def _picture(name: str, image: np.ndarray, findings: list[Finding]) -> str | None:
     """What tells a picture from others; None if it is blank, since all blank ones are the same."""
     if (image[::64, ::64] == image[0, 0]).all() and (image == image[0, 0]).all():
         findings.append(Finding('image-blank', name, f'all its pixels are {tuple(image[0, 0].tolist())}', name))
@@ -170,7 +170,7 @@ def _picture(name: str, image: np.ndarray, findings: 'list[Finding]') -> 'str | 
     return hashlib.blake2b(image, digest_size=16, salt=repr(image.shape[1]).encode()).hexdigest()
 
 
-def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> dict:
+def _compare(name: str, image: np.ndarray, mask, findings: list[Finding]) -> dict:
     """What image and mask say together."""
     shape, labels = image.shape[:2], mask.labels
     if shape != labels.shape:
@@ -192,7 +192,7 @@ def _compare(name: str, image: np.ndarray, mask, findings: 'list[Finding]') -> d
     )
 
 
-def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', findings: 'list[Finding]', ids=None):
+def _read_context(name: str, sources: dict, content: dict, roi: tuple | None, findings: list[Finding], ids=None):
     """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust.
 
     ``roi`` is image and labels of the ROI; where they are faulty the files are judged without it.
@@ -234,7 +234,7 @@ def _read_context(name: str, sources: dict, content: dict, roi: 'tuple | None', 
     return around_image, around_labels, dict(height=height, width=width, origin=list(origin))
 
 
-def _decode_context(name: str, sources: dict, content: dict, own: 'list[Finding]', ids) -> 'tuple | None':
+def _decode_context(name: str, sources: dict, content: dict, own: list[Finding], ids) -> tuple | None:
     names = dict(image='context_image', mask='context_mask')
     files, bytes_ = ({k: d[v] for k, v in names.items()} for d in (sources, content))
     image, mask = (_read(name, files, bytes_, which, own, ids) for which in names)
@@ -250,7 +250,7 @@ def _box(labels: np.ndarray) -> np.ndarray:
     return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
 
 
-def locate(labels: np.ndarray, around: np.ndarray) -> 'tuple[tuple[int, int] | None, str]':
+def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | None, str]:
     """Where an ROI lies in the mask with context around it.
 
     In the release the two need not agree to the pixel: for patient1_he_roi1 the annotated area of the context mask is
@@ -299,7 +299,7 @@ def _points(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(rows).astype(np.uint16) if rows else np.empty((0, 3), np.uint16)
 
 
-def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> 'dict[str, str]':
+def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> dict[str, str]:
     """Write the arrays; their checksums by path in the folder."""
     arrays = {
         image_path(out, name): image,

@@ -1,35 +1,18 @@
-"""Who trains, who validates, who tests: the split protocols, stratified by class and deterministic.
-
-    patient-8-1-1    patients 8:1:1 (the default)
-    roi-8-1-1        ROIs 8:1:1, whoever's they are: it leaks patients, and its scores are too good
-    official         the release's own test ROIs, the other patients 8:1
-    fold0 .. fold4   cross-validation: fold K validates, the other four train, a held-out test part is the same in all
-
-All but ``roi-8-1-1`` keep a patient on one side: a network that has seen a patient recognises stain and tissue.
-"""
+"""Dividing patients into parts, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.protocols`."""
 
 from itertools import combinations
 
 import numpy as np
 
+from ..datasets.protocols import FOLDS, PARTS, Parts
 from ..errors import IgniteError
 from ..labels import CLASSES
 
-PARTS = ('train', 'val', 'test')
-FOLDS = tuple(f'fold{number}' for number in range(5))
-PROTOCOLS = ('patient-8-1-1', 'roi-8-1-1', 'official', *FOLDS)
-
 _SEED, _STARTS = 408, 16
 _WHOLE = 1e9  # a feature's total in the costs
-_Parts = dict[str, list[str]]
 
 
-def is_grouped(protocol: str) -> bool:
-    """Whether a protocol divides by patient, so that none may stand in two parts."""
-    return protocol != 'roi-8-1-1'
-
-
-def make_splits(rois: 'list[dict]') -> 'dict[str, _Parts]':
+def make_splits(rois: list[dict]) -> dict[str, Parts]:
     """Every protocol's parts: {protocol: {'train' | 'val' | 'test': ROI names in order}}.
 
     ``official`` is left out where the release marks no test rows, fewer than two patients remain beside them, or a
@@ -62,7 +45,7 @@ def make_splits(rois: 'list[dict]') -> 'dict[str, _Parts]':
     return splits | _folds(rois, splits.get('official', splits['patient-8-1-1'])['test'])
 
 
-def _folds(rois: 'list[dict]', test: 'list[str]') -> 'dict[str, _Parts]':
+def _folds(rois: list[dict], test: list[str]) -> dict[str, Parts]:
     """Cross-validation outside ``test``. The folds of the release are not used: patients stand in several of them."""
     held_out = set(test)
     rest = [r for r in rois if r['name'] not in held_out]
@@ -75,7 +58,7 @@ def _folds(rois: 'list[dict]', test: 'list[str]') -> 'dict[str, _Parts]':
     }
 
 
-def _divide_rois(rois: 'list[dict]', unit: str, shares: 'tuple[int, ...]') -> 'list[list[str]]':
+def _divide_rois(rois: list[dict], unit: str, shares: tuple[int, ...]) -> list[list[str]]:
     """Divide ROIs by 'patient' or by 'name', so that the pixels of each class and the ROIs come near the shares."""
     units = {name: row for row, name in enumerate(sorted({r[unit] for r in rois}))}
     features = np.zeros((len(units), len(CLASSES) + 1))
@@ -85,7 +68,7 @@ def _divide_rois(rois: 'list[dict]', unit: str, shares: 'tuple[int, ...]') -> 'l
     return [[r['name'] for r in rois if part_of[units[r[unit]]] == part] for part in range(len(shares))]
 
 
-def divide(features: np.ndarray, shares: 'tuple[int, ...]', seed: int = _SEED) -> np.ndarray:
+def divide(features: np.ndarray, shares: tuple[int, ...], seed: int = _SEED) -> np.ndarray:
     """Divide units among parts so that every feature comes near the wanted shares.
 
     The cost is the mean relative deviation from the shares over parts and features; a part that lacks a feature which
@@ -124,7 +107,7 @@ class _Costs:
         penalties: (F,) what a part pays for lacking a feature, 0 for one that fewer units hold than there are parts.
     """
 
-    def __init__(self, features: np.ndarray, shares: 'tuple[int, ...]') -> None:
+    def __init__(self, features: np.ndarray, shares: tuple[int, ...]) -> None:
         features = features[:, features.sum(0) > 0].T
         self.amounts = np.ceil(features / features.sum(1, keepdims=True) * _WHOLE)
         unit = int(np.lcm.reduce(shares))
@@ -163,7 +146,7 @@ def _descend(costs: _Costs, part_of: np.ndarray) -> np.ndarray:
         part_of[units] = parts
 
 
-def _best_move(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> 'tuple[float, list[int], list[int]]':
+def _best_move(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> tuple[float, list[int], list[int]]:
     parts = range(len(costs.scale))
     now = np.array([costs.of(part, sums[:, part]) for part in parts])
     without = np.empty(len(part_of))
@@ -176,7 +159,7 @@ def _best_move(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> 'tuple[f
     return gains[part, unit], [unit], [part]
 
 
-def _best_swap(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> 'tuple[float, list[int], list[int]]':
+def _best_swap(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> tuple[float, list[int], list[int]]:
     best = 0.0, [], []
     for a, b in combinations(range(len(costs.scale)), 2):
         mine, theirs = np.flatnonzero(part_of == a), np.flatnonzero(part_of == b)
@@ -215,7 +198,7 @@ def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
     return solution.x[: units * parts].reshape(units, parts).argmax(1)
 
 
-def classes_not_in_all_parts(rois: 'list[dict]', parts: _Parts) -> 'list[str]':
+def classes_not_in_all_parts(rois: list[dict], parts: Parts) -> list[str]:
     """The classes that at least three patients hold and that yet are missing from a part."""
     holders: dict[str, set[str]] = {name: set() for name in CLASSES}
     classes_of = {r['name']: {c for c, pixels in zip(CLASSES, r['pixels']) if pixels} for r in rois}
@@ -224,23 +207,3 @@ def classes_not_in_all_parts(rois: 'list[dict]', parts: _Parts) -> 'list[str]':
             holders[name].add(roi['patient'])
     held = [set().union(*(classes_of[name] for name in names)) for names in parts.values()]
     return [name for name in CLASSES if len(holders[name]) >= 3 and not all(name in part for part in held)]
-
-
-def leaking_patients(rois: 'list[dict]', parts: _Parts) -> 'list[str]':
-    """The patients that stand in more than one part, sorted."""
-    patient = {r['name']: r['patient'] for r in rois}
-    stands_in = [{patient[name] for name in names} for names in parts.values()]
-    return sorted(set().union(*(a & b for a, b in combinations(stands_in, 2))))
-
-
-def assert_no_leak(rois: 'list[dict]', parts: _Parts, where: str) -> None:
-    """Raise IgniteError if a patient stands in two parts; for protocols that divide by patient."""
-    patient = {r['name']: r['patient'] for r in rois}
-    seen: dict[str, str] = {}
-    for part, names in parts.items():
-        for name in names:
-            if seen.setdefault(patient[name], part) != part:
-                raise IgniteError(
-                    f'{where}: patient {patient[name]} stands in {seen[patient[name]]} and in {part}: '
-                    'the split leaks; prepare the data again.'
-                )

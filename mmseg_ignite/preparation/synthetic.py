@@ -6,6 +6,8 @@ et al. (2009), with stain strength, hue and brightness of the patient. It serves
 benchmarks; it says nothing about real tissue.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 from collections.abc import Callable
@@ -84,14 +86,14 @@ TISSUES = (
 assert len(TISSUES) == NUM_CLASSES  # a slip of ours, not of a user
 
 
-def _noise(rng: np.random.Generator, shape: 'tuple[int, int]', grain: float) -> np.ndarray:
+def _noise(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
     """Smooth noise of about unit variance whose spots are ``grain`` px wide."""
     small = rng.standard_normal((int(shape[0] / grain) + 3, int(shape[1] / grain) + 3)).astype(np.float32)
     size = (int(small.shape[1] * grain), int(small.shape[0] * grain))
     return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)[: shape[0], : shape[1]]
 
 
-def _discs(rng: np.random.Generator, shape: 'tuple[int, int]', density: float, radius: float) -> np.ndarray:
+def _discs(rng: np.random.Generator, shape: tuple[int, int], density: float, radius: float) -> np.ndarray:
     """Ellipses scattered at ``density`` per 1000 px2, 0..1, edges softened."""
     canvas = np.zeros(shape, np.uint8)
     for _ in range(rng.poisson(density * shape[0] * shape[1] / 1000)):
@@ -101,7 +103,7 @@ def _discs(rng: np.random.Generator, shape: 'tuple[int, int]', density: float, r
     return cv2.GaussianBlur(canvas, (3, 3), 0).astype(np.float32) / 255
 
 
-def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: 'tuple[int, int]') -> np.ndarray:
+def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) float32 concentrations of haematoxylin, eosin and residual."""
     maps = np.empty((*shape, 3), np.float32)
     maps[:] = tissue.haematoxylin, tissue.eosin, tissue.residual
@@ -124,7 +126,7 @@ def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: 'tuple[int,
 
 
 def _layout(
-    rng: np.random.Generator, shape: 'tuple[int, int]', classes: np.ndarray, rare: 'tuple[int, float] | None' = None
+    rng: np.random.Generator, shape: tuple[int, int], classes: np.ndarray, rare: tuple[int, float] | None = None
 ) -> np.ndarray:
     """Train ids in smooth regions of about equal area: the class whose noise field is the highest.
 
@@ -153,7 +155,7 @@ class Patient:
     glass: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> 'Patient':
+    def draw(cls, rng: np.random.Generator) -> Patient:
         stains = STAINS * rng.normal(1, 0.04, STAINS.shape).astype(np.float32)
         return cls(rng.uniform(0.82, 1.2, 3).astype(np.float32), stains, float(rng.uniform(0.91, 0.98)))
 
@@ -161,10 +163,10 @@ class Patient:
 def draw_roi(
     rng: np.random.Generator,
     patient: Patient,
-    shape: 'tuple[int, int]',
+    shape: tuple[int, int],
     classes: np.ndarray,
-    rare: 'tuple[int, float] | None' = None,
-) -> 'tuple[np.ndarray, np.ndarray]':
+    rare: tuple[int, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """One image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
     labels = _layout(rng, shape, classes, rare)
     density = np.zeros((*shape, 3), np.float32)
@@ -178,7 +180,7 @@ def draw_roi(
     return image.clip(0, 255).astype(np.uint8), labels
 
 
-def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> 'tuple[int, int]':
+def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> tuple[int, int]:
     inner = (slice(MARGIN, -MARGIN),) * 2
     context = np.full_like(labels, IGNORE)
     context[inner] = labels[inner]
@@ -192,14 +194,14 @@ def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, e
 
 
 def write_synthetic_release(
-    out: 'str | Path',
+    out: str | Path,
     rois: int = 60,
     patients: int = 20,
-    size: 'tuple[int, int]' = (384, 384),
+    size: tuple[int, int] = (384, 384),
     seed: int = 0,
     encoding: str = 'complement',
-    rare: 'tuple[int, float] | None' = None,
-    advance: 'Callable[[], None]' = lambda: None,
+    rare: tuple[int, float] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a synthetic release; the same arguments give the same bytes.
 
@@ -281,7 +283,7 @@ def write_synthetic_release(
         (folder / MARKER).write_text(json.dumps(facts) + '\n')
 
 
-def _files(folder: Path) -> 'dict[str, str]':
+def _files(folder: Path) -> dict[str, str]:
     """SHA-256 of the files of a release, by their paths in it."""
     files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path != folder / MARKER)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

@@ -33,10 +33,10 @@ class Crop(NamedTuple):
     roi: str
     um_per_px: float
     number: int
-    train_id: 'int | None' = None
+    train_id: int | None = None
 
 
-def draw_contact_sheet(crops: 'list[Crop]', title: str) -> Image.Image:
+def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
     """Crops in rows of four: the image, beside it its labels over gray tissue, under them what they are.
 
     Colours alone do not tell all 16 classes apart, so a region with room for it bears the class's id of the release
@@ -84,7 +84,7 @@ def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: 
         _write(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL)
 
 
-def _fit(image: np.ndarray, labels: np.ndarray) -> 'tuple[np.ndarray, np.ndarray]':
+def _fit(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale to the panel. Labels are scaled before they are blended, so that their borders stay sharp."""
     scale = PANEL / max(labels.shape)
     size = tuple(max(1, round(side * scale)) for side in labels.shape[::-1])
@@ -94,7 +94,7 @@ def _fit(image: np.ndarray, labels: np.ndarray) -> 'tuple[np.ndarray, np.ndarray
     )
 
 
-def _number_places(labels: np.ndarray) -> 'list[tuple[int, int, int]]':
+def _number_places(labels: np.ndarray) -> list[tuple[int, int, int]]:
     """(train id, x, y) of the place of each class that is farthest from its border, where its number has room."""
     places = []
     for train_id in np.unique(labels[labels < len(CLASSES)]).tolist():
@@ -105,14 +105,14 @@ def _number_places(labels: np.ndarray) -> 'list[tuple[int, int, int]]':
     return places
 
 
-def _legend(crops: 'list[Crop]') -> 'list[tuple[tuple | None, str]]':
+def _legend(crops: list[Crop]) -> list[tuple[tuple | None, str]]:
     """Colour, id of the release and name of each class on the sheet; no colour for what is not annotated."""
     seen = np.unique(np.concatenate([np.unique(crop.labels) for crop in crops]))
     entries = [(PALETTE[i], f'{i + 1} {CLASSES[i]}') for i in seen if i < len(CLASSES)]
     return entries + [(None, 'in H&E colours: not annotated')] if seen[-1] >= len(CLASSES) else entries
 
 
-def _place_legend(entries: list, width: int) -> 'list[tuple[tuple | None, str, int, int]]':
+def _place_legend(entries: list, width: int) -> list[tuple[tuple | None, str, int, int]]:
     """Add to each entry its left edge (px) and its row."""
     placed, x, row = [], 0, 0
     for colour, text in entries:
@@ -124,7 +124,7 @@ def _place_legend(entries: list, width: int) -> 'list[tuple[tuple | None, str, i
     return placed
 
 
-def _write(draw: ImageDraw.ImageDraw, at: 'tuple[int, int]', text: str, width: int) -> None:
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
     """One line of text, cut to ``width`` px."""
     text = ' '.join(text.split())[:200]
     if font(_TEXT).getlength(text) > width:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from ..files import result_file
 
 
-def read_scalars(work_dir: 'str | Path') -> 'dict[str, dict[int, float]]':
+def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
     """All logged scalars of a work dir: {name: {iteration: value}}; later runs replace what they logged anew."""
     scalars: dict[str, dict[int, float]] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
@@ -25,7 +25,7 @@ def read_scalars(work_dir: 'str | Path') -> 'dict[str, dict[int, float]]':
     return scalars
 
 
-def panels(scalars: 'dict[str, dict[int, float]]') -> 'dict[str, list[str]]':
+def panels(scalars: dict[str, dict[int, float]]) -> dict[str, list[str]]:
     """The scalars that are drawn together, as far as they were logged.
 
     Cross-entropy and Dice loss have other scales than their sum, so each has a panel of its own.
@@ -57,7 +57,7 @@ _TITLES = dict(
 )
 
 
-def draw_curves(scalars: 'dict[str, dict[int, float]]', path: 'str | Path') -> None:
+def draw_curves(scalars: dict[str, dict[int, float]], path: str | Path) -> None:
     """Draw losses, learning rate and validation scores over iterations, as far as they were logged (see :func:`panels`)."""
     found = panels(scalars)
     columns = min(_COLUMNS, max(1, len(found)))

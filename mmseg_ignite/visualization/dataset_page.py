@@ -51,11 +51,11 @@ class Picture(NamedTuple):
 
 def dataset_page(
     title: str,
-    facts: 'dict[str, str]',
-    members: 'dict[str, list[dict]]',
-    draws: 'Draws | None',
-    pictures: 'list[Picture]',
-    notes: 'list[str]',
+    facts: dict[str, str],
+    members: dict[str, list[dict]],
+    draws: Draws | None,
+    pictures: list[Picture],
+    notes: list[str],
 ) -> str:
     """The page as HTML.
 
@@ -88,7 +88,7 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _table(members: 'dict[str, list[dict]]', draws: 'Draws | None') -> str:
+def _table(members: dict[str, list[dict]], draws: Draws | None) -> str:
     rois = [r for part in members.values() for r in part]
     pixels = [class_pixels(part) for part in members.values()]
     held = np.sum(pixels, axis=0) > 0

@@ -50,15 +50,15 @@ class PatientStains(NamedTuple):
     patient: str
     scanner: str
     source: str
-    stains: 'Stains | None'
+    stains: Stains | None
 
 
-def natural(text: str) -> 'list[tuple[int, int, str]]':
+def natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts patient 2 before patient 10."""
     return [(0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', text) if p]
 
 
-def class_pixels(rois: 'list[dict]') -> np.ndarray:
+def class_pixels(rois: list[dict]) -> np.ndarray:
     """(16,) int64 pixels of each class in the ROIs."""
     return np.array([r['pixels'] for r in rois], np.int64).reshape(-1, NUM_CLASSES).sum(0)
 
@@ -104,7 +104,7 @@ def _absent(axis: Axes, row: int, text: str = 'absent') -> None:
     axis.text(0.015, row, text, transform=axis.get_yaxis_transform(), va='center', color='gray', style='italic', size=9)
 
 
-def plot_class_pixels(members: 'dict[str, list[dict]]') -> Figure:
+def plot_class_pixels(members: dict[str, list[dict]]) -> Figure:
     """Pixels of each class in each part as points, logarithmic; classes in no part are left out and named."""
     counts = {part: class_pixels(rois) for part, rois in members.items()}
     known = np.concatenate(list(counts.values()))
@@ -132,13 +132,13 @@ def plot_class_pixels(members: 'dict[str, list[dict]]') -> Figure:
     return figure
 
 
-def part_text(part: str, rois: 'list[dict]') -> str:
+def part_text(part: str, rois: list[dict]) -> str:
     """E.g. 'train: 42 ROIs, 31 patients'."""
     return f'{part}: {len(rois)} ROIs, {len({r["patient"] for r in rois})} patients'
 
 
 def plot_roi_sizes(
-    members: 'dict[str, list[dict]]', crop_size: 'tuple[int, int] | None', um_range: 'tuple[float, float] | None'
+    members: dict[str, list[dict]], crop_size: tuple[int, int] | None, um_range: tuple[float, float] | None
 ) -> Figure:
     """Height against width of the ROIs, with the crop.
 
@@ -175,7 +175,7 @@ def plot_roi_sizes(
     return figure
 
 
-def plot_resolutions(members: 'dict[str, list[dict]]', um_range: 'tuple[float, float] | None') -> Figure:
+def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, float] | None) -> Figure:
     """Histogram of the ROIs' um/px; the range of the crops is shaded."""
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     axis = figure.subplots()
@@ -193,7 +193,7 @@ def plot_resolutions(members: 'dict[str, list[dict]]', um_range: 'tuple[float, f
     return figure
 
 
-def plot_class_presence(members: 'dict[str, list[dict]]') -> Figure:
+def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
     """Which ROI holds which class: a column an ROI, by part and patient, shaded by the class's share of its pixels.
 
     Classes in no ROI are left out and named.
@@ -228,7 +228,7 @@ def plot_class_presence(members: 'dict[str, list[dict]]') -> Figure:
     return figure
 
 
-def _mark_parts(axis: Axes, sizes: 'dict[str, int]') -> None:
+def _mark_parts(axis: Axes, sizes: dict[str, int]) -> None:
     """Name the parts above their columns, and divide them by lines."""
     start = 0
     for name, size in sizes.items():
@@ -239,7 +239,7 @@ def _mark_parts(axis: Axes, sizes: 'dict[str, int]') -> None:
         start += size
 
 
-def plot_stains(patients: 'list[PatientStains]') -> Figure:
+def plot_stains(patients: list[PatientStains]) -> Figure:
     """Strength of haematoxylin against that of eosin by patient, and the colours of each patient's two stains."""
     found = [p for p in patients if p.stains is not None]
     key = 'scanner' if len({p.scanner for p in patients}) > 1 else 'source'

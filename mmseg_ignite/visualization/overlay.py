@@ -28,7 +28,7 @@ class Colours(NamedTuple):
     hatched: np.ndarray
 
 
-def colours_of(rgb: 'list[tuple[int, int, int]]', hatched: 'list[bool] | None' = None) -> Colours:
+def colours_of(rgb: list[tuple[int, int, int]], hatched: list[bool] | None = None) -> Colours:
     """The colours of the 16 classes, in their order, as tables."""
     table, stripes = np.zeros((256, 3), np.uint8), np.zeros(256, bool)
     table[:] = UNANNOTATED.colour
@@ -72,7 +72,7 @@ def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55, colours:
     return mixed.astype(np.uint8)
 
 
-def _scaled(array: np.ndarray, size: 'tuple[int, int]') -> np.ndarray:
+def _scaled(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image or a label map at (width, height) px."""
     if array.ndim == 2:
         return cv2.resize(array, size, interpolation=cv2.INTER_NEAREST_EXACT)
@@ -83,9 +83,9 @@ def _scaled(array: np.ndarray, size: 'tuple[int, int]') -> np.ndarray:
 def draw_overlay(
     image: np.ndarray,
     prediction: np.ndarray,
-    truth: 'np.ndarray | None' = None,
+    truth: np.ndarray | None = None,
     title: str = '',
-    um_per_px: 'float | None' = None,
+    um_per_px: float | None = None,
     colours: Colours = OFFICIAL,
 ) -> Image.Image:
     """Image, ground truth (if given) and prediction side by side, with a legend of the classes seen.
@@ -133,8 +133,8 @@ def draw_overlay(
 
 
 def _legend(
-    prediction: np.ndarray, truth: 'np.ndarray | None', um_per_px: 'float | None'
-) -> 'list[tuple[int | None, str, str]]':
+    prediction: np.ndarray, truth: np.ndarray | None, um_per_px: float | None
+) -> list[tuple[int | None, str, str]]:
     """Rows of the legend: train id of the swatch, text, and what stands at the right."""
     predicted = count_classes(prediction)
     if truth is not None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..errors import IgniteError
 from ..evaluation.confusion import Marginals
-from ..evaluation.rois import holders
+from ..evaluation.per_roi import holders
 from ..files import result_file
 from ..labels import CLASSES, PALETTE
 from .overlay import blend, scale_bar_length
@@ -28,7 +28,7 @@ _EDGE = '#333333'
 _FONT = 9
 
 
-def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'list[Path]':
+def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list[Path]:
     """Write ``confusion`` and ``class_scores`` into a folder, each as PNG (200 dpi), SVG and PDF.
 
     Classes that are in neither ground truth nor prediction are left out and named below the figure.
@@ -57,7 +57,7 @@ def write_figures(folder: 'str | Path', metrics: dict, evaluation: object) -> 'l
     return [path for name, figure in figures.items() for path in _save_all(Path(folder) / name, figure)]
 
 
-def write_paper_overlay(path: 'str | Path', item: object) -> Path:
+def write_paper_overlay(path: str | Path, item: object) -> Path:
     """Write :func:`plot_overlay` of a gallery item (roi, image, truth, prediction, um_per_px), 200 dpi.
 
     Args:
@@ -70,7 +70,7 @@ def write_paper_overlay(path: 'str | Path', item: object) -> Path:
     return _save(Path(path), figure.savefig, dpi=_DPI)
 
 
-def _save(path: Path, write: 'Callable[..., object]', **options) -> Path:
+def _save(path: Path, write: Callable[..., object], **options) -> Path:
     try:
         with result_file(path) as partial, matplotlib.rc_context(_EDITABLE):
             write(partial, **options)
@@ -79,7 +79,7 @@ def _save(path: Path, write: 'Callable[..., object]', **options) -> Path:
     return path
 
 
-def _save_all(stem: Path, figure: Figure) -> 'Iterator[Path]':
+def _save_all(stem: Path, figure: Figure) -> Iterator[Path]:
     """Write a figure as PNG, SVG and PDF, laid out once.
 
     The canvases draw it once for each file; ``savefig`` would do so twice.
@@ -91,7 +91,7 @@ def _save_all(stem: Path, figure: Figure) -> 'Iterator[Path]':
     yield _save(stem.with_suffix('.pdf'), FigureCanvasPdf(figure).print_pdf)
 
 
-def plot_confusion(pooled: np.ndarray, classes: 'tuple[str, ...]', patients: 'np.ndarray | None' = None) -> Figure:
+def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.ndarray | None = None) -> Figure:
     """Row-normalised confusion matrix: percent of the ground truth, and below it pixels; absent classes' rows stay gray.
 
     Args:
@@ -148,18 +148,18 @@ def _short(pixels: int) -> str:
     return str(pixels)
 
 
-def _extent(pixels: int, patients: 'np.ndarray | None', row: int) -> str:
+def _extent(pixels: int, patients: np.ndarray | None, row: int) -> str:
     text = f'{_short(pixels)} px'
     return text if patients is None else f'{text}, {patients[row]} patient{"s" if patients[row] != 1 else ""}'
 
 
-def _name_gone(figure: Figure, gone: 'list[str]', width: float) -> None:
+def _name_gone(figure: Figure, gone: list[str], width: float) -> None:
     """Name the classes that are left out, at the bottom, in lines of ``width`` characters."""
     text = textwrap.fill(f'in neither ground truth nor prediction: {", ".join(gone)}', max(30, int(width)))
     figure.supxlabel('\n'.join(filter(None, (figure.get_supxlabel(), text))), fontsize=_FONT - 1)
 
 
-def plot_class_scores(metrics: dict, classes: 'tuple[str, ...]') -> Figure:
+def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
     """IoU and Dice of each class in the official colours, with the value, the interval as whisker and the mean as a line."""
     intervals, every = metrics.get('intervals') or {}, metrics['classes']
     gone = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
@@ -208,7 +208,7 @@ def plot_overlay(
     image: np.ndarray,
     truth: np.ndarray,
     prediction: np.ndarray,
-    um_per_px: 'float | None' = None,
+    um_per_px: float | None = None,
     title: str = '',
 ) -> Figure:
     """Image, ground truth and prediction side by side, and the legend of the classes seen.

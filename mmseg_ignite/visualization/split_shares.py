@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ..datasets.protocols import FOLDS, PARTS, is_grouped, leaking_patients
 from ..files import atomic_file
 from ..labels import CLASSES
-from ..preparation.splits import FOLDS, PARTS, is_grouped, leaking_patients
 
 PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: told apart by the colour-blind too
 _WARNING = '#C00000'
@@ -39,7 +39,7 @@ def split_table(index: dict, protocol: str) -> Table:
     return table
 
 
-def draw_split_shares(index: dict, path: 'str | Path') -> None:
+def draw_split_shares(index: dict, path: str | Path) -> None:
     """Draw for each protocol which share of each class's pixels stands in train, val and test.
 
     Classes that the release lacks are left out and named. Dashed lines mark the wanted shares: 80 % and 90 % for 8:1:1; for
@@ -101,7 +101,7 @@ def _panel(axis: Axes, index: dict, protocol: str, shown: np.ndarray) -> None:
         axis.set_title(f'{leaks} patients leak\n\n', loc='right', fontsize='medium', color=_WARNING, weight='bold')
 
 
-def _mark_missing(axis: Axes, row: int, missing: 'list[str]') -> None:
+def _mark_missing(axis: Axes, row: int, missing: list[str]) -> None:
     """Say in a class's row that no part has it, or which parts have none of it."""
     if len(missing) == len(PARTS):
         axis.text(2, row, 'absent', va='center', fontsize='small', color='gray', style='italic')
@@ -117,18 +117,18 @@ def _wanted(protocol: str, shares: np.ndarray) -> np.ndarray:
     return np.stack([outside * (4 / 5 if protocol in FOLDS else 8 / 9), outside])
 
 
-def _members(index: dict, protocol: str) -> 'list[list[dict]]':
+def _members(index: dict, protocol: str) -> list[list[dict]]:
     """The ROI entries of train, val and test."""
     by_name = {r['name']: r for r in index['rois']}
     return [[by_name[name] for name in index['splits'][protocol][part]] for part in PARTS]
 
 
-def _pixels(members: 'list[list[dict]]') -> np.ndarray:
+def _pixels(members: list[list[dict]]) -> np.ndarray:
     """(parts, classes) pixel counts."""
     return np.array([np.sum([r['pixels'] for r in rois], axis=0) for rois in members])
 
 
-def _patients(rois: 'list[dict]') -> int:
+def _patients(rois: list[dict]) -> int:
     return len({r['patient'] for r in rois})
 
 

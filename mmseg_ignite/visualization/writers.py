@@ -11,12 +11,12 @@ from ..labels import encode_mask
 from .overlay import OFFICIAL, Colours, draw_overlay
 
 
-def prediction_files(folder: 'str | Path', name: str, overlay: bool = True) -> 'list[Path]':
+def prediction_files(folder: str | Path, name: str, overlay: bool = True) -> list[Path]:
     """The paths that :func:`write_prediction` writes, without an overlay those of :func:`write_labels`."""
     return [Path(folder) / f'{name}{suffix}.png' for suffix in (('', '_overlay') if overlay else ('',))]
 
 
-def write_labels(folder: 'str | Path', name: str, prediction: np.ndarray) -> None:
+def write_labels(folder: str | Path, name: str, prediction: np.ndarray) -> None:
     """Write ``NAME.png``, 8 bit, raw ids 1..16, of a prediction (H, W) uint8 of train ids.
 
     Raises:
@@ -26,12 +26,12 @@ def write_labels(folder: 'str | Path', name: str, prediction: np.ndarray) -> Non
 
 
 def write_prediction(
-    folder: 'str | Path',
+    folder: str | Path,
     name: str,
     image: np.ndarray,
     prediction: np.ndarray,
-    truth: 'np.ndarray | None' = None,
-    um_per_px: 'float | None' = None,
+    truth: np.ndarray | None = None,
+    um_per_px: float | None = None,
     colours: Colours = OFFICIAL,
 ) -> None:
     """Write ``NAME.png`` (see :func:`write_labels`) and ``NAME_overlay.png`` (see :func:`draw_overlay`)."""

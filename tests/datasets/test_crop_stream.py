@@ -16,10 +16,10 @@ from mmseg.registry import DATASETS
 
 from mmseg_ignite.datasets import samplers
 from mmseg_ignite.datasets.crop_stream import CropStream, Place, _turn, philox, seeded
+from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, IGNORE
 from mmseg_ignite.preparation import read_index
-from mmseg_ignite.preparation.store import image_path, label_path
 
 PIPELINE = [
     dict(type='mmseg.RandomDihedral'),

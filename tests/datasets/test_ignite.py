@@ -10,10 +10,10 @@ from mmseg.registry import DATASETS
 
 from mmseg_ignite.apis import load_config
 from mmseg_ignite.apis.checks import check_data
+from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, PALETTE
 from mmseg_ignite.preparation import read_index
-from mmseg_ignite.preparation.store import image_path, label_path
 
 STOCK = [
     dict(type='RandomResize', scale=(128, 128), ratio_range=(0.5, 2.0), keep_ratio=True),

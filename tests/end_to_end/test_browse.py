@@ -16,9 +16,9 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_ignite.apis import browse, load_config
+from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.files import result_file
 from mmseg_ignite.labels import CLASSES, IGNORE
-from mmseg_ignite.preparation.store import image_path, label_path
 from mmseg_ignite.visualization import dataset_plots
 
 CROPS, DRAWS, SIZE = 14, 50, 64

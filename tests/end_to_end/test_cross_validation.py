@@ -10,12 +10,12 @@ from conftest import DEMO_CONFIG, tool
 from PIL import Image
 
 from mmseg_ignite.apis import cross_validate, load_config
-from mmseg_ignite.apis.reporting import ensemble_scores
+from mmseg_ignite.apis.publishing import ensemble_scores
+from mmseg_ignite.datasets.prepared import image_path, label_path, read_index
+from mmseg_ignite.datasets.protocols import FOLDS
+from mmseg_ignite.engine.ensembles import read_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation
-from mmseg_ignite.models.ensembles import read_ensemble
-from mmseg_ignite.preparation.splits import FOLDS
-from mmseg_ignite.preparation.store import image_path, label_path, read_index
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -13,12 +13,12 @@ from conftest import ROOT, tool
 from PIL import Image
 
 from mmseg_ignite.apis import regions, rescore, score_folder
+from mmseg_ignite.datasets.prepared import label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation, scores, write_run
 from mmseg_ignite.evaluation.tables import write_csv, write_latex
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
-from mmseg_ignite.preparation.store import label_path
 
 
 @pytest.fixture(scope='module')

@@ -20,11 +20,11 @@ from PIL import Image
 
 from mmseg_ignite.apis import Predictor, load_config
 from mmseg_ignite.apis import test as run_test
+from mmseg_ignite.datasets.prepared import image_path, label_path, read_index
 from mmseg_ignite.datasets.transforms.shift import shifted_rgb
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
-from mmseg_ignite.preparation.store import image_path, label_path, read_index
 from mmseg_ignite.visualization import draw_overlay
 from mmseg_ignite.visualization.writers import write_labels
 

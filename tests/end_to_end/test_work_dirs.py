@@ -10,11 +10,11 @@ from conftest import DEMO_CONFIG
 
 from mmseg_ignite.apis import compare_runs, load_config, score_folder, train
 from mmseg_ignite.apis import test as run_test
+from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine import open_checkpoint
 from mmseg_ignite.engine.training_record import TrainingRecord
 from mmseg_ignite.engine.work_dirs import latest_checkpoint
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation.store import read_index
 from mmseg_ignite.provenance import file_sha256
 
 pytestmark = pytest.mark.usefixtures('one_thread')

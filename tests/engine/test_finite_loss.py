@@ -9,10 +9,10 @@ from conftest import DEMO_CONFIG
 from mmseg.structures import SegDataSample
 
 from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine import load_weights, open_checkpoint
 from mmseg_ignite.engine.hooks import FiniteLossHook
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation.store import read_index
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.datasets import IGNITEDataset
+from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine.hooks import ClassWeightHook, TimeBudgetHook
 from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.models.losses import TissueLoss
-from mmseg_ignite.preparation.store import read_index
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -8,9 +8,9 @@ import torch
 from mmseg.registry import MODELS
 from test_tissue_segmentor import CLASSES, SLIDE, build, describe, samples
 
+from mmseg_ignite.engine.ensembles import load_members, read_ensemble, set_members, write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import average_symmetries
-from mmseg_ignite.models.ensembles import load_members, read_ensemble, set_members, write_ensemble
 from mmseg_ignite.models.segmentors import TissueEnsemble
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -18,10 +18,10 @@ from PIL import Image
 from rich.console import Console
 
 from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.images.png import DamagedPicture, check_png, decode
 from mmseg_ignite.labels import decode_mask
 from mmseg_ignite.preparation import audit, prepare
 from mmseg_ignite.preparation.findings import KINDS, Finding, findings_table
-from mmseg_ignite.preparation.png import DamagedPicture, check_png, decode
 from mmseg_ignite.preparation.release import COLUMNS, OVERVIEW, compare_rows, read_overview
 from mmseg_ignite.preparation.roi import locate
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from mmseg_ignite.images.png import check_png, decode
 from mmseg_ignite.labels import encode_mask
 from mmseg_ignite.preparation import interpolation
 from mmseg_ignite.preparation.interpolation import MAX_BETWEEN, MIN_FRINGE, fringe_classes, share_between
 from mmseg_ignite.preparation.pictures import read_mask
-from mmseg_ignite.preparation.png import check_png, decode
 
 
 def drawn(rng, size=240, regions=25, unannotated=False):

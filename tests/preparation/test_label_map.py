@@ -8,11 +8,11 @@ import pytest
 from conftest import tool
 from PIL import Image
 
+from mmseg_ignite.datasets.prepared import label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import IGNORE, RAW_LABEL_MAP, decode_mask
 from mmseg_ignite.preparation import audit, prepare, read_index
 from mmseg_ignite.preparation.label_map import LABEL_MAP, read_label_map
-from mmseg_ignite.preparation.store import label_path
 
 
 def write(folder, content, name=LABEL_MAP):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmseg_ignite.datasets.prepared import image_path, label_path
+from mmseg_ignite.images.png import DamagedPicture, check_png, exif_orientation
 from mmseg_ignite.labels import encode_mask
 from mmseg_ignite.preparation import prepare, read_index
 from mmseg_ignite.preparation.pictures import read_image, read_mask
-from mmseg_ignite.preparation.png import DamagedPicture, check_png, exif_orientation
-from mmseg_ignite.preparation.store import image_path, label_path
 
 SHAPE = 40, 56
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmseg_ignite.datasets.prepared import image_path, label_path, points_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import IGNORE
 from mmseg_ignite.preparation import prepare, read_index, roi, write_synthetic_release
-from mmseg_ignite.preparation.store import image_path, label_path, points_path
 
 NAME = 'patient1_he_roi1'
 

@@ -12,10 +12,10 @@ from conftest import tool
 from PIL import Image
 
 from mmseg_ignite.apis import score_folder
+from mmseg_ignite.datasets.prepared import METADATA, label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.preparation import audit, prepare
 from mmseg_ignite.preparation.release import COLUMNS, OPTIONAL, OVERVIEW, REQUIRED, read_overview
-from mmseg_ignite.preparation.store import METADATA, label_path
 
 ONE = 'patient1_he_roi1'
 

@@ -5,19 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmseg_ignite.datasets.protocols import FOLDS, PARTS, PROTOCOLS, assert_no_leak, is_grouped, leaking_patients
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
-from mmseg_ignite.preparation.splits import (
-    FOLDS,
-    PARTS,
-    PROTOCOLS,
-    assert_no_leak,
-    classes_not_in_all_parts,
-    divide,
-    is_grouped,
-    leaking_patients,
-    make_splits,
-)
+from mmseg_ignite.preparation.splits import classes_not_in_all_parts, divide, make_splits
 
 # ROIs of the 408 that hold each class, from the release.
 HOLDERS = (313, 245, 79, 349, 124, 81, 16, 218, 263, 47, 73, 23, 199, 12, 15, 21)

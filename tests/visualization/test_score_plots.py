@@ -4,8 +4,8 @@ from PIL import Image
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
-from mmseg_ignite.evaluation.report import GalleryItem
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
+from mmseg_ignite.report import GalleryItem
 from mmseg_ignite.visualization import score_plots as plots
 
 

@@ -13,7 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
-from ...preparation.store import open_array
+from ..prepared import open_array
 from .stain import check_image, check_prob, tissue_share
 
 _SAMPLE = 16384  # pixels from which statistics are measured
@@ -35,7 +35,7 @@ class LabStatistics(NamedTuple):
     spread: np.ndarray
 
 
-def lab_statistics(image: np.ndarray, rgb: bool = False) -> 'LabStatistics | None':
+def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None:
     """Mean and standard deviation of L, a, b over the tissue, from about 16,000 pixels of a regular grid.
 
     Args:
@@ -119,10 +119,10 @@ class RandStainNA(BaseTransform):
 
     def __init__(
         self,
-        mean: 'tuple[float, float, float]' = (56.0, 39.0, -22.0),
-        mean_between: 'tuple[float, float, float]' = (8.0, 8.0, 8.0),
-        spread: 'tuple[float, float, float]' = (14.8, 8.7, 9.0),
-        spread_between: 'tuple[float, float, float]' = (1.8, 1.2, 1.0),
+        mean: tuple[float, float, float] = (56.0, 39.0, -22.0),
+        mean_between: tuple[float, float, float] = (8.0, 8.0, 8.0),
+        spread: tuple[float, float, float] = (14.8, 8.7, 9.0),
+        spread_between: tuple[float, float, float] = (1.8, 1.2, 1.0),
         prob: float = 1.0,
     ) -> None:
         self.mean, self.mean_between = tuple(mean), _triple('mean_between', mean_between, 0, 50)
@@ -153,7 +153,7 @@ class RandStainNA(BaseTransform):
         )
 
 
-def _triple(name: str, value: object, lowest: float, highest: float) -> 'tuple[float, float, float]':
+def _triple(name: str, value: object, lowest: float, highest: float) -> tuple[float, float, float]:
     try:
         valid = len(value) == 3 and all(lowest <= v <= highest for v in value)
     except TypeError:
@@ -163,14 +163,14 @@ def _triple(name: str, value: object, lowest: float, highest: float) -> 'tuple[f
     return tuple(value)
 
 
-def _statistics_of(results: dict) -> 'LabStatistics | None':
+def _statistics_of(results: dict) -> LabStatistics | None:
     """Of the array that an image is a crop of, else of the image."""
     path = str(results.get('img_path') or '')
     return _statistics_of_array(path) if path.endswith('.npy') else lab_statistics(results['img'])
 
 
 @lru_cache(maxsize=4096)
-def _statistics_of_array(path: str) -> 'LabStatistics | None':
+def _statistics_of_array(path: str) -> LabStatistics | None:
     return lab_statistics(open_array(path), rgb=True)
 
 
@@ -201,7 +201,7 @@ class LABJitter(BaseTransform):
 
     def __init__(
         self,
-        mean: 'tuple[float, float, float]' = (6.0, 5.0, 6.0),
+        mean: tuple[float, float, float] = (6.0, 5.0, 6.0),
         spread: float = 0.12,
         prob: float = 1.0,
         glass: bool = False,

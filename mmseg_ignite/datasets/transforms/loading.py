@@ -10,7 +10,7 @@ from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
 from ...labels import IGNORE
-from ...preparation.store import open_array
+from ..prepared import open_array
 
 
 @TRANSFORMS.register_module()
@@ -41,7 +41,7 @@ class LoadIGNITERegion(LoadImageFromFile):
         super().__init__(**kwargs)
         self.image, self.labels = image, labels
 
-    def transform(self, results: dict) -> 'dict | None':
+    def transform(self, results: dict) -> dict | None:
         """Read what is asked for."""
         if self.image:
             results = self._read_image(results)
@@ -50,7 +50,7 @@ class LoadIGNITERegion(LoadImageFromFile):
             results.setdefault('seg_fields', []).append('gt_seg_map')
         return results
 
-    def _read_image(self, results: dict) -> 'dict | None':
+    def _read_image(self, results: dict) -> dict | None:
         path = results.get('img_path')
         if path is not None and Path(path).suffix != '.npy':
             return super().transform(results)
@@ -90,7 +90,7 @@ def transform_name(transform: object) -> str:
     return kind.__name__ if inspect.isclass(kind) else str(kind).split('.')[-1]
 
 
-def read_arrays(pipeline: 'list[object]') -> 'list[object]':
+def read_arrays(pipeline: list[object]) -> list[object]:
     """A pipeline in which mmseg's LoadImageFromFile and LoadAnnotations read the prepared arrays.
 
     So one pipeline serves both IGNITEDataset and mmseg's inference functions, which look for these two names.

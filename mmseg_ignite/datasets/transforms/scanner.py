@@ -36,11 +36,11 @@ class RandomScannerEffects(BaseTransform):
     def __init__(
         self,
         blur_prob: float = 0.2,
-        blur_sigma: 'tuple[float, float]' = (0.4, 0.9),
+        blur_sigma: tuple[float, float] = (0.4, 0.9),
         gamma_prob: float = 0.3,
-        gamma_range: 'tuple[float, float]' = (0.85, 1.18),
+        gamma_range: tuple[float, float] = (0.85, 1.18),
         jpeg_prob: float = 0.15,
-        jpeg_quality: 'tuple[int, int]' = (60, 95),
+        jpeg_quality: tuple[int, int] = (60, 95),
     ) -> None:
         self.blur_prob, self.blur_sigma = check_prob('blur_prob', blur_prob), blur_sigma
         self.gamma_prob, self.gamma_range = check_prob('gamma_prob', gamma_prob), gamma_range

@@ -27,13 +27,13 @@ class _Laboratory(NamedTuple):
         strengths, strengths_between: 99th percentile of their concentrations.
     """
 
-    mean: 'tuple[float, float, float]'
-    mean_between: 'tuple[float, float, float]'
-    spread: 'tuple[float, float, float]'
-    spread_between: 'tuple[float, float, float]'
-    vectors: 'tuple'
-    strengths: 'tuple[float, float]'
-    strengths_between: 'tuple[float, float]'
+    mean: tuple[float, float, float]
+    mean_between: tuple[float, float, float]
+    spread: tuple[float, float, float]
+    spread_between: tuple[float, float, float]
+    vectors: tuple
+    strengths: tuple[float, float]
+    strengths_between: tuple[float, float]
 
 
 LABORATORIES = dict(
@@ -133,7 +133,7 @@ def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:
     return cv2.cvtColor(StainShift(kind).transform(dict(img=bgr, roi=name))['img'], cv2.COLOR_BGR2RGB)
 
 
-def _drawn(centre: 'tuple[float, ...]', between: 'tuple[float, ...]', rng: np.random.Generator) -> np.ndarray:
+def _drawn(centre: tuple[float, ...], between: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
     """Numbers around ``centre``, within one standard deviation."""
     return np.array(centre) + np.array(between) * rng.uniform(-1, 1, len(centre))
 

@@ -6,6 +6,8 @@ map of optical densities. Every transform here comes down to one 3 x 3 matrix an
 have unit length, so a concentration is the density along its vector.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from numbers import Real
 from typing import NamedTuple
@@ -62,7 +64,7 @@ def check_prob(name: str, value: float) -> float:
     return value
 
 
-def check_range(name: str, value: object, lowest: float, highest: float) -> 'tuple[float, float]':
+def check_range(name: str, value: object, lowest: float, highest: float) -> tuple[float, float]:
     """``value`` as (low, high) if it is a range within ``lowest`` .. ``highest``, else IgniteError."""
     low, high = _numbers(value, (2,))
     if not lowest <= low <= high <= highest:
@@ -70,7 +72,7 @@ def check_range(name: str, value: object, lowest: float, highest: float) -> 'tup
     return float(low), float(high)
 
 
-def _numbers(value: object, shape: 'tuple[int, ...]') -> np.ndarray:
+def _numbers(value: object, shape: tuple[int, ...]) -> np.ndarray:
     """``value`` as a float64 array, all NaN (which passes no check) if it is none of this shape."""
     try:
         array = np.array(value, float)
@@ -104,7 +106,7 @@ def _check_light(light: float) -> float:
 
 
 def map_density(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: 'np.ndarray | None' = None
+    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None
 ) -> np.ndarray:
     """Map the optical densities D of every pixel to D . matrix + offset.
 
@@ -147,7 +149,7 @@ def map_density(
     return out
 
 
-def estimate_stains(image: np.ndarray, light: float = 240.0) -> 'Stains | None':
+def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     """Find the two stains of an H&E image by the method of Macenko et al. (2009).
 
     The plane of the two largest singular vectors of the tissue's densities holds the stains; they lie at the 1st and
@@ -182,7 +184,7 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> 'Stains | None':
 
 
 def map_from_light(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, light: float, share: 'np.ndarray | None' = None
+    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, light: float, share: np.ndarray | None = None
 ) -> np.ndarray:
     """:func:`map_density` for densities that count from ``light`` instead of 255."""
     glass = np.full(3, WHITE - np.log(light))
@@ -217,7 +219,7 @@ class HEDJitter(BaseTransform):
 
     _UNMIX = np.linalg.inv(HED)
 
-    def __init__(self, sigma: 'float | tuple' = 0.1, bias: 'float | tuple' = 0.02, prob: float = 1.0) -> None:
+    def __init__(self, sigma: float | tuple = 0.1, bias: float | tuple = 0.02, prob: float = 1.0) -> None:
         self.sigma, self.bias, self.prob = sigma, bias, check_prob('prob', prob)
         self._alpha = 1 + _stain_ranges('sigma', sigma, 3, 1)
         self._beta = _stain_ranges('bias', bias, 3, 5)
@@ -262,8 +264,8 @@ class MacenkoNormalize(BaseTransform):
 
     def __init__(
         self,
-        vectors: 'tuple' = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581)),
-        strengths: 'tuple[float, float]' = (1.9705, 1.0308),
+        vectors: tuple = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581)),
+        strengths: tuple[float, float] = (1.9705, 1.0308),
         light: float = 240.0,
     ) -> None:
         self.light = _check_light(light)
@@ -276,7 +278,7 @@ class MacenkoNormalize(BaseTransform):
         self._target = unit * self.strengths[:, None]
 
     @classmethod
-    def from_image(cls, image: np.ndarray, light: float = 240.0) -> 'MacenkoNormalize':
+    def from_image(cls, image: np.ndarray, light: float = 240.0) -> MacenkoNormalize:
         """The transform that gives images the stains of ``image`` ((H, W, 3) uint8, BGR).
 
         Raises:
@@ -336,8 +338,8 @@ class MacenkoAugment(BaseTransform):
 
     def __init__(
         self,
-        sigma: 'float | tuple' = 0.2,
-        bias: 'float | tuple' = 0.05,
+        sigma: float | tuple = 0.2,
+        bias: float | tuple = 0.05,
         prob: float = 1.0,
         glass: bool = False,
         light: float = 240.0,

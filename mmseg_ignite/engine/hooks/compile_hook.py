@@ -21,7 +21,7 @@ class CompileHook(Hook):
         options: those of :func:`torch.compile`, e.g. ``mode='max-autotune'``.
     """
 
-    def __init__(self, parts: 'Sequence[str]' = ('backbone', 'decode_head'), **options: object) -> None:
+    def __init__(self, parts: Sequence[str] = ('backbone', 'decode_head'), **options: object) -> None:
         self.parts, self.options = parts, options
         self._compiled: dict = {}
 
@@ -42,7 +42,7 @@ class CompileHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         self._unset()
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._set()
 
     def after_train(self, runner: Runner) -> None:

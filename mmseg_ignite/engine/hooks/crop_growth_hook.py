@@ -36,7 +36,7 @@ class CropGrowthHook(Hook):
             custom_hooks = [*_base_.custom_hooks, dict(type='CropGrowthHook', steps=[(0.5, 128), (0.8, 192)])]
     """
 
-    def __init__(self, steps: 'Sequence[tuple[float, int]]') -> None:
+    def __init__(self, steps: Sequence[tuple[float, int]]) -> None:
         self.steps = _checked(steps)
 
     def before_train(self, runner: Runner) -> None:
@@ -60,17 +60,17 @@ class CropGrowthHook(Hook):
             sides = [*(side for _, side in self.steps), None]
             self._set(list(zip([0, *ends], sides)))
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Under a clock: the size of the crops that are asked for next."""
         if self._clock is not None:
             spent = self._clock.spent / self._clock.seconds
             self._set([(0, next((side for share, side in self.steps if spent < share), None))])
 
-    def _set(self, sizes: 'list[tuple[int, int | None]]') -> None:
+    def _set(self, sizes: list[tuple[int, int | None]]) -> None:
         self._sampler.sizes = [(first, (side, side) if side else None) for first, side in sizes]
 
 
-def _checked(steps: object) -> 'list[tuple[float, int]]':
+def _checked(steps: object) -> list[tuple[float, int]]:
     try:
         found = [(share, side) for share, side in steps]
     except (TypeError, ValueError):

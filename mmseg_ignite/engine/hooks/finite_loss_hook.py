@@ -25,7 +25,7 @@ class FiniteLossHook(Hook):
         self._pending: tuple | None = None
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None, outputs: 'dict | None' = None
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Remember the loss; read the one before, or this one where it costs nothing."""
         loss = (outputs or {}).get('loss')
@@ -66,7 +66,7 @@ class FiniteLossHook(Hook):
             )
 
 
-def _rois(batch: 'dict | None') -> 'list[str]':
+def _rois(batch: dict | None) -> list[str]:
     """Names of the ROIs of a batch, each once."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return list(dict.fromkeys(str(sample.get('roi')) for sample in samples or () if sample.get('roi')))

@@ -8,9 +8,9 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
-from ...preparation.store import roi_name
+from ...datasets.prepared import roi_name
 from ...visualization.writers import write_labels, write_prediction
-from ..regions import region_of
+from ..predicted_roi import region_of
 
 
 @HOOKS.register_module()
@@ -24,15 +24,15 @@ class PredictionWriterHook(Hook):
             pipeline, which overlays show too. Defaults to None.
     """
 
-    def __init__(self, out_dir: 'str | Path', overlays: bool = True, shift: 'str | None' = None) -> None:
+    def __init__(self, out_dir: str | Path, overlays: bool = True, shift: str | None = None) -> None:
         self.out_dir, self.overlays, self.shift = Path(out_dir), overlays, shift
 
     def after_test_iter(
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: 'dict | None' = None,
-        outputs: 'Sequence[SegDataSample] | None' = None,
+        data_batch: dict | None = None,
+        outputs: Sequence[SegDataSample] | None = None,
     ) -> None:
         for sample in outputs or ():
             classes = runner.test_dataloader.dataset.metainfo['classes']

@@ -39,7 +39,7 @@ class ScoreSmoothingHook(Hook):
         self.score, self.weight = score, weight
         self._warned = False
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict[str, float] | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.score not in (metrics or {}):
             raise IgniteError(
                 f'ScoreSmoothingHook looks for {self.score}, but the validation gave {", ".join(metrics or {}) or "none"}: '

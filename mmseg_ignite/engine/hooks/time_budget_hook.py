@@ -63,7 +63,7 @@ class TimeBudgetHook(Hook):
         self.spent = self._spent_before = runner.message_hub.runtime_info.get('training_seconds', 0.0)
         self._since, self._iterations = time.perf_counter(), 0
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         now = time.perf_counter()
         own = self.spent + now - self._since
         # The other processes of a distributed run follow the first one's clock.
@@ -78,7 +78,7 @@ class TimeBudgetHook(Hook):
         runner.train_loop._max_iters = runner.iter + (1 if left <= pace / 2 else max(rest, 2))
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: 'dict | None' = None, outputs: 'dict | None' = None
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         now = time.perf_counter()
         self.spent += now - self._since
@@ -88,7 +88,7 @@ class TimeBudgetHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         self.spent += time.perf_counter() - self._since
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._since = time.perf_counter()
 
 

@@ -74,7 +74,7 @@ class TissueCheckpointHook(CheckpointHook):
             check_finite(runner)
         super().after_train_epoch(runner)
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict[str, float] | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Save the best weights, if they are finite."""
         check_finite(runner)
         super().after_val_epoch(runner, metrics or {})

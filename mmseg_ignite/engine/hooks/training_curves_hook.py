@@ -19,7 +19,7 @@ class TrainingCurvesHook(Hook):
 
     priority = 'LOWEST'
 
-    def after_val_epoch(self, runner: Runner, metrics: 'dict | None' = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._draw(runner)
 
     def after_train(self, runner: Runner) -> None:

@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from ...errors import IgniteError
 from ...files import atomic_file
 from ...visualization.overlay import draw_overlay
-from ..regions import region_of
+from ..predicted_roi import region_of
 
 
 @HOOKS.register_module()
@@ -42,8 +42,8 @@ class ValidationOverlayHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: 'dict | None' = None,
-        outputs: 'Sequence[SegDataSample] | None' = None,
+        data_batch: dict | None = None,
+        outputs: Sequence[SegDataSample] | None = None,
     ) -> None:
         for sample in outputs or ():
             if sample.get('roi') in self._names and runner._train_loop is not None:

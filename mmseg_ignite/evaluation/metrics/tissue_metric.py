@@ -10,8 +10,8 @@ from mmseg.registry import METRICS
 from ...errors import IgniteError
 from ..bootstrap import SAMPLES, check_bootstrap
 from ..boundary import check_tolerance
-from ..evaluation import Evaluation, score_roi
-from ..protocols import check_groupings
+from ..groupings import check_groupings
+from ..run import Evaluation, score_roi
 
 LOGGED = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'fwIoU', 'kappa')
 
@@ -40,12 +40,12 @@ class TissueMetric(BaseMetric):
 
     def __init__(
         self,
-        groupings: 'dict | None' = None,
-        boundary_tolerance_um: 'float | None' = None,
+        groupings: dict | None = None,
+        boundary_tolerance_um: float | None = None,
         calibration: bool = False,
         bootstrap_samples: int = SAMPLES,
         collect_device: str = 'cpu',
-        prefix: 'str | None' = None,
+        prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if boundary_tolerance_um is not None:
@@ -58,7 +58,7 @@ class TissueMetric(BaseMetric):
         self.summary: dict = {}
 
     @property
-    def rois(self) -> 'list[tuple[str, np.ndarray]]':
+    def rois(self) -> list[tuple[str, np.ndarray]]:
         """(name, confusion matrix) of each ROI, by name."""
         return list(zip(self.evaluation.names, self.evaluation.matrices)) if self.evaluation else []
 

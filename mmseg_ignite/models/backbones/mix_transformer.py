@@ -27,7 +27,7 @@ class FastMixVisionTransformer(MixVisionTransformer):
         list[Tensor]: the maps of the stages in ``out_indices``, (N, C_i, H_i, W_i), channels-last.
     """
 
-    def forward(self, x: Tensor) -> 'list[Tensor]':
+    def forward(self, x: Tensor) -> list[Tensor]:
         """Encode images (N, 3, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
@@ -44,7 +44,7 @@ class FastMixVisionTransformer(MixVisionTransformer):
         return outs
 
 
-def _as_map(x: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Tokens (N, L, C) as a channels-last map (N, C, H, W); no copy if they are contiguous."""
     return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
@@ -54,18 +54,18 @@ def _as_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: 'Tensor | None') -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer over the channels of a map. As a convolution, which on AMD's processors oneDNN does faster than MKL
     the matrix product."""
     return F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
 
 
-def _block(block: TransformerEncoderLayer, x: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _block(block: TransformerEncoderLayer, x: Tensor, size: tuple[int, int]) -> Tensor:
     x = _attention(block.attn, block.norm1(x), x, size)
     return _mix_ffn(block.ffn, block.norm2(x), x, size)
 
 
-def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
     """Efficient self-attention: keys and values from a map reduced by ``sr_ratio``. (N, L, C) to (N, L, C)."""
     attn, x = module.attn, _as_map(x, size)
     reduced = x if module.sr_ratio == 1 else _as_map(module.norm(_as_tokens(y := module.sr(x))), y.shape[2:])
@@ -80,7 +80,7 @@ def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor,
     return _residual(identity, module.proj_drop(_as_tokens(out)), module.dropout_layer)
 
 
-def _mix_ffn(module: MixFFN, x: Tensor, identity: Tensor, size: 'tuple[int, int]') -> Tensor:
+def _mix_ffn(module: MixFFN, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
     """1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution. (N, L, C) to (N, L, C)."""
     return _residual(identity, _as_tokens(module.layers(_as_map(x, size))), module.dropout_layer)
 

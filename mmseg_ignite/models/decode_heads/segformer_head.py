@@ -29,7 +29,7 @@ class FastSegformerHead(SegformerHead):
     <mmseg_ignite.models.losses.resized_loss>`; other losses and pixel samplers are computed as in stock.
     """
 
-    def forward(self, inputs: 'list[Tensor]') -> Tensor:
+    def forward(self, inputs: list[Tensor]) -> Tensor:
         """Logits (N, classes, H / 4, W / 4) from the maps of the encoder."""
         if not all(_is_plain(module) for module in (*self.convs, self.fusion_conv)):
             return super().forward(inputs)
@@ -51,7 +51,7 @@ class FastSegformerHead(SegformerHead):
             total = fusion.norm(total)
         return self.cls_seg(fusion.activate(total) if fusion.with_activation else total)
 
-    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: 'list[SegDataSample]') -> 'dict[str, Tensor]':
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Stock's losses and accuracy."""
         criterion = self.loss_decode
         is_ours = isinstance(criterion, TissueLoss)

@@ -27,7 +27,7 @@ class ResizedLoss(NamedTuple):
 class _Terms(NamedTuple):
     cross_entropy: float
     dice: float
-    class_weight: 'Tensor | None'
+    class_weight: Tensor | None
     gamma: float
     smooth: float
     ignore_index: int
@@ -40,13 +40,13 @@ def resized_loss(
     labels: Tensor,
     cross_entropy: float = 1.0,
     dice: float = 0.0,
-    class_weight: 'Tensor | None' = None,
+    class_weight: Tensor | None = None,
     gamma: float = 0.0,
     smooth: float = 1.0,
     ignore_index: int = 255,
     align_corners: bool = False,
     avg_non_ignore: bool = True,
-    weight: 'Tensor | None' = None,
+    weight: Tensor | None = None,
 ) -> ResizedLoss:
     """``cross_entropy`` * CE + ``dice`` * Dice of bilinearly resized logits, over annotated pixels.
 
@@ -85,8 +85,8 @@ class _ResizedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: object, logits: Tensor, labels: Tensor, weight: 'Tensor | None', terms: _Terms
-    ) -> 'tuple[Tensor, Tensor, Tensor, Tensor]':
+        ctx: object, logits: Tensor, labels: Tensor, weight: Tensor | None, terms: _Terms
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False):
             values, gradients = _batch(logits, labels, weight, terms, ctx.needs_input_grad[0])
         if gradients is not None:
@@ -111,8 +111,8 @@ class _Image(NamedTuple):
 
 
 def _batch(
-    logits: Tensor, labels: Tensor, weight: 'Tensor | None', terms: _Terms, differentiate: bool
-) -> 'tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]':
+    logits: Tensor, labels: Tensor, weight: Tensor | None, terms: _Terms, differentiate: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:
     """The values, and the gradient of the total by the logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     annotated = labels != terms.ignore_index
@@ -147,7 +147,7 @@ def _batch(
 
 def _score(
     logits: Tensor, annotated: Tensor, index: Tensor, counts: Tensor, align_corners: bool
-) -> 'tuple[_Image, Tensor]':
+) -> tuple[_Image, Tensor]:
     """One image's scores and how many of its pixels are labelled rightly."""
     # Not channels-last, where a softmax over few channels is several times slower.
     resized = F.interpolate(logits.contiguous(), index.shape, mode='bilinear', align_corners=align_corners)[0]
@@ -158,7 +158,7 @@ def _score(
     return _Image(log_probability.exp_().mul_(counts), own, index, counts), right
 
 
-def _dice(images: 'list[_Image]', smooth: float) -> 'tuple[Tensor, tuple[Tensor, Tensor]]':
+def _dice(images: list[_Image], smooth: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Dice, and its slopes by the probability of a pixel's own class and of any class, (C,) each: of I and of P."""
     sums = []
     for probability, own, index, counts in images:
@@ -178,11 +178,11 @@ def _dice(images: 'list[_Image]', smooth: float) -> 'tuple[Tensor, tuple[Tensor,
 
 def _gradient(
     image: _Image,
-    focus: 'Tensor | None',
-    slopes: 'tuple[Tensor, Tensor] | None',
+    focus: Tensor | None,
+    slopes: tuple[Tensor, Tensor] | None,
     number: Tensor,
-    table: 'Tensor | None',
-    shape: 'tuple[int, ...]',
+    table: Tensor | None,
+    shape: tuple[int, ...],
     terms: _Terms,
 ) -> Tensor:
     """The gradient (1, C, h, w) of the total by one image's logits.

@@ -39,7 +39,7 @@ class TissueLoss(nn.Module):
         cross_entropy: float = 1.0,
         dice: float = 1.0,
         temperature: float = 0.0,
-        class_weight: 'Sequence[float] | None' = None,
+        class_weight: Sequence[float] | None = None,
         gamma: float = 0.0,
         smooth: float = 1.0,
         loss_name: str = 'loss_tissue',
@@ -73,7 +73,7 @@ class TissueLoss(nn.Module):
         device = None if self.class_weight is None else self.class_weight.device
         self.class_weight = torch.tensor(weight, dtype=torch.float32, device=device)
 
-    def score(self, logits: Tensor, labels: Tensor, weight: 'Tensor | None' = None, **geometry: object) -> ResizedLoss:
+    def score(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, **geometry: object) -> ResizedLoss:
         """Both terms of logits (N, C, h, w) resized to the labels (N, H, W), see :func:`resized_loss`."""
         if self.temperature and self.class_weight is None:
             raise IgniteError(
@@ -101,7 +101,7 @@ class TissueLoss(nn.Module):
         self,
         cls_score: Tensor,
         label: Tensor,
-        weight: 'Tensor | None' = None,
+        weight: Tensor | None = None,
         ignore_index: int = 255,
         **kwargs: object,
     ) -> Tensor:
@@ -122,7 +122,7 @@ class TissueLoss(nn.Module):
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)
 
 
-def _check(rules: 'dict[str, tuple[bool, str]]') -> None:
+def _check(rules: dict[str, tuple[bool, str]]) -> None:
     for name, (holds, expected) in rules.items():
         if not holds:
             raise IgniteError(f'TissueLoss was given a wrong {name}; {expected} was expected: mend loss_decode.')

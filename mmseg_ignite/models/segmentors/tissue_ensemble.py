@@ -40,24 +40,24 @@ class TissueEnsemble(TissueSegmentor):
         self.others = nn.ModuleList(TissueSegmentor(*a, **k) for a, k in others)
 
     @property
-    def members(self) -> 'list[TissueSegmentor]':
+    def members(self) -> list[TissueSegmentor]:
         """The ensemble itself, which is its first member, and the others."""
         return [self, *self.others]
 
-    def encode_decode(self, inputs: Tensor, batch_img_metas: 'list[dict]') -> Tensor:
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logarithm of the mean probabilities (N, C, H, W) of images (N, 3, H, W), float32."""
         return self._averaged(TissueSegmentor.encode_decode, inputs, batch_img_metas)
 
-    def _forward(self, inputs: Tensor, data_samples: 'list[SegDataSample] | None' = None) -> Tensor:
+    def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         return self._averaged(TissueSegmentor._forward, inputs, data_samples)
 
-    def loss(self, inputs: Tensor, data_samples: 'list[SegDataSample]') -> dict:
+    def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict:
         raise IgniteError(
             'a TissueEnsemble cannot be trained: train its members one by one as TissueSegmentor, e.g. with '
             'tools/cross_validate.py, and list their checkpoints in an ensemble.json.'
         )
 
-    def _averaged(self, predict: 'Callable[..., Tensor]', *arguments: object) -> Tensor:
+    def _averaged(self, predict: Callable[..., Tensor], *arguments: object) -> Tensor:
         if not self.others:
             return predict(self, *arguments)
         total = None

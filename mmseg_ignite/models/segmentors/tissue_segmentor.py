@@ -1,5 +1,7 @@
 """An encoder and a decoder whose inference fits large tissue images."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,17 +35,17 @@ class InferenceSettings:
     """``test_cfg``, checked; see :class:`TissueSegmentor`."""
 
     mode: str = 'whole'
-    crop_size: 'tuple[int, int] | None' = None
-    stride: 'tuple[int, int] | None' = None
+    crop_size: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
     window_batch: int = 4
     weights: str = 'uniform'
-    accumulator: 'str | None' = None
+    accumulator: str | None = None
     skip_glass: bool = False
     symmetries: int = 1
     keep_logits: bool = False
 
     @classmethod
-    def of(cls, test_cfg: 'dict | None', out_channels: int) -> 'InferenceSettings':
+    def of(cls, test_cfg: dict | None, out_channels: int) -> InferenceSettings:
         """Read a ``test_cfg``; keys that are not ours are left to whoever reads them.
 
         Raises:
@@ -142,7 +144,7 @@ class TissueSegmentor(EncoderDecoder):
         """The ``test_cfg`` as it is now, checked."""
         return InferenceSettings.of(self.test_cfg, self.out_channels)
 
-    def predict(self, inputs: Tensor, data_samples: 'list[SegDataSample] | None' = None) -> 'list[SegDataSample]':
+    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Label preprocessed images.
 
         Args:
@@ -168,7 +170,7 @@ class TissueSegmentor(EncoderDecoder):
         return samples
 
     def label_image(
-        self, image: np.ndarray, out: 'np.ndarray | None' = None, advance: 'Callable[[int], object] | None' = None
+        self, image: np.ndarray, out: np.ndarray | None = None, advance: Callable[[int], object] | None = None
     ) -> np.ndarray:
         """Label a raw image of any size, such as a slide, of which only one row of windows is in memory at a time.
 
@@ -203,7 +205,7 @@ class TissueSegmentor(EncoderDecoder):
             advance=advance,
         )
 
-    def slide_inference(self, inputs: Tensor, batch_img_metas: 'list[dict]') -> Tensor:
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Stock's logits (N, C, H, W) at linear cost, float32 on the accumulator's device."""
         settings = self.test_settings()
         logits = [
@@ -220,12 +222,12 @@ class TissueSegmentor(EncoderDecoder):
         logits = logits[0][None] if len(logits) == 1 else torch.stack(logits)
         return _log(logits, settings)
 
-    def whole_inference(self, inputs: Tensor, batch_img_metas: 'list[dict]') -> Tensor:
+    def whole_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """The logits (N, C, H, W) of one forward pass, or of one a symmetry."""
         settings = self.test_settings()
         return _log(self._forward_whole(inputs, batch_img_metas, settings), settings)
 
-    def _labels(self, inputs: Tensor, samples: 'list[SegDataSample]', settings: InferenceSettings) -> 'list[Tensor]':
+    def _labels(self, inputs: Tensor, samples: list[SegDataSample], settings: InferenceSettings) -> list[Tensor]:
         """Label maps (H, W) uint8 of the inputs, as large as these, on their device."""
         metas = [sample.metainfo for sample in samples]
         if settings.mode == 'whole':
@@ -243,7 +245,7 @@ class TissueSegmentor(EncoderDecoder):
         )
         return torch.from_numpy(labels).to(image.device, non_blocking=True)
 
-    def _forward_whole(self, inputs: Tensor, metas: 'list[dict]', settings: InferenceSettings) -> Tensor:
+    def _forward_whole(self, inputs: Tensor, metas: list[dict], settings: InferenceSettings) -> Tensor:
         if settings.symmetries == 1:
             return self.encode_decode(inputs, _sized(metas, inputs))
 
@@ -270,7 +272,7 @@ class TissueSegmentor(EncoderDecoder):
     def _normalises(self) -> bool:
         return getattr(self.data_preprocessor, '_enable_normalize', False)
 
-    def _is_glass(self, window: 'Tensor | np.ndarray') -> Tensor:
+    def _is_glass(self, window: Tensor | np.ndarray) -> Tensor:
         """Whether a window, (3, h, w) normalised or (h, w, 3) uint8, is bare glass: white, colourless and flat."""
         if isinstance(window, np.ndarray):
             x = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float()
@@ -283,7 +285,7 @@ class TissueSegmentor(EncoderDecoder):
         return (white.float().mean() >= GLASS_SHARE) & (x.mean(0).std(correction=0) <= GLASS_DEVIATION)
 
 
-def _sized(metas: 'list[dict]', x: Tensor) -> 'list[dict]':
+def _sized(metas: list[dict], x: Tensor) -> list[dict]:
     """Tell the decode head, as stock's sliding windows do, to give logits of the size of x."""
     return [{**meta, 'img_shape': x.shape[2:]} for meta in metas]
 
@@ -295,7 +297,7 @@ def _log(scores: Tensor, settings: InferenceSettings) -> Tensor:
     return scores.clamp_min_(torch.finfo(scores.dtype).tiny).log_()
 
 
-def _labelled_box(inputs: Tensor, sample: 'SegDataSample | None') -> 'tuple[slice, slice] | None':
+def _labelled_box(inputs: Tensor, sample: SegDataSample | None) -> tuple[slice, slice] | None:
     """The rows and columns that are left without padding; None where labels alone do not do: a flip or another size."""
     height, width = inputs.shape[2:]
     if sample is None:

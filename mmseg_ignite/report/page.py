@@ -9,12 +9,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from ...errors import IgniteError
-from ...files import result_file
-from ...visualization.curves import panels
-from ..bootstrap import FEW_PATIENTS
-from ..confusion import Marginals
-from ..rois import holders
+from ..errors import IgniteError
+from ..evaluation.bootstrap import FEW_PATIENTS
+from ..evaluation.confusion import Marginals
+from ..evaluation.per_roi import holders
+from ..files import result_file
+from ..visualization.curves import panels
 from . import charts
 from .gallery import GalleryItem, encode_item
 from .palette import class_colours
@@ -29,11 +29,11 @@ _MANY = 12
 
 
 def write_report(
-    path: 'str | Path',
+    path: str | Path,
     metrics: dict,
     evaluation: object,
-    gallery: 'Iterable[GalleryItem]' = (),
-    curves: 'dict[str, dict[int, float]] | None' = None,
+    gallery: Iterable[GalleryItem] = (),
+    curves: dict[str, dict[int, float]] | None = None,
     language: str = 'en',
 ) -> None:
     """Write ``report.html``: scores, tables, charts and all regions in one file.
@@ -108,12 +108,12 @@ def _hash(script: str) -> str:
     return 'sha256-' + b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _number(value: 'float | None', digits: int = 1) -> str:
+def _number(value: float | None, digits: int = 1) -> str:
     """A figure, or a dash where there is none."""
     return f'{value:.{digits}f}' if isinstance(value, (int, float)) else '–'
 
 
-def _count(value: 'int | None') -> str:
+def _count(value: int | None) -> str:
     return f'{value:,}' if isinstance(value, (int, float)) else '–'
 
 
@@ -123,7 +123,7 @@ def _context(metrics: dict) -> dict:
     return {key: metrics[key] for key in keys if metrics.get(key)}
 
 
-def _provenance(metrics: dict) -> 'list[dict]':
+def _provenance(metrics: dict) -> list[dict]:
     """What made the figures, as far as known; an ensemble has several checkpoints."""
     known = metrics.get('provenance') or {}
     rows = [(key, known.get(key)) for key in _PROVENANCE]
@@ -134,13 +134,13 @@ def _provenance(metrics: dict) -> 'list[dict]':
     ]
 
 
-def _gone_groups(metrics: dict) -> 'set[str]':
+def _gone_groups(metrics: dict) -> set[str]:
     """Groups of the published protocol that are in neither ground truth nor prediction."""
     groups = ((metrics.get('groupings') or {}).get('ignite-6') or {}).get('groups') or {}
     return {name for name, row in groups.items() if not row['pixels'] and not row['predicted_pixels']}
 
 
-def _folds(metrics: dict) -> 'list[dict]':
+def _folds(metrics: dict) -> list[dict]:
     """Rows of the table of folds: each fold, mean, standard deviation, and the ensemble where it was tested."""
     folds = metrics.get('folds')
     if not folds:
@@ -166,7 +166,7 @@ def _figure(metrics: dict, key: str) -> dict:
     )
 
 
-def _classes(evaluation: object) -> 'list[dict]':
+def _classes(evaluation: object) -> list[dict]:
     """Name and colours of each class, its pixels and patients in the ground truth; gone if it is in neither map."""
     counts = _counts(evaluation)
     pooled = Marginals.of(counts.sum(0))
@@ -196,7 +196,7 @@ def _data(metrics: dict, evaluation: object) -> dict:
     )
 
 
-def _curve_charts(curves: 'dict[str, dict[int, float]]') -> 'list[tuple[str, Markup]]':
+def _curve_charts(curves: dict[str, dict[int, float]]) -> list[tuple[str, Markup]]:
     """(key of the translations, SVG) of losses, learning rate and validation scores, as far as they were logged."""
     result = []
     for key, names in panels(curves).items():
@@ -206,7 +206,7 @@ def _curve_charts(curves: 'dict[str, dict[int, float]]') -> 'list[tuple[str, Mar
     return result
 
 
-def _regions(gallery: 'Iterable[GalleryItem]', evaluation: object) -> 'Iterator[dict]':
+def _regions(gallery: Iterable[GalleryItem], evaluation: object) -> Iterator[dict]:
     matrices = dict(zip(map(str, evaluation.names), _counts(evaluation)))
     classes = tuple(map(str, evaluation.classes))
     for item in gallery or ():

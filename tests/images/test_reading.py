@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.images import read_image
+from mmseg_ignite.images.reading import read_image
 
 LOSSLESS = [('PNG', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}), ('BMP', {})]
 LOSSY = [('JPEG', {}), ('JPEG', {'progressive': True}), ('JPEG', {'restart_marker_rows': 2})]

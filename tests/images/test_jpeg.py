@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmseg_ignite.preparation.jpeg import check_jpeg
-from mmseg_ignite.preparation.png import DamagedPicture
+from mmseg_ignite.images.jpeg import check_jpeg
+from mmseg_ignite.images.png import DamagedPicture
 
 ENCODINGS = [
     dict(subsampling=0),

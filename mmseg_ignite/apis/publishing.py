@@ -8,17 +8,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.prepared import CONTEXT, image_path, label_path, open_array, read_index, roi_name
 from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
-from ..evaluation.evaluation import METRICS, RUN_FILES, score_roi
 from ..evaluation.folds import FIGURES as FIGURES_OF_FOLDS
 from ..evaluation.label_files import find_prediction, read_prediction
-from ..evaluation.report import GalleryItem, write_report
-from ..evaluation.rois import worst_first
+from ..evaluation.per_roi import worst_first
+from ..evaluation.run import METRICS, RUN_FILES, score_roi
 from ..files import check_outputs
 from ..labels import CLASSES, IGNORE, release_ids
-from ..preparation.store import CONTEXT, image_path, label_path, open_array, read_index, roi_name
+from ..report import GalleryItem, write_report
 from ..visualization.curves import read_scalars
 from ..visualization.score_plots import FIGURE_FILES, write_figures
 
@@ -27,15 +27,13 @@ ENSEMBLE, ENSEMBLE_TEST = 'ensemble.json', 'test'
 """Of a cross-validation: the ensemble, and the run folder in which it is tested."""
 
 
-def run_files(folder: 'str | Path', report: 'str | None' = 'en') -> 'list[Path]':
+def run_files(folder: str | Path, report: str | None = 'en') -> list[Path]:
     """The paths that :func:`publish` writes."""
     names = RUN_FILES if report is None else (*RUN_FILES, REPORT, *(f'{FIGURES}/{name}' for name in FIGURE_FILES))
     return [Path(folder) / name for name in names]
 
 
-def publish(
-    folder: 'str | Path', evaluation: Evaluation, context: dict, report: 'str | None' = 'en', **options
-) -> dict:
+def publish(folder: str | Path, evaluation: Evaluation, context: dict, report: str | None = 'en', **options) -> dict:
     """Write a run (see :func:`mmseg_ignite.evaluation.write_run`), its ``report.html`` and ``figures`` (PNG, SVG, PDF).
 
     Args:
@@ -71,12 +69,12 @@ def publish(
 
 def regions(
     evaluation: Evaluation,
-    data: 'str | Path',
-    predictions: 'str | Path',
+    data: str | Path,
+    predictions: str | Path,
     encoding: str = 'raw',
-    shift: 'str | None' = None,
+    shift: str | None = None,
     use_context: bool = False,
-) -> 'Iterator[GalleryItem]':
+) -> Iterator[GalleryItem]:
     """The ROIs of a run, worst first, one in memory at a time: image and truth of the prepared data, prediction of its PNG.
 
     Each is counted again, so that nothing else is shown than what was scored.
@@ -114,7 +112,7 @@ def regions(
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
 
 
-def _places(classes: 'tuple[str, ...]') -> 'np.ndarray | None':
+def _places(classes: tuple[str, ...]) -> np.ndarray | None:
     """Table from train ids to places in a list of fewer classes: (256,) uint8, 255 for the others; None if all are there."""
     if classes == CLASSES:
         return None
@@ -123,7 +121,7 @@ def _places(classes: 'tuple[str, ...]') -> 'np.ndarray | None':
     return places
 
 
-def _fault(evaluation: Evaluation, context: dict) -> 'str | None':
+def _fault(evaluation: Evaluation, context: dict) -> str | None:
     """Why the ROIs of a run cannot be shown; None if they can."""
     data, predictions = context.get('data'), context.get('predictions')
     if release_ids(evaluation.classes) is None:
@@ -142,7 +140,7 @@ def _fault(evaluation: Evaluation, context: dict) -> 'str | None':
     return None
 
 
-def ensemble_scores(folder: 'str | Path') -> 'dict | None':
+def ensemble_scores(folder: str | Path) -> dict | None:
     """The scores of a cross-validation's ensemble, if it was tested in the folder ``test`` of its work dir; else None.
 
     Args:
@@ -163,6 +161,6 @@ def ensemble_scores(folder: 'str | Path') -> 'dict | None':
         return None
 
 
-def _curves(folder: Path, checkpoint: 'str | None') -> 'dict[str, dict[int, float]]':
+def _curves(folder: Path, checkpoint: str | None) -> dict[str, dict[int, float]]:
     """What the training logged, in the checkpoint's folder or in that of the run; empty if nothing."""
     return (read_scalars(Path(checkpoint).parent) if checkpoint else {}) or read_scalars(folder)

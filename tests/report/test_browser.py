@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from report_example import evaluate, example_curves, metrics_of, synthetic_items
 
-from mmseg_ignite.evaluation.report import GalleryItem, write_report
-from mmseg_ignite.evaluation.report.palette import class_colours
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
+from mmseg_ignite.report import GalleryItem, write_report
+from mmseg_ignite.report.palette import class_colours
 
 MAPS = ('truth', 'prediction')
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'

@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 from mmseg.structures import SegDataSample
 
+from ..datasets.prepared import CONTEXT, open_array, roi_name
 from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..labels import CLASSES, release_ids
-from ..preparation.store import CONTEXT, open_array, roi_name
 
 
 def region_of(
-    sample: SegDataSample, classes: 'Sequence[str]', shift: 'str | None' = None
-) -> 'tuple[np.ndarray, np.ndarray, np.ndarray]':
+    sample: SegDataSample, classes: Sequence[str], shift: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
 
     Tissue around the ROI is cut off, and the ids of a model of fewer classes become those of the release.

@@ -1,5 +1,7 @@
 """What an evaluation keeps, and all that is made of it: the raw counts of each ROI in, metrics.json out."""
 
+from __future__ import annotations
+
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,12 +13,12 @@ import numpy as np
 from ..errors import IgniteError
 from ..files import atomic_file, write_json
 from ..labels import CLASSES, IGNORE, histogram
-from . import rois
+from . import per_roi as rois
 from .bootstrap import SAMPLES, intervals, units
 from .boundary import boundary_counts, boundary_scores
 from .calibration import calibration_counts, calibration_scores
 from .confusion import confusion_matrix, scores, table
-from .protocols import check_groupings, group_intervals, group_scores, published_intervals, published_scores
+from .groupings import check_groupings, group_intervals, group_scores, published_intervals, published_scores
 from .tables import TABLE_FILES, write_csv, write_tables
 
 SCHEMA_VERSION = 1
@@ -32,8 +34,8 @@ def score_roi(
     truth: np.ndarray,
     prediction: np.ndarray,
     classes: int,
-    boundary_tolerance_um: 'float | None' = None,
-    probabilities: 'np.ndarray | None' = None,
+    boundary_tolerance_um: float | None = None,
+    probabilities: np.ndarray | None = None,
 ) -> dict:
     """The raw counts of one ROI, of which :meth:`Evaluation.collect` makes an evaluation.
 
@@ -73,15 +75,15 @@ class Evaluation:
         confidence, entropy: (R, 15, 3) and (R, 20, 2) float64, see :mod:`.calibration`; or None.
     """
 
-    names: 'list[str]'
+    names: list[str]
     matrices: np.ndarray
-    classes: 'tuple[str, ...]'
-    metadata: 'list[dict]' = field(default_factory=list)
-    unpredicted: 'np.ndarray | None' = None
-    boundary: 'np.ndarray | None' = None
-    boundary_tolerance_um: 'float | None' = None
-    confidence: 'np.ndarray | None' = None
-    entropy: 'np.ndarray | None' = None
+    classes: tuple[str, ...]
+    metadata: list[dict] = field(default_factory=list)
+    unpredicted: np.ndarray | None = None
+    boundary: np.ndarray | None = None
+    boundary_tolerance_um: float | None = None
+    confidence: np.ndarray | None = None
+    entropy: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.metadata = self.metadata or [dict(roi=name) for name in self.names]
@@ -101,11 +103,11 @@ class Evaluation:
 
     @classmethod
     def collect(
-        cls, results: 'Sequence[dict]', classes: 'Sequence[str]', boundary_tolerance_um: 'float | None' = None
-    ) -> 'Evaluation':
+        cls, results: Sequence[dict], classes: Sequence[str], boundary_tolerance_um: float | None = None
+    ) -> Evaluation:
         """Of results of :func:`score_roi`; optional counts are kept where every ROI has them."""
 
-        def stacked(key: str) -> 'np.ndarray | None':
+        def stacked(key: str) -> np.ndarray | None:
             return np.stack([r[key] for r in results]) if results and all(key in r for r in results) else None
 
         unpredicted = stacked('unpredicted')
@@ -122,7 +124,7 @@ class Evaluation:
         )
 
     @classmethod
-    def merge(cls, evaluations: "Sequence['Evaluation']") -> 'Evaluation':
+    def merge(cls, evaluations: Sequence[Evaluation]) -> Evaluation:
         """One of several of different ROIs, by name; boundaries and calibration are kept where all have them.
 
         Raises:
@@ -140,7 +142,7 @@ class Evaluation:
                 raise IgniteError(f'the runs to pool differ in {what}: score them alike.')
         order = np.argsort(names, kind='stable')
 
-        def joined(key: str) -> 'np.ndarray | None':
+        def joined(key: str) -> np.ndarray | None:
             values = [getattr(e, key) for e in evaluations]
             if key == 'unpredicted' and any(v is not None for v in values):  # None: there are no such pixels
                 values = [
@@ -159,7 +161,7 @@ class Evaluation:
         )
 
     @classmethod
-    def load(cls, path: 'str | Path') -> 'Evaluation':
+    def load(cls, path: str | Path) -> Evaluation:
         """Of ``confusion.npz`` or the run folder that holds it; files without metadata, as written earlier, load too.
 
         Raises:
@@ -187,7 +189,7 @@ class Evaluation:
                 f'{path} is no {RAW} of a run ({error}): name one that tools/test.py or tools/evaluate.py wrote.'
             ) from error
 
-    def save(self, path: 'str | Path') -> None:
+    def save(self, path: str | Path) -> None:
         """Write ``confusion.npz``; counts that are not there are left away."""
         optional = {
             key: value for key in (*_OPTIONAL, 'boundary_tolerance_um') if (value := getattr(self, key)) is not None
@@ -213,7 +215,7 @@ class Evaluation:
         """The scores of the pooled counts alone, see :func:`.confusion.scores`."""
         return scores(self.counts.sum(0), self.classes)
 
-    def metrics(self, groupings: 'Mapping | None' = None, samples: int = SAMPLES, seed: int = 0) -> dict:
+    def metrics(self, groupings: Mapping | None = None, samples: int = SAMPLES, seed: int = 0) -> dict:
         """All that follows from the counts, as ``metrics.json`` holds it (see docs/evaluation.md).
 
         Args:
@@ -250,10 +252,10 @@ class Evaluation:
 
 
 def write_run(
-    folder: 'str | Path',
+    folder: str | Path,
     evaluation: Evaluation,
     context: dict,
-    groupings: 'Mapping | None' = None,
+    groupings: Mapping | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict:

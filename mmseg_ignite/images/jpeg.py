@@ -27,7 +27,7 @@ class _Scan(NamedTuple):
     restarts: int
 
 
-def check_jpeg(content: bytes, pixels: 'bytes | None' = None) -> None:
+def check_jpeg(content: bytes, pixels: bytes | None = None) -> None:
     """Check that a JPEG ends, and that no scan and no restart interval ends before its pixels do.
 
     Bytes added to complete entropy-coded data are skipped; in incomplete data they are decoded, and change the picture.
@@ -58,7 +58,7 @@ def _decoded(content: bytes) -> bytes:
         return image.tobytes()
 
 
-def _scans(content: bytes) -> 'tuple[list[_Scan], int]':
+def _scans(content: bytes) -> tuple[list[_Scan], int]:
     """The scans of a JPEG and the place behind its end-of-image marker (ISO/IEC 10918-1, annex B)."""
     if not content.startswith(b'\xff\xd8'):
         raise DamagedPicture('its pixel data are not a JPEG with a start and an end')
@@ -87,7 +87,7 @@ def _scans(content: bytes) -> 'tuple[list[_Scan], int]':
     raise DamagedPicture('it is truncated: its end, the marker FFD9, is missing')
 
 
-def _check_coefficients(frame: bytes, scans: 'list[bytes]') -> None:
+def _check_coefficients(frame: bytes, scans: list[bytes]) -> None:
     """Raise DamagedPicture unless the scans, given by their headers, hold all bits of all coefficients."""
     missing = {component: [1] * 64 for component in _factors(frame)}
     for scan in scans:
@@ -98,7 +98,7 @@ def _check_coefficients(frame: bytes, scans: 'list[bytes]') -> None:
         raise DamagedPicture('its pixel data are incomplete')
 
 
-def _factors(frame: bytes) -> 'dict[int, tuple[int, int]]':
+def _factors(frame: bytes) -> dict[int, tuple[int, int]]:
     """The sampling factors, across and down, of each component."""
     return {c[0]: (c[1] >> 4, c[1] & 15) for c in (frame[i : i + 3] for i in range(7, 7 + 3 * frame[6], 3))}
 

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 
-from ..engine.checkpoints import load_weights
-from ..engine.work_dirs import find_checkpoint
 from ..errors import IgniteError
 from ..files import write_result
+from .checkpoints import load_weights
+from .work_dirs import find_checkpoint
 
 FORMAT = 1
 
 
-def is_ensemble(checkpoint: 'str | Path') -> bool:
+def is_ensemble(checkpoint: str | Path) -> bool:
     """Whether a path is that of an ensemble: by its suffix."""
     return Path(checkpoint).suffix.lower() == '.json'
 
 
-def set_members(model: dict, checkpoint: 'str | Path') -> 'tuple[dict, list[Path]]':
+def set_members(model: dict, checkpoint: str | Path) -> tuple[dict, list[Path]]:
     """The model that goes with a checkpoint or an ensemble, and the checkpoints to load by :func:`load_members`.
 
     Args:
@@ -51,7 +51,7 @@ def set_members(model: dict, checkpoint: 'str | Path') -> 'tuple[dict, list[Path
     return type(model)(model, type='TissueEnsemble', size=len(members)), members
 
 
-def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> 'list[dict]':
+def load_members(model: torch.nn.Module, checkpoints: Sequence[Path]) -> list[dict]:
     """Load each member's checkpoint, every key and shape exactly.
 
     Args:
@@ -70,7 +70,7 @@ def load_members(model: torch.nn.Module, checkpoints: 'Sequence[Path]') -> 'list
     ]
 
 
-def read_ensemble(path: 'str | Path') -> 'list[Path]':
+def read_ensemble(path: str | Path) -> list[Path]:
     """The checkpoints of an ensemble.
 
     Raises:
@@ -109,13 +109,13 @@ def read_ensemble(path: 'str | Path') -> 'list[Path]':
     return [path.parent / place for place in places]
 
 
-def ensemble_patients(path: 'str | Path') -> 'set[str]':
+def ensemble_patients(path: str | Path) -> set[str]:
     """The patients that an ensemble states its members were trained on; empty if it states none."""
     known = json.loads(Path(path).read_text(encoding='utf-8')).get('patients')
     return set(map(str, known)) if isinstance(known, list) else set()
 
 
-def write_ensemble(path: 'str | Path', checkpoints: 'Sequence[str | Path]', patients: 'Iterable[object]' = ()) -> None:
+def write_ensemble(path: str | Path, checkpoints: Sequence[str | Path], patients: Iterable[object] = ()) -> None:
     """Write an ensemble of checkpoints that lie in its folder, and the patients that a member was trained on."""
     path = Path(path)
     names = [Path(checkpoint).relative_to(path.parent).as_posix() for checkpoint in checkpoints]

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..labels import CLASSES
-from .splits import assert_no_leak, is_grouped, leaking_patients
+from .protocols import assert_no_leak, is_grouped, leaking_patients
 
 INDEX = 'index.json'
 AUDIT = 'audit.json'
@@ -38,12 +38,12 @@ OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """All that a prepared folder holds; one that holds anything else is never replaced."""
 
 
-def image_path(root: 'str | Path', name: str) -> Path:
+def image_path(root: str | Path, name: str) -> Path:
     """Where the image array of an ROI lies."""
     return Path(root) / 'images' / f'{name}.npy'
 
 
-def label_path(root: 'str | Path', name: str) -> Path:
+def label_path(root: str | Path, name: str) -> Path:
     """Where the label array of an ROI lies."""
     return Path(root) / 'labels' / f'{name}.npy'
 
@@ -53,7 +53,7 @@ def roi_name(name: str) -> str:
     return Path(name).name.removesuffix('.npy').removesuffix(CONTEXT) if name.endswith('.npy') else name
 
 
-def points_path(root: 'str | Path', name: str) -> Path:
+def points_path(root: str | Path, name: str) -> Path:
     """Where the points of an ROI lie."""
     return Path(root) / 'points' / f'{name}.npy'
 
@@ -84,7 +84,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def read_index(root: 'str | Path') -> dict:
+def read_index(root: str | Path) -> dict:
     """The index of a prepared data set.
 
     Raises:
@@ -113,7 +113,7 @@ def read_index(root: 'str | Path') -> dict:
     return index
 
 
-def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
+def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
     """The ROI entries of one part of a split protocol, checked for leaking patients.
 
     Raises:
@@ -138,7 +138,7 @@ def select(index: dict, protocol: str, part: str, where: str) -> 'list[dict]':
     return [by_name[name] for name in splits[protocol][part]]
 
 
-def check_context(entries: 'list[dict]', where: str) -> None:
+def check_context(entries: list[dict], where: str) -> None:
     """Raise IgniteError if an ROI was prepared without the tissue around it."""
     lacking = [e['name'] for e in entries if e.get('context') is None]
     if lacking:
@@ -155,7 +155,7 @@ def metadata(entry: dict) -> dict:
     return {key: entry[key] for key in METADATA if key != 'roi_id' and key in entry}
 
 
-def open_array(path: 'str | Path') -> np.ndarray:
+def open_array(path: str | Path) -> np.ndarray:
     """Memory-map a prepared array, read-only.
 
     The map is closed with the array, so that the pages of one crop do not stay in a worker's memory; what costs time in
@@ -175,7 +175,7 @@ def open_array(path: 'str | Path') -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _header(path: str, inode: int, modified: int, size: int) -> 'tuple[tuple[int, ...], np.dtype, int]':
+def _header(path: str, inode: int, modified: int, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and offset of the data; the other arguments tell a file from the one it replaced."""
     array = np.load(path, mmap_mode='r')
     return array.shape, array.dtype, array.offset

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from mmseg_ignite.evaluation import confusion_matrix, scores
-from mmseg_ignite.evaluation.report import GalleryItem
 from mmseg_ignite.labels import CLASSES, IGNORE
 from mmseg_ignite.preparation.synthetic import _layout, _noise
+from mmseg_ignite.report import GalleryItem
 
 GROUPS = {
     'Background': ['Background'],

@@ -1,7 +1,7 @@
 """report.html: scores and regions of a test in one file that needs no network."""
 
 from .gallery import GalleryItem
-from .report import write_report
+from .page import write_report
 from .translations import LANGUAGES
 
 __all__ = ['LANGUAGES', 'GalleryItem', 'write_report']

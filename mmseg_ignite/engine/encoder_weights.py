@@ -10,11 +10,11 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from ..engine.checkpoints import open_checkpoint
-from ..engine.training_record import TrainingRecord
 from ..errors import IgniteError
 from ..files import atomic_file
+from .checkpoints import open_checkpoint
 from .mit_names import from_original, is_hugging_face, is_original
+from .training_record import TrainingRecord
 
 
 def _check_hash(path: Path) -> None:
@@ -53,7 +53,7 @@ def fetch(url: str) -> Path:
     return path
 
 
-def set_encoder_weights(cfg: Config, choice: 'str | None') -> None:
+def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     """Decide where the encoder of a config starts, and check it before anything is built.
 
     A file may hold an encoder or a whole segmentor, in mmseg's names or in those of SegFormer's authors (``mit_b0.pth``).
@@ -105,7 +105,7 @@ def inherit_records(cfg: Config) -> None:
         cfg.inherited_record = inherited.as_meta()
 
 
-def _sources(node: object) -> 'Iterator[str]':
+def _sources(node: object) -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             if isinstance(value, str) and (
@@ -119,7 +119,7 @@ def _sources(node: object) -> 'Iterator[str]':
             yield from _sources(item)
 
 
-def _check_encoder(weights: 'dict[str, torch.Tensor]', cfg: Config, path: Path) -> None:
+def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) -> None:
     own = MODELS.build({**cfg.model.backbone, 'init_cfg': None}).state_dict()
     weights = {key.removeprefix('backbone.'): value for key, value in weights.items()}
     wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]

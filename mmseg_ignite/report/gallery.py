@@ -7,9 +7,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ...errors import IgniteError
-from ...visualization.overlay import scale_bar_length
-from ..confusion import scores
+from ..errors import IgniteError
+from ..evaluation.confusion import scores
+from ..visualization.overlay import scale_bar_length
 
 SIDE = 1000
 """Longest side (px) of a region in the report."""
@@ -34,10 +34,10 @@ class GalleryItem(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
-    um_per_px: 'float | None'
+    um_per_px: float | None
 
 
-def encode_item(item: GalleryItem, matrix: np.ndarray, classes: 'tuple[str, ...]') -> dict:
+def encode_item(item: GalleryItem, matrix: np.ndarray, classes: tuple[str, ...]) -> dict:
     """What the page needs of a region.
 
     Label maps are ids compressed by zlib, not pictures: a browser that blurs what a page reads back from a canvas (to
@@ -86,12 +86,12 @@ def _shown(metadata: dict) -> dict:
     return {k: v for k, v in shown.items() if v not in (None, '')}
 
 
-def _jpeg(image: np.ndarray, size: 'tuple[int, int]') -> bytes:
+def _jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode('.jpg', small[..., ::-1], _JPEG)[1].tobytes()
 
 
-def _ids(labels: np.ndarray, size: 'tuple[int, int]') -> bytes:
+def _ids(labels: np.ndarray, size: tuple[int, int]) -> bytes:
     small = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return zlib.compress(np.ascontiguousarray(small).tobytes(), 7)  # 9 takes eight times as long
 
@@ -100,7 +100,7 @@ def _base64(content: bytes) -> str:
     return b64encode(content).decode()
 
 
-def _scale_bar(um_per_px: 'float | None', width: int) -> 'dict | None':
+def _scale_bar(um_per_px: float | None, width: int) -> dict | None:
     """Length of a bar (um) that takes up to a third of the width, and its share of the width in percent."""
     if not um_per_px:
         return None
@@ -108,14 +108,14 @@ def _scale_bar(um_per_px: 'float | None', width: int) -> 'dict | None':
     return dict(um=length, percent=100 * length / (um_per_px * width))
 
 
-def _class_rows(matrix: np.ndarray, classes: 'tuple[str, ...]', result: dict) -> 'list[dict]':
+def _class_rows(matrix: np.ndarray, classes: tuple[str, ...], result: dict) -> list[dict]:
     """Scores and pixels of the classes in truth or prediction."""
     predicted = matrix.sum(0)
     rows = [dict(id=i, predicted=int(predicted[i]), **result['classes'][name]) for i, name in enumerate(classes)]
     return [row for row in rows if row['pixels'] or row['predicted']]
 
 
-def _mistaken(matrix: np.ndarray, classes: 'tuple[str, ...]') -> 'dict | None':
+def _mistaken(matrix: np.ndarray, classes: tuple[str, ...]) -> dict | None:
     """The commonest mistake: ids of the true and the predicted class (C: none), its share of the pixels in percent."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong[:, : len(classes)], 0)

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .errors import IgniteError
-from .files import printable
-from .preparation.jpeg import check_jpeg
-from .preparation.png import DamagedPicture, check_png
+from ..errors import IgniteError
+from ..files import printable
+from .jpeg import check_jpeg
+from .png import DamagedPicture, check_png
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 MAX_PIXELS = 1 << 28
@@ -48,15 +48,15 @@ class ReadImage(NamedTuple):
     """
 
     pixels: np.ndarray
-    um_per_px: 'float | None'
+    um_per_px: float | None
     resolution_source: str
     transparent: float
     orientation: int
     pages: int
-    blank: 'np.ndarray | None'
+    blank: np.ndarray | None
 
 
-def read_image(path: 'str | Path', max_pixels: int = MAX_PIXELS) -> ReadImage:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
 
     Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or
@@ -117,7 +117,7 @@ def _content(path: Path, name: str, max_pixels: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _strict() -> 'Iterator[None]':
+def _strict() -> Iterator[None]:
     """Pillow with its warnings of damage as errors, and without its own limit of pixels."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -175,13 +175,13 @@ def _check_scan(image: Image.Image, content: bytes) -> None:
                 check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
 
 
-def _numbers(image: Image.Image, tag: int) -> 'tuple[int, ...]':
+def _numbers(image: Image.Image, tag: int) -> tuple[int, ...]:
     """The values of a tag of a TIFF, which Pillow gives without a tuple if there is one and its kind says so."""
     value = image.tag_v2.get(tag, ())
     return value if isinstance(value, tuple) else (value,)
 
 
-def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float, np.ndarray | None]':
+def _rgb(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray | None]:
     """(H, W, 3) uint8 RGB on white, the share of pixels that are not opaque, and where they are fully transparent."""
     if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
         pixels = np.array(image.convert('RGBA'))
@@ -195,7 +195,7 @@ def _rgb(image: Image.Image) -> 'tuple[np.ndarray, float, np.ndarray | None]':
     return np.array(image.convert('RGB')), 0.0, None
 
 
-def _resolution(image: Image.Image) -> 'tuple[float | None, str]':
+def _resolution(image: Image.Image) -> tuple[float | None, str]:
     """um/px that a file states and where, or None and why it is not known."""
     x, y, source = _described_resolution(image) or _density(image)
     if not (x > 0 and y > 0):
@@ -207,14 +207,14 @@ def _resolution(image: Image.Image) -> 'tuple[float | None, str]':
     return x, source
 
 
-def _density(image: Image.Image) -> 'tuple[float, float, str]':
+def _density(image: Image.Image) -> tuple[float, float, str]:
     """um/px, across and down, of the dots per inch that a file states, and where; 0 if it states none."""
     source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
     x, y = (25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0)))
     return x, y, source
 
 
-def _described_resolution(image: Image.Image) -> 'tuple[float, float, str] | None':
+def _described_resolution(image: Image.Image) -> tuple[float, float, str] | None:
     """um/px, across and down, of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
     if image.format != 'TIFF':
         return None
@@ -230,7 +230,7 @@ def _described_resolution(image: Image.Image) -> 'tuple[float, float, str] | Non
     return None
 
 
-def _ome_size(text: str, axis: str) -> 'float | None':
+def _ome_size(text: str, axis: str) -> float | None:
     """The size of a pixel along an axis, um, in the XML of OME; None if it is not there or its unit is unknown."""
     size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
     unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
@@ -238,6 +238,6 @@ def _ome_size(text: str, axis: str) -> 'float | None':
     return float(size[1]) * scale if size and scale else None
 
 
-def _unit(spelled: str) -> 'float | None':
+def _unit(spelled: str) -> float | None:
     """A unit of length in um; None if unknown. The micro sign survives few encodings, so what is not ASCII stands for it."""
     return _UNITS.get(re.sub(r'^(\\u00B5|\?|[^\x00-\x7f]+)m$', 'um', spelled.strip()))

@@ -10,8 +10,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from mmseg_ignite.apis import load_config
+from mmseg_ignite.engine.encoder_weights import fetch, set_encoder_weights
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.models.weights import fetch, set_encoder_weights
 
 
 @pytest.fixture

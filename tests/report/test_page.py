@@ -13,11 +13,11 @@ from report_example import evaluate, example_curves, metrics_of, synthetic_items
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation
-from mmseg_ignite.evaluation.report import GalleryItem, charts, write_report
-from mmseg_ignite.evaluation.report.gallery import SIDE, encode_item
-from mmseg_ignite.evaluation.report.palette import class_colours
-from mmseg_ignite.evaluation.report.translations import CLASS_NAMES, TEXTS, both
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE, decode_mask
+from mmseg_ignite.report import GalleryItem, charts, write_report
+from mmseg_ignite.report.gallery import SIDE, encode_item
+from mmseg_ignite.report.palette import class_colours
+from mmseg_ignite.report.translations import CLASS_NAMES, TEXTS, both
 
 
 class Page(HTMLParser):

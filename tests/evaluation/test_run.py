@@ -10,7 +10,7 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation, confusion_matrix, scores, write_run
 from mmseg_ignite.evaluation.bootstrap import intervals
 from mmseg_ignite.evaluation.boundary import boundary_counts, boundary_scores
-from mmseg_ignite.evaluation.evaluation import score_roi
+from mmseg_ignite.evaluation.run import score_roi
 from mmseg_ignite.labels import CLASSES
 
 

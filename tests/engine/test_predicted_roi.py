@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmseg_ignite.engine.regions import region_of
+from mmseg_ignite.engine.predicted_roi import region_of
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 

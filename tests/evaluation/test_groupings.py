@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation.protocols import (
+from mmseg_ignite.evaluation.groupings import (
     IGNITE_6,
     check_groupings,
     group_intervals,

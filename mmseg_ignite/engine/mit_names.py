@@ -19,17 +19,17 @@ _BLOCKS = {
 }
 
 
-def is_original(weights: 'dict[str, Tensor]') -> bool:
+def is_original(weights: dict[str, Tensor]) -> bool:
     """Whether a state dict has the names of the authors' files (NVlabs/SegFormer, ``mit_b0.pth`` to ``mit_b5.pth``)."""
     return any(re.match(r'(backbone\.)?patch_embed1\.proj\.', name) for name in weights)
 
 
-def is_hugging_face(weights: 'dict[str, Tensor]') -> bool:
+def is_hugging_face(weights: dict[str, Tensor]) -> bool:
     """Whether a state dict has the names of transformers' SegformerModel."""
     return any('encoder.patch_embeddings.' in name for name in weights)
 
 
-def from_original(weights: 'dict[str, Tensor]') -> 'dict[str, Tensor]':
+def from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """An encoder in the authors' names as a state dict of mmseg's MixVisionTransformer.
 
     Linear layers of the feed-forward part become 1 x 1 convolutions; queries, keys and values become one matrix, in this

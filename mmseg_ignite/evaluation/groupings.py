@@ -24,7 +24,7 @@ GROUPINGS = {'ignite-6': IGNITE_6}
 _GROUP_FIGURES = ('mIoU', 'mDice', 'mAcc', 'aAcc')
 
 
-def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'grouping') -> 'dict[str, list[int]]':
+def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'grouping') -> dict[str, list[int]]:
     """Check a grouping and give the class numbers of each group.
 
     Args:
@@ -65,7 +65,7 @@ def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'groupi
     }
 
 
-def group_matrix(matrices: np.ndarray, members: 'Mapping[str, list[int]]') -> np.ndarray:
+def group_matrix(matrices: np.ndarray, members: Mapping[str, list[int]]) -> np.ndarray:
     """Matrices (..., C, C) or (..., C, C + 1) of classes to (..., G, G + 1) of groups.
 
     A class in no group is left out as if it were unannotated. Where it was predicted on a pixel of a group it is an error,
@@ -79,7 +79,7 @@ def group_matrix(matrices: np.ndarray, members: 'Mapping[str, list[int]]') -> np
     return belongs[:classes, :-1].T @ matrices @ belongs
 
 
-def check_groupings(groupings: 'Mapping | None', classes: Sequence[str]) -> 'dict[str, dict[str, list[int]]]':
+def check_groupings(groupings: Mapping | None, classes: Sequence[str]) -> dict[str, dict[str, list[int]]]:
     """The built-in groupings that fit the classes and those given, checked; a given one replaces a built-in of its name.
 
     Raises:
@@ -91,14 +91,14 @@ def check_groupings(groupings: 'Mapping | None', classes: Sequence[str]) -> 'dic
     return {name: group_members(g, list(classes), name) for name, g in {**built_in, **(groupings or {})}.items()}
 
 
-def group_scores(pooled: np.ndarray, members: 'Mapping[str, list[int]]') -> dict:
+def group_scores(pooled: np.ndarray, members: Mapping[str, list[int]]) -> dict:
     """The scores of a grouping from a pooled matrix: those of the classes, named ``groups``."""
     found = scores(group_matrix(pooled, members), tuple(members))
     return {'groups': found['classes'], **{k: found[k] for k in (*_GROUP_FIGURES, 'classes_present')}}
 
 
 def group_intervals(
-    matrices: np.ndarray, metadata: 'Sequence[dict]', members: 'Mapping[str, list[int]]', samples: int, seed: int
+    matrices: np.ndarray, metadata: Sequence[dict], members: Mapping[str, list[int]], samples: int, seed: int
 ) -> dict:
     """Intervals of :func:`group_scores`: {figures: {mIoU, ...: [low, high]}, groups: {name: {IoU, Dice, patients}}}.
 
@@ -110,7 +110,7 @@ def group_intervals(
     return dict(figures=found['figures'], groups=found['classes'])
 
 
-def _published(matrices: np.ndarray) -> 'Iterator[tuple[str, str, np.ndarray, tuple[str, ...]]]':
+def _published(matrices: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, tuple[str, ...]]]:
     """What the published evaluation counts, of classes and of groups: key, prefix of its figures, matrices, names.
 
     Column Unannotated is not there (so a pixel without prediction is left out), and the Background row is zeroed.
@@ -122,7 +122,7 @@ def _published(matrices: np.ndarray) -> 'Iterator[tuple[str, str, np.ndarray, tu
     yield 'groups', 'groups_', group_matrix(kept, members), tuple(members)
 
 
-def published_intervals(matrices: np.ndarray, metadata: 'Sequence[dict]', samples: int, seed: int) -> dict:
+def published_intervals(matrices: np.ndarray, metadata: Sequence[dict], samples: int, seed: int) -> dict:
     """Intervals of :func:`published_scores`, [low, high] by the same keys; ``patients`` of those that hold each class.
 
     Args:

@@ -25,11 +25,11 @@ class _Frame(NamedTuple):
     """Axes drawn, and the maps from values to places."""
 
     svg: list
-    x: 'Callable[[float], float]'
-    y: 'Callable[[float], float]'
+    x: Callable[[float], float]
+    y: Callable[[float], float]
 
 
-def line_chart(series: 'dict[str, Points]', x_label: str, y_range: 'tuple[float, float] | None' = None) -> Markup:
+def line_chart(series: dict[str, Points], x_label: str, y_range: tuple[float, float] | None = None) -> Markup:
     """Lines over a common axis of whole numbers, named at the top; ``x_label`` is a key of the translations."""
     series = {name: _thin(sorted(p for p in points if all(map(math.isfinite, p)))) for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
@@ -50,7 +50,7 @@ def line_chart(series: 'dict[str, Points]', x_label: str, y_range: 'tuple[float,
     return _close(frame)
 
 
-def reliability(bins: 'list[dict]') -> Markup:
+def reliability(bins: list[dict]) -> Markup:
     """Accuracy over confidence of ``metrics['calibration']['bins']``; the area of a dot is its share of the pixels."""
     frame = _frame((0, 100), (0, 100), 'confidence', 'reliability', 'accuracy')
     frame.svg.append(
@@ -64,7 +64,7 @@ def reliability(bins: 'list[dict]') -> Markup:
     return _close(frame)
 
 
-def entropy_chart(bins: 'list[dict]') -> Markup:
+def entropy_chart(bins: list[dict]) -> Markup:
     """Share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; dots as those of :func:`reliability`."""
     seen = [b for b in bins if b['pixels'] and b['error'] is not None]
     if not seen:
@@ -82,7 +82,7 @@ def _thin(points: Points) -> Points:
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> 'list[float]':
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """Up to six round numbers between two values, if ``whole`` integers."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
@@ -95,11 +95,11 @@ def _ticks(low: float, high: float, whole: bool = False) -> 'list[float]':
 
 
 def _frame(
-    xs: 'tuple',
-    ys: 'tuple',
+    xs: tuple,
+    ys: tuple,
     x_label: str,
     alt: str,
-    y_label: 'str | None' = None,
+    y_label: str | None = None,
     top: int = _TOP,
     whole: bool = False,
 ) -> _Frame:
@@ -134,7 +134,7 @@ def _label(key: str, place: str) -> Markup:
     return Markup('').join(form.format(language, text) for language, text in zip(LANGUAGES, TEXTS[key]))
 
 
-def _line(frame: _Frame, points: Points, colour: str, weights: 'list[float] | None' = None) -> None:
+def _line(frame: _Frame, points: Points, colour: str, weights: list[float] | None = None) -> None:
     """A line, with dots where it has few points; ``weights`` gives their areas."""
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     path = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)

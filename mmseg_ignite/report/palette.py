@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ...labels import CLASSES, PALETTE
+from ..labels import CLASSES, PALETTE
 
 # Okabe and Ito's colours: their black lightened to a dark gray, blue and purple darkened so that people without S cones
 # tell them from green and orange, and a near-white added for glass. Nine can be told apart in each of the three

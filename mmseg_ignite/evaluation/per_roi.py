@@ -13,7 +13,7 @@ NOTHING = 'nothing'
 _NO_STRATA = ('roi', 'um_per_px')
 
 
-def per_roi(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]') -> 'list[dict]':
+def per_roi(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
     """One row an ROI: roi, metadata, annotated_pixels, aAcc, mIoU, mDice, classes_present, 'IoU CLASS' of each class.
 
     Percent, means over the classes present in the ROI; None where absent. All rows have the same keys.
@@ -37,7 +37,7 @@ def per_roi(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence
     return rows
 
 
-def holders(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'np.ndarray | None':
+def holders(matrices: np.ndarray, metadata: Sequence[dict]) -> np.ndarray | None:
     """Number of patients with ground truth of each class: (C,) int64; None where the patient of an ROI is not known."""
     patients = [m.get('patient') for m in metadata]
     if any(p in (None, '') for p in patients):
@@ -48,13 +48,13 @@ def holders(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'np.ndarray | N
     return held.sum(0)
 
 
-def worst_first(matrices: np.ndarray, metadata: 'Sequence[dict]') -> 'list[int]':
+def worst_first(matrices: np.ndarray, metadata: Sequence[dict]) -> list[int]:
     """Numbers of the ROIs by ascending mean IoU of their classes; those without annotated pixels last."""
     score = np.nan_to_num(figures(Marginals.of(matrices))['mIoU'], nan=np.inf)
     return sorted(range(len(metadata)), key=lambda r: (score[r], metadata[r]['roi']))
 
 
-def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]') -> 'list[dict]':
+def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
     """Up to ten ROIs by ascending mean IoU of their classes, each with its commonest mistake.
 
     Returns:
@@ -63,7 +63,7 @@ def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Seque
     found = figures(Marginals.of(matrices))
     names = (*classes, NOTHING)
 
-    def confused(matrix: np.ndarray) -> 'list | None':
+    def confused(matrix: np.ndarray) -> list | None:
         wrong = matrix.copy()
         np.fill_diagonal(wrong[:, : len(classes)], 0)
         truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
@@ -84,7 +84,7 @@ def worst_rois(matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Seque
 
 
 def strata(
-    matrices: np.ndarray, metadata: 'Sequence[dict]', classes: 'Sequence[str]', samples: int = 0, seed: int = 0
+    matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str], samples: int = 0, seed: int = 0
 ) -> dict:
     """Scores of the ROIs of each value of each metadata column, pooled: {column: {value: {...}}}.
 
@@ -122,7 +122,7 @@ def strata(
     return result
 
 
-def _intervals(matrices: np.ndarray, metadata: 'list[dict]', classes: 'Sequence[str]', samples: int, seed: int) -> dict:
+def _intervals(matrices: np.ndarray, metadata: list[dict], classes: Sequence[str], samples: int, seed: int) -> dict:
     """``intervals`` of a stratum, {figure: [low, high]}, and the ``note`` on them; nothing for one patient or ROI."""
     if len(set(units(metadata)[1])) < 2:
         return {}

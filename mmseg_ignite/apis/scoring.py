@@ -7,23 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
+from ..datasets.prepared import CONTEXT as WITH_CONTEXT
+from ..datasets.prepared import INDEX, label_path, metadata, open_array, read_index, select
+from ..engine.ensembles import is_ensemble
 from ..engine.work_dirs import find_checkpoint
+from ..environment import cores
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
 from ..evaluation.bootstrap import SAMPLES, check_bootstrap
 from ..evaluation.boundary import check_tolerance
-from ..evaluation.evaluation import METRICS, score_roi
+from ..evaluation.groupings import check_groupings
 from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
-from ..evaluation.protocols import check_groupings
+from ..evaluation.run import METRICS, score_roi
 from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
-from ..models.ensembles import is_ensemble
-from ..preparation.audit import cores
-from ..preparation.store import CONTEXT as WITH_CONTEXT
-from ..preparation.store import INDEX, label_path, metadata, open_array, read_index, select
 from ..provenance import file_sha256, provenance
 from .leakage import seen_by
-from .reporting import PREDICTIONS, ensemble_scores, publish, run_files
+from .publishing import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
     'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'cropped', 'provenance',
@@ -33,13 +33,13 @@ CONTEXT = (
 
 
 def rescore(
-    run: 'str | Path',
-    out: 'str | Path | None' = None,
-    groupings: 'dict | None' = None,
+    run: str | Path,
+    out: str | Path | None = None,
+    groupings: dict | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
-    data: 'str | Path | None' = None,
-    report: 'str | None' = 'en',
+    data: str | Path | None = None,
+    report: str | None = 'en',
 ) -> dict:
     """Make all figures of a saved run anew, e.g. with other groupings; nothing is predicted.
 
@@ -82,18 +82,18 @@ def _context(folder: Path) -> dict:
 
 
 def score_folder(
-    predictions: 'str | Path',
-    data: 'str | Path',
-    out: 'str | Path',
+    predictions: str | Path,
+    data: str | Path,
+    out: str | Path,
     protocol: str = 'patient-8-1-1',
     split: str = 'test',
     encoding: str = 'auto',
-    groupings: 'dict | None' = None,
-    boundary_tolerance_um: 'float | None' = None,
+    groupings: dict | None = None,
+    boundary_tolerance_um: float | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
-    report: 'str | None' = 'en',
-    checkpoint: 'str | Path | None' = None,
+    report: str | None = 'en',
+    checkpoint: str | Path | None = None,
     allow_seen_patients: bool = False,
 ) -> dict:
     """Score label PNGs of any tool, ``NAME.png`` for each ROI of a part of a prepared data set.
@@ -172,7 +172,7 @@ def _parallel(call: Callable, items: Iterable) -> Iterator:
             raise
 
 
-def _check_files(folder: Path, names: 'list[str]', part: str) -> bool:
+def _check_files(folder: Path, names: list[str], part: str) -> bool:
     """Whether the predictions are NAME_with_context.png; raise unless all are there, of one kind, and nothing else."""
     if not folder.is_dir():
         raise IgniteError(f'{folder} is not a folder; one of label PNGs was expected: check the path.')
@@ -199,7 +199,7 @@ def _check_files(folder: Path, names: 'list[str]', part: str) -> bool:
     return bool(around)
 
 
-def _tell_encoding(folder: Path, files: 'Iterable[Path]') -> str:
+def _tell_encoding(folder: Path, files: Iterable[Path]) -> str:
     """The encoding that alone fits the values of the files; reads no more of them than it needs."""
     for counts in _parallel(lambda path: histogram(read_labels(path)), files):
         if counts[NUM_CLASSES]:
@@ -213,9 +213,9 @@ def _tell_encoding(folder: Path, files: 'Iterable[Path]') -> str:
 
 
 def compare_runs(
-    a: 'str | Path',
-    b: 'str | Path',
-    out: 'str | Path | None' = None,
+    a: str | Path,
+    b: str | Path,
+    out: str | Path | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
     allow_seen_patients: bool = False,
@@ -244,7 +244,7 @@ def compare_runs(
     return result
 
 
-def read_groupings(path: 'str | Path') -> dict:
+def read_groupings(path: str | Path) -> dict:
     """Groupings of a JSON file, {grouping: {group: [class names] or 'rest'}}; what is in them is checked when scoring.
 
     Raises:

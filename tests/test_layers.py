@@ -1,0 +1,46 @@
+"""The package is built in layers: a module imports its own layer and those below it, never one above."""
+
+import ast
+from pathlib import Path
+
+import mmseg_ignite
+
+ROOT = Path(mmseg_ignite.__file__).parent
+LAYERS = (
+    'errors', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files', 'provenance', 'images',
+    'datasets', 'preparation', 'inference', 'models', 'evaluation', 'visualization', 'report', 'engine', 'apis', 'cli',
+)  # fmt: skip
+"""From the bottom to the top."""
+
+
+def _imports(path: Path) -> set[str]:
+    """The layers that a module imports, wherever in it."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = package[: len(package) - node.level + 1]
+        names = [*base, *(node.module or '').split('.')] if node.module else base
+        found |= {names[0]} if names else {alias.name for alias in node.names}
+    return found
+
+
+def test_no_module_imports_a_layer_above_its_own():
+    wrong = []
+    for path in sorted(ROOT.rglob('*.py')):
+        own = path.relative_to(ROOT).with_suffix('').parts[0]
+        if own in LAYERS:
+            wrong += [
+                f'{path.relative_to(ROOT)} imports {layer}'
+                for layer in sorted(_imports(path) & set(LAYERS))
+                if LAYERS.index(layer) > LAYERS.index(own)
+            ]
+    assert wrong == []
+
+
+def test_every_module_belongs_to_a_layer_and_imports_the_package_by_relative_names():
+    entries = {path.name.removesuffix('.py') for path in ROOT.iterdir() if path.suffix == '.py' or path.is_dir()}
+    assert entries - {'__init__', '__pycache__', '.mim', 'utils', 'doctor'} == set(LAYERS)
+    absolute = [path.name for path in ROOT.rglob('*.py') if 'import mmseg_ignite' in path.read_text(encoding='utf-8')]
+    assert set(absolute) <= {'doctor.py'}
