@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.prepared import INDEX
-from ..errors import IgniteError
 from ..provenance import file_sha256
 from ..version import __version__
 
@@ -90,44 +89,3 @@ def _infos(dataset: object) -> list[dict]:
 
 def _patients(infos: list[dict]) -> list[str]:
     return sorted({str(info['patient']) for info in infos if info.get('patient') not in (None, '')})
-
-
-def seen_patients(
-    records: Iterable[TrainingRecord | None], patients: Iterable[object], validation: bool = True
-) -> list[str]:
-    """Which of ``patients`` the weights of some checkpoints have seen.
-
-    Args:
-        records: of the checkpoints; None for one without.
-        patients: who is scored.
-        validation: count the patients by which a checkpoint was chosen too.
-    """
-    seen: set[str] = set()
-    for record in records:
-        if record is not None:
-            seen.update(record.train_patients, record.val_patients if validation else ())
-    return sorted({str(patient) for patient in patients} & seen)
-
-
-def check_unseen(
-    checkpoint: str | Path, seen: list[str], scored: int, same_data: bool = True, advice: str = ''
-) -> None:
-    """Raise IgniteError if a checkpoint has seen patients that are to be scored.
-
-    Args:
-        checkpoint: for the message.
-        seen: what :func:`seen_patients` found.
-        scored: number of patients to be scored.
-        same_data: whether the data set is the one that the checkpoint was trained on.
-        advice: more to do about it, for the message.
-    """
-    if not seen:
-        return
-    doubt = (
-        '' if same_data else ' The prepared data set is not the one of the training; names may mean other people in it.'
-    )
-    raise IgniteError(
-        f'{checkpoint} was trained or validated on {len(seen)} of the {scored} patients to be scored, e.g. {seen[0]}; its '
-        f'scores would be too high.{doubt} Test with the protocol of its training{advice}, or insist with '
-        '--allow-seen-patients.'
-    )

@@ -13,7 +13,7 @@ from mmseg_ignite.apis import cross_validate, load_config
 from mmseg_ignite.apis.publishing import ensemble_scores
 from mmseg_ignite.datasets.prepared import image_path, label_path, read_index
 from mmseg_ignite.datasets.protocols import FOLDS
-from mmseg_ignite.engine.ensembles import read_ensemble
+from mmseg_ignite.engine.ensembles import Ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation
 
@@ -167,7 +167,7 @@ def test_an_ensemble_is_not_tested_on_patients_it_was_trained_on(prepared, done,
 
 
 def test_the_ensemble_is_tested_and_predicts(prepared, done, tmp_path):
-    members = read_ensemble(done / 'ensemble.json')
+    members = Ensemble.read(done / 'ensemble.json').members
     assert members == [done / fold / 'iter_2.pth' for fold in FOLDS]
     arguments = [DEMO_CONFIG, done / 'ensemble.json', '--work-dir', tmp_path / 'w']
     assert tool('test', *arguments, *options(prepared, 'protocol=fold0')) == 0

@@ -17,10 +17,10 @@ from torch import nn
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.datasets import IGNITEDataset
 from mmseg_ignite.datasets.prepared import read_index
-from mmseg_ignite.engine.hooks import ClassWeightHook, TimeBudgetHook
+from mmseg_ignite.engine.hooks import TimeBudgetHook
 from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.models.losses import TissueLoss
+from mmseg_ignite.labels import CLASSES
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -229,10 +229,9 @@ def test_class_weights_of_fewer_classes(prepared):
     assert some.class_pixels.tolist() == every.class_pixels[[3, 1]].tolist()
 
 
-def test_a_data_set_that_does_not_know_its_pixels():
-    model = nn.ModuleList([TissueLoss(temperature=0.5)])
-    wrapper = OptimWrapper(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))
-    runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=[]), optim_wrapper=wrapper)
-    with pytest.raises(IgniteError, match='list does not know how many pixels'):
-        ClassWeightHook().before_run(runner)
-    ClassWeightHook().before_run(SimpleNamespace(model=nn.ModuleList([TissueLoss()])))
+def test_class_weights_of_a_data_set_that_does_not_know_its_pixels(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0})
+    cfg.train_dataloader.dataset = dict(type='BaseSegDataset', pipeline=[], lazy_init=True, metainfo=dict(classes=CLASSES))
+    with pytest.raises(IgniteError, match='BaseSegDataset does not know how many pixels'):
+        train(cfg)
+

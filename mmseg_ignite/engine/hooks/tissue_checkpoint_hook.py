@@ -1,19 +1,24 @@
 """Checkpoints that state what they were trained on, in a work dir that can be moved."""
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
+from ...datasets.crop_stream import CropStream
+from ...datasets.ignite import DATA_ROOT, DEFAULT_CROPS, PROTOCOL
 from ...errors import IgniteError
-from ...packaged import default_crops
 from ..training_record import TrainingRecord
 
-_DEFAULTS = dict(data_root='data/ignite', protocol='patient-8-1-1')
-"""What the data sets take by themselves."""
+_DEFAULTS = dict(data_root=DATA_ROOT, protocol=PROTOCOL)
+_CROPS = {name: p.default for name, p in inspect.signature(CropStream).parameters.items()} | DEFAULT_CROPS
+"""Values that the data sets have unless set."""
 
 
 @HOOKS.register_module()
@@ -35,7 +40,7 @@ class TissueCheckpointHook(CheckpointHook):
         """Start the record, and check that the config's top-level settings reached its data sets."""
         self._record: TrainingRecord | None = None
         self._earlier: TrainingRecord | None = None
-        _check_shared_settings(runner)
+        _check_shared_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the record of the checkpoint that the run starts from."""
@@ -107,18 +112,15 @@ def check_finite(runner: Runner) -> None:
         )
 
 
-def _check_shared_settings(runner: Runner) -> None:
-    """Notice a config whose top-level settings were read by plain mmengine, which does not pass them on."""
-    cfg = runner.cfg
-    if cfg.get('settings_are_shared'):  # by mmseg_ignite.apis.configuration.resolved
-        return
+def _check_shared_settings(cfg: Config) -> None:
+    """Raise IgniteError if a top-level setting did not reach a data set, because plain mmengine read the config."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset') or {}
-        if str(dataset.get('type')).split('.')[-1] not in ('IGNITEDataset', 'IGNITECropDataset'):
+        kind = str(dataset.get('type')).split('.')[-1]
+        if kind not in ('IGNITEDataset', 'IGNITECropDataset'):
             continue
-        wanted = {key: cfg[key] for key in ('data_root', 'protocol') if key in cfg and key not in dataset}
-        lost = [f'{key}={value!r}' for key, value in wanted.items() if value != _DEFAULTS[key]]
-        if 'crops' in dataset and (crops := _lost_crops(cfg.get('crops') or {}, dataset['crops'] or {})):
+        lost = [f'{key}={value!r}' for key, value in _lost(cfg, dataset, _DEFAULTS).items()]
+        if kind == 'IGNITECropDataset' and (crops := _lost(cfg.get('crops') or {}, dataset.get('crops') or {}, _CROPS)):
             lost.append(f'crops={crops!r}')
         if lost:
             raise IgniteError(
@@ -127,7 +129,7 @@ def _check_shared_settings(runner: Runner) -> None:
             )
 
 
-def _lost_crops(wanted: dict, own: dict) -> dict:
-    """Settings of the top level that differ from the base's, while those of the data set are still the base's."""
-    default = default_crops()
-    return {k: v for k, v in wanted.items() if v != default.get(k) and k in own and own[k] == default.get(k)}
+def _lost(shared: Mapping, own: Mapping, defaults: dict) -> dict:
+    """Return the shared settings that differ from the defaults and that a data set does not set itself."""
+    lost = {key: shared[key] for key in defaults if key in shared and key not in own}
+    return {key: value for key, value in lost.items() if repr(value).strip('[]()') != repr(defaults[key]).strip('[]()')}
