@@ -112,7 +112,9 @@ def _check_reach(cfg: Config, options: list[str]) -> None:
             )
         for name, dataset in datasets.items():
             wanted, found = cfg[key], dataset.get(key)
-            wanted, found = (wanted, found) if not rest else (wanted[rest[0]], (found or {}).get(rest[0], wanted[rest[0]]))
+            wanted, found = (
+                (wanted, found) if not rest else (wanted[rest[0]], (found or {}).get(rest[0], wanted[rest[0]]))
+            )
             if key in dataset and found != wanted and '.'.join([name, option]) not in options:
                 raise IgniteError(
                     f'the option {option} does not reach {name}, which sets {found!r} itself: use the option '

@@ -144,7 +144,9 @@ def _set_class_pixels(cfg: Config) -> None:
     losses = [
         loss
         for loss in losses
-        if str(loss.get('type')).split('.')[-1] == 'TissueLoss' and loss.get('temperature') and not loss.get('class_pixels')
+        if str(loss.get('type')).split('.')[-1] == 'TissueLoss'
+        and loss.get('temperature')
+        and not loss.get('class_pixels')
     ]
     if not losses:
         return

@@ -11,6 +11,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ..errors import IgniteError
+from .compatibility import local_checkpoint_loader
 
 try:  # NumPy 2 moved its private reconstruction function; checkpoints of either may come
     from numpy._core.multiarray import _reconstruct, scalar
@@ -85,7 +86,7 @@ def safe_checkpoints() -> Iterator[None]:
     inside, so that ``resume``, ``load_from`` and ``init_cfg`` never run a file's code; on leaving, mmengine's loader is
     back. Put it around calls of plain mmengine or mmseg, e.g. ``mmseg.apis.init_model``, to have the same there.
     """
-    plain = CheckpointLoader._schemes['']
+    plain = local_checkpoint_loader()
     CheckpointLoader.register_scheme('', _load_from_local, force=True)
     try:
         yield

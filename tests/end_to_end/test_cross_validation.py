@@ -146,7 +146,7 @@ def test_another_call_does_nothing_and_says_so(prepared, done, capsys):
     assert tool('cross_validate', DEMO_CONFIG, '--work-dir', done, *options(prepared)) == 0
     said = capsys.readouterr().out
     assert stamps(done) == before
-    assert said.count('finished already, skipped') == 5 and 'training in' not in said
+    assert said.count('already finished, skipped') == 5 and 'training in' not in said
     assert f'tools/test.py {DEMO_CONFIG} {done}/ensemble.json' in said and 'protocol=fold0' in said and 'mIoU' in said
 
 
@@ -229,7 +229,7 @@ def test_where_and_on_what_it_runs_may_change(prepared, done, tmp_path, capsys):
     more = ('train_dataloader.num_workers=1', 'train_dataloader.persistent_workers=True')
     arguments = [DEMO_CONFIG, '--work-dir', done, '--no-report', '--fold', 2, *options(tmp_path / 'ignite', *more)]
     assert tool('cross_validate', *arguments) == 0
-    assert 'fold 2 of 0 to 4: finished already, skipped' in capsys.readouterr().out
+    assert 'fold 2 of 0 to 4: already finished, skipped' in capsys.readouterr().out
 
 
 def wrong(prepared, done, tmp_path):

@@ -231,7 +231,8 @@ def test_class_weights_of_fewer_classes(prepared):
 
 def test_class_weights_of_a_data_set_that_does_not_know_its_pixels(prepared, tmp_path):
     cfg = config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0})
-    cfg.train_dataloader.dataset = dict(type='BaseSegDataset', pipeline=[], lazy_init=True, metainfo=dict(classes=CLASSES))
+    cfg.train_dataloader.dataset = dict(
+        type='BaseSegDataset', pipeline=[], lazy_init=True, metainfo=dict(classes=CLASSES)
+    )
     with pytest.raises(IgniteError, match='BaseSegDataset does not know how many pixels'):
         train(cfg)
-

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..compatibility import is_training
 
 
 @HOOKS.register_module()
@@ -45,7 +46,7 @@ class ScoreSmoothingHook(Hook):
                 f'ScoreSmoothingHook looks for {self.score}, but the validation gave {", ".join(metrics or {}) or "none"}: '
                 'give it one of these as score.'
             )
-        if runner._train_loop is None:  # a validation of its own has no history
+        if not is_training(runner):  # a validation of its own has no history
             return
         key = f'{self.score}_smoothed'
         # In the message hub, which mmengine stores in checkpoints.

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..compatibility import set_last_iteration
 
 ENDLESS = 10**9
 """Iterations of a loop that this hook is to end."""
@@ -75,7 +76,7 @@ class TimeBudgetHook(Hook):
             group['lr'] = group['initial_lr'] * max(self.factor(spent / self.seconds), 1e-3)
         # An estimate, for what the log says is left; and exactly the next iteration when there is no time for another.
         rest = max(1, math.ceil(left / pace)) if pace else ENDLESS
-        runner.train_loop._max_iters = runner.iter + (1 if left <= pace / 2 else max(rest, 2))
+        set_last_iteration(runner, runner.iter + (1 if left <= pace / 2 else max(rest, 2)))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...visualization.curves import draw_curves, read_scalars
+from ..compatibility import is_training
 
 
 @HOOKS.register_module()
@@ -26,5 +27,5 @@ class TrainingCurvesHook(Hook):
         self._draw(runner)
 
     def _draw(self, runner: Runner) -> None:
-        if runner.rank == 0 and runner._train_loop is not None:
+        if runner.rank == 0 and is_training(runner):
             draw_curves(read_scalars(runner.work_dir), Path(runner.work_dir) / 'curves.png')

@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from ...errors import IgniteError
 from ...files import atomic_file
 from ...visualization.overlay import draw_overlay
+from ..compatibility import is_training, visualization_backends
 from ..predicted_roi import region_of
 
 
@@ -46,7 +47,7 @@ class ValidationOverlayHook(Hook):
         outputs: Sequence[SegDataSample] | None = None,
     ) -> None:
         for sample in outputs or ():
-            if sample.get('roi') in self._names and runner._train_loop is not None:
+            if sample.get('roi') in self._names and is_training(runner):
                 self._draw(runner, sample)
 
     def _draw(self, runner: Runner, sample: SegDataSample) -> None:
@@ -55,6 +56,6 @@ class ValidationOverlayHook(Hook):
         picture = draw_overlay(image, prediction, truth, title, sample.get('um_per_px'))
         with atomic_file(Path(runner.work_dir) / 'progress' / sample.roi / f'iter_{runner.iter:06d}.jpg') as partial:
             picture.save(partial, quality=85)
-        for backend in runner.visualizer._vis_backends.values():
+        for backend in visualization_backends(runner):
             if not isinstance(backend, LocalVisBackend):  # which would write the same picture beside ours
                 backend.add_image(f'progress/{sample.roi}', np.asarray(picture), runner.iter)
