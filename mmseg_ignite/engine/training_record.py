@@ -1,4 +1,4 @@
-"""What a checkpoint states about its training: the patients it has seen, the data, the resolution."""
+"""The training record in a checkpoint: the patients it has seen, the data, the resolution."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ KEY = 'mmseg_ignite'
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Stored in every checkpoint that our tools write.
+    """Facts about a training, stored in every checkpoint that the tools write.
 
     Attributes:
-        train_patients: names of the patients whose pixels the weights were fitted to, this run's and those of the
-            checkpoints that it started from.
-        val_patients: names of the patients by which checkpoints were chosen.
+        train_patients: names of the patients whose pixels the weights were fitted to, in this run and in the trainings of
+            its initial weights.
+        val_patients: names of the patients whose scores selected checkpoints.
         data_sha256: SHA-256 of the prepared data set's index; None if unknown.
         um_per_px: median resolution of the training ROIs, um/px; None if unknown.
-        version: of this package.
+        version: version of this package.
     """
 
     train_patients: list[str]
@@ -37,7 +37,7 @@ class TrainingRecord:
 
     @classmethod
     def of_meta(cls, meta: object) -> TrainingRecord | None:
-        """Read the record of a checkpoint's ``meta``; None if it has none that can be read."""
+        """Read the record in a checkpoint's ``meta``; return None if there is no valid one."""
         found = meta.get(KEY) if isinstance(meta, Mapping) else None
         if not isinstance(found, Mapping):
             return None
@@ -54,7 +54,7 @@ class TrainingRecord:
 
     @classmethod
     def of_datasets(cls, train: object, val: object = None) -> TrainingRecord:
-        """Describe a training on data sets whose samples may know their ``patient`` and ``um_per_px``."""
+        """Record a training on data sets whose samples may have ``patient`` and ``um_per_px``."""
         samples, validated = _infos(train), _infos(val)
         resolutions = [info['um_per_px'] for info in samples if info.get('um_per_px')]
         root = getattr(train, 'data_root', None)
@@ -67,7 +67,7 @@ class TrainingRecord:
         )
 
     def following(self, earlier: TrainingRecord | None) -> TrainingRecord:
-        """This record of a run that started from the weights of an earlier one."""
+        """Return this record with the patients of an earlier training, whose weights this one started from."""
         if earlier is None:
             return self
         return replace(
@@ -77,7 +77,7 @@ class TrainingRecord:
         )
 
     def as_meta(self) -> dict:
-        """The record as plain containers, for ``meta``."""
+        """Return the record as plain containers for ``meta``."""
         return {KEY: asdict(self)}
 
 

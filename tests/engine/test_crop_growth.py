@@ -87,7 +87,7 @@ def test_crops_grow_by_the_clock():
     'steps', [[], 5, [(0.5,)], [(0, 32)], [(1, 32)], [(0.5, 32), (0.4, 48)], [(0.5, 0)], [('a', 32)]]
 )
 def test_wrong_steps_are_refused(steps):
-    with pytest.raises(IgniteError, match='CropGrowthHook was given steps'):
+    with pytest.raises(IgniteError, match='steps of CropGrowthHook'):
         CropGrowthHook(steps)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that state what they were trained on, in a work dir that can be moved."""
+"""Checkpoints with a training record, in a work dir that can be moved."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,31 +23,31 @@ _CROPS = {name: p.default for name, p in inspect.signature(CropStream).parameter
 
 @HOOKS.register_module()
 class TissueCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook with three promises; arguments and files are those of stock.
+    """mmengine's CheckpointHook with three guarantees; arguments and files are the same.
 
-    - ``meta['mmseg_ignite']`` of every checkpoint holds a :class:`TrainingRecord
-      <mmseg_ignite.engine.training_record.TrainingRecord>`: the patients it has seen, those of the checkpoints it started
-      from included.
-    - Checkpoints name their neighbours (``best_ckpt``, ``last_ckpt``) without a folder, so a work dir can be moved, copied
-      and renamed: a run that is resumed in a copy never touches the original.
-    - Weights that are not finite are never saved, so they replace no good checkpoint.
+    - ``meta['mmseg_ignite']`` of every checkpoint is a :class:`TrainingRecord
+      <mmseg_ignite.engine.training_record.TrainingRecord>`: the patients it has seen, including those of its initial weights.
+    - Checkpoints refer to each other (``best_ckpt``, ``last_ckpt``) by file name, so a work dir can be moved, copied and
+      renamed: a run that is resumed in a copy never touches the original.
+    - Weights that are not finite are never saved, so they never replace a good checkpoint.
 
     Raises:
-        IgniteError: weights that are not finite, or a top-level ``data_root`` or ``protocol`` that did not reach a data set.
+        IgniteError: the weights are not finite, or a top-level ``data_root``, ``protocol`` or ``crops`` of the config did not
+            reach a data set.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Start the record, and check that the config's top-level settings reached its data sets."""
+        """Check that the top-level settings of the config reached its data sets."""
         self._record: TrainingRecord | None = None
         self._earlier: TrainingRecord | None = None
         _check_shared_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the record of the checkpoint that the run starts from."""
+        """Keep the record of the checkpoint that this run starts from."""
         self._earlier = TrainingRecord.of_meta(checkpoint.get('meta'))
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the best checkpoint of a resumed run in the folder of this run."""
+        """Create the record; look for the best checkpoint of a resumed run in the folder of this run."""
         super().before_train(runner)
         info = runner.message_hub.runtime_info
         for key in [key for key in info if _is_path(key)]:
@@ -85,7 +85,7 @@ class TissueCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics or {})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the record; leave folders out of the paths."""
+        """Add the record; remove folders from the paths."""
         if self._record is not None:
             checkpoint['meta'].update(self._record.as_meta())
         hub = checkpoint.get('message_hub')
