@@ -1,7 +1,6 @@
 """What a training is given beside its config: a time, a half precision, class weights, a seed."""
 
 import json
-import logging
 import platform
 import time
 from pathlib import Path
@@ -10,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_CONFIG
+from conftest import small_config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import train
 from mmseg_ignite.datasets import IGNITEDataset
 from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine.hooks import TimeBudgetHook
@@ -25,28 +24,8 @@ from mmseg_ignite.labels import CLASSES
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-@pytest.fixture(autouse=True)
-def no_noise_of_closed_streams(monkeypatch):
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
-
-
 def config(prepared, work_dir, **options):
-    workers = {
-        f'{p}_dataloader.{k}': v
-        for p in ('train', 'val', 'test')
-        for k, v in (('num_workers', 0), ('persistent_workers', False))
-    }
-    small = {
-        'data_root': str(prepared),
-        'crops.crop_size': (64, 64),
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 3,
-        'train_cfg.val_interval': 100,
-        'default_hooks.checkpoint.interval': 3,
-    }
-    return load_config(DEMO_CONFIG, {**workers, **small, **options}, str(work_dir))
+    return small_config(prepared, work_dir, 3, **options)
 
 
 def test_a_training_of_some_seconds_ends_in_time_and_saves(prepared, tmp_path):
