@@ -84,6 +84,13 @@ def tool(name, *arguments, folder='tools'):
         sys.argv = before
 
 
+def single_error(capsys):
+    """Return the error message that a tool printed; check that there is exactly one and no traceback."""
+    output = capsys.readouterr().err
+    assert output.count('error: ') == 1 and 'Traceback' not in output, output
+    return output[output.index('error: ') :]
+
+
 @pytest.fixture(scope='session')
 def release(tmp_path_factory):
     """A release with 12 ROIs from 6 patients; tests must not change it."""

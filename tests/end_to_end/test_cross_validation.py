@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import DEMO_CONFIG, cfg_options, tool
+from conftest import DEMO_CONFIG, cfg_options, single_error, tool
 from PIL import Image
 
 from mmseg_ignite.apis import cross_validate, load_config
@@ -266,8 +266,8 @@ def test_invalid_call_prints_one_error_and_returns_2(prepared, done, tmp_path, c
     arguments, words = calls[number]
     before = stamps(done)
     assert tool('cross_validate', DEMO_CONFIG, *arguments) == 2
-    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 1 and all(word in errors[0] for word in words), errors
+    error = single_error(capsys)
+    assert all(word in error for word in words), error
     assert stamps(done) == before and not list((tmp_path / 'new').glob('**/*.pth'))
 
 
