@@ -77,21 +77,21 @@ HOSTILE = {
     'backslash': ('images\\he\\x.png', 'unsafe path'),
     'backslash root': ('\\he\\x.png', 'unsafe path'),
     'drive': ('C:/he/x.png', 'unsafe path'),
-    'drive of the name': ('he/C:x.png', 'no plain file name'),
+    'drive of the name': ('he/C:x.png', 'not have a plain file name'),
     'NUL hides the end': ('he/x.png\0.txt', 'unsafe path'),
     'NUL hides the start': ('he/x.txt\0/he/y.png', 'unsafe path'),
-    'space': ('he/x y.png', 'no plain file name'),
-    'newline': ('he/x\n.png', 'no plain file name'),
-    'option': ('he/-x.png', 'no plain file name'),
-    'other script': ('he/\u0445.png', 'no plain file name'),
-    'long': (f'he/{"x" * 300}.png', 'no plain file name'),
-    'symlink': (entry('he/x.png', stat.S_IFLNK | 0o777), 'link or no regular'),
-    'device': (entry('he/x.png', stat.S_IFCHR | 0o666), 'link or no regular'),
-    'pipe': (entry('he/x.png', stat.S_IFIFO | 0o666), 'link or no regular'),
-    'folder': (entry('he/x.png', stat.S_IFDIR | 0o755), 'link or no regular'),
-    'DOS folder': (entry('he/x.png', 0, 0x10), 'link or no regular'),
-    'twice': ('other/he/good.png', 'same file'),
-    'twice but for case': ('he/GOOD.png', 'same file'),
+    'space': ('he/x y.png', 'not have a plain file name'),
+    'newline': ('he/x\n.png', 'not have a plain file name'),
+    'option': ('he/-x.png', 'not have a plain file name'),
+    'other script': ('he/\u0445.png', 'not have a plain file name'),
+    'long': (f'he/{"x" * 300}.png', 'not have a plain file name'),
+    'symlink': (entry('he/x.png', stat.S_IFLNK | 0o777), 'link or not a regular'),
+    'device': (entry('he/x.png', stat.S_IFCHR | 0o666), 'link or not a regular'),
+    'pipe': (entry('he/x.png', stat.S_IFIFO | 0o666), 'link or not a regular'),
+    'folder': (entry('he/x.png', stat.S_IFDIR | 0o755), 'link or not a regular'),
+    'DOS folder': (entry('he/x.png', 0, 0x10), 'link or not a regular'),
+    'twice': ('other/he/good.png', 'same file name'),
+    'twice but for case': ('he/GOOD.png', 'same file name'),
 }
 
 
@@ -129,7 +129,7 @@ def test_total_over_the_cap_is_refused_and_the_cap_itself_is_not(tmp_path):
 def test_compression_bomb_is_refused(tmp_path):
     archive = make_zip(tmp_path / 'a.zip', [('he/a.png', bytes(30 * LIMIT))])
     assert archive.stat().st_size < LIMIT / 10
-    with pytest.raises(IgniteError, match='at most 1,000,000'):
+    with pytest.raises(IgniteError, match='1 to 1,000,000'):
         he_members(archive, LIMIT)
 
 
@@ -154,7 +154,7 @@ def test_a_reader_that_gives_more_than_declared_is_stopped(tmp_path, monkeypatch
     archive = make_zip(tmp_path / 'a.zip', [('he/a.png', fresh(3000))])
     monkeypatch.setattr(zipfile.ZipExtFile, 'read', lambda self, n: bytes(2000))
     steps = []
-    with pytest.raises(IgniteError, match='3,000 bytes were declared'):
+    with pytest.raises(IgniteError, match='declares 3,000 bytes'):
         extract_he_members(archive, tmp_path / 'out', 'images', LIMIT, steps.append)
     assert (sum(steps), tree(tmp_path / 'out')) == (2000, {})
 
@@ -168,15 +168,15 @@ def test_a_member_shorter_than_declared_is_damaged(tmp_path):
 
 
 BROKEN = {
-    'absent': (lambda path: path.unlink(), 'whole zip'),
-    'empty': (lambda path: path.write_bytes(b''), 'whole zip'),
-    'no zip': (lambda path: path.write_text('<html>Sign in</html>'), 'whole zip'),
-    'truncated': (lambda path: path.write_bytes(path.read_bytes()[:-60]), 'whole zip'),
+    'absent': (lambda path: path.unlink(), 'complete zip'),
+    'empty': (lambda path: path.write_bytes(b''), 'complete zip'),
+    'no zip': (lambda path: path.write_text('<html>Sign in</html>'), 'complete zip'),
+    'truncated': (lambda path: path.write_bytes(path.read_bytes()[:-60]), 'complete zip'),
     'start lost': (lambda path: path.write_bytes(path.read_bytes()[500:]), 'a.zip'),
     'bad CRC': (lambda path: patch_central(path, 'he/b.png', crc=1), 'damaged'),
     'header elsewhere': (lambda path: patch_central(path, 'he/b.png', header=2**31), 'damaged'),
-    'no H&E member': (lambda path: make_zip(path, [('pdl1/a.png', b'x')]), 'holds no he/NAME.png'),
-    'no member': (lambda path: make_zip(path, []), 'holds no he/NAME.png'),
+    'no H&E member': (lambda path: make_zip(path, [('pdl1/a.png', b'x')]), 'has no member he/NAME.png'),
+    'no member': (lambda path: make_zip(path, []), 'has no member he/NAME.png'),
 }
 
 

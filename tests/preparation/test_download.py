@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import http.client
 import io
 import itertools
 import json
@@ -19,12 +18,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import urllib3
 from conftest import tool
 from rich.console import Console
 from rich.progress import Progress
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation import client, download, read_index, write_synthetic_release
+from mmseg_ignite.preparation import archives, client, download, read_index, write_synthetic_release
 from mmseg_ignite.preparation.client import TRIES
 from mmseg_ignite.preparation.download import NAMES, download_release
 
@@ -434,8 +434,8 @@ def test_retry_after_may_be_a_date(served, get):
 
 
 HOPELESS = {
-    'busy': (fail(503), 'HTTP Error 503'),
-    'rate limit': (fail(429, '1'), 'HTTP Error 429'),
+    'busy': (fail(503), 'HTTP 503'),
+    'rate limit': (fail(429, '1'), 'HTTP 429'),
     'no answer': (hang_up, 'Remote end closed'),
     'cut at one place, no Range': (whole_but_cut(1000), '1,000 of'),
     'always too few bytes': (short, 'images.zip.part'),
@@ -471,7 +471,7 @@ def test_no_server_ends_in_a_sentence_and_the_waits_say_how_many_tries_are_left(
     console, waits = Console(file=io.StringIO()), []
     with pytest.raises(IgniteError, match='record cannot be read.*refused'):
         download_release(out, f'{served.root}/record', console, waits.append)
-    said = re.findall(r'refused.*; the next of (\d+) more (tries|try) is in (\d+) s', console.file.getvalue())
+    said = re.findall(r'refused.*; (\d+) more (tries|try), the next in (\d+) s', console.file.getvalue())
     expected = [(left, 'try' if left == 1 else 'tries', wait) for left, wait in zip(range(TRIES - 1, 0, -1), waits)]
     assert said == [(str(left), word, f'{wait:.0f}') for left, word, wait in expected[1:]]
 
@@ -480,7 +480,7 @@ def test_an_untrusted_certificate_fails_at_once(get, monkeypatch):
     def connect(self):
         raise ssl.SSLCertVerificationError('self-signed certificate')
 
-    monkeypatch.setattr(http.client.HTTPSConnection, 'connect', connect)
+    monkeypatch.setattr(urllib3.connection.HTTPSConnection, 'connect', connect)
     with pytest.raises(IgniteError, match='certificate of the server is not trusted.*self-signed'):
         get('https://127.0.0.1/record')
 
@@ -532,29 +532,29 @@ def entry_with(**changes):
 
 
 RECORDS = {
-    'no JSON': (lambda record: b'<html>Sign in</html>', 'with JSON'),
+    'no JSON': (lambda record: b'<html>Sign in</html>', 'the JSON of'),
     'no text': (lambda record: b'\xff\xfe\x00', 'JSON'),
-    'empty': (lambda record: b'', 'with JSON'),
-    'list': (lambda record: [1], 'another shape'),
-    'null': (lambda record: None, 'another shape'),
-    'no files': (lambda record: {'message': 'PID does not exist'}, 'another shape'),
-    'files of another API': (lambda record: {'files': {'entries': {}}}, 'another shape'),
-    'deep': (lambda record: b'[' * 200_000, 'shape'),
-    'file missing': (lambda record: {'files': record['files'][1:]}, f'lists no {CSV}'),
+    'empty': (lambda record: b'', 'the JSON of'),
+    'list': (lambda record: [1], 'the JSON of'),
+    'null': (lambda record: None, 'the JSON of'),
+    'no files': (lambda record: {'message': 'PID does not exist'}, 'the JSON of'),
+    'files of another API': (lambda record: {'files': {'entries': {}}}, 'the JSON of'),
+    'deep': (lambda record: b'[' * 200_000, 'the JSON of'),
+    'file missing': (lambda record: {'files': record['files'][1:]}, f'KeyError.*{CSV}'),
     'no size': (lambda record: {'files': [{'key': name} for name in NAMES]}, 'size'),
     'negative size': (entry_with(size=-1), 'size -1'),
     'size as text': (entry_with(size='12'), "size '12'"),
     'true as size': (entry_with(size=True), 'size True'),
     'sha256': (entry_with(checksum='sha256:' + '0' * 64), 'checksum'),
     'no hex': (entry_with(checksum='md5:' + 'x' * 32), 'checksum'),
-    'checksum null': (entry_with(checksum=None), 'another shape'),
-    'links null': (entry_with(links=None), 'another shape'),
+    'checksum null': (entry_with(checksum=None), 'the JSON of'),
+    'links null': (entry_with(links=None), 'the JSON of'),
     'link number': (entry_with(links={'self': 5}), 'address 5'),
-    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'not an http'),
-    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'not an http'),
-    'link without host': (entry_with(links={'self': 'http:///x'}), 'not an http'),
-    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'not an http'),
-    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'not a usable address'),
+    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'cannot be requested'),
+    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'cannot be requested'),
+    'link without host': (entry_with(links={'self': 'http:///x'}), 'cannot be requested'),
+    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'cannot be requested'),
+    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'cannot be fetched'),
 }
 
 
@@ -571,7 +571,7 @@ def test_an_unusable_record_ends_in_a_sentence(served, get, out, kind):
 
 @pytest.mark.parametrize('record', ['file:///etc/passwd', 'ftp://host/record', '/etc/passwd', '', 'data:,{}'])
 def test_only_http_addresses_are_read(get, record):
-    with pytest.raises(IgniteError, match='not an http'):
+    with pytest.raises(IgniteError, match='cannot be requested.*check the http'):
         get(record)
 
 
@@ -584,7 +584,7 @@ def test_a_redirect_is_followed_with_its_range_but_only_to_http(served, get, out
     assert_complete(out, source)
     (out / CSV).unlink()
     served.script[CSV] = itertools.repeat(redirect('ftp://127.0.0.1/x'))
-    with pytest.raises(IgniteError, match="'ftp://127.0.0.1/x' is not an http"):
+    with pytest.raises(IgniteError, match="cannot be requested.*'ftp://127.0.0.1/x'"):
         get()
 
 
@@ -602,7 +602,7 @@ def disk(monkeypatch):
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(served, get, out, source, contents, disk):
     disk.free = needed(contents) - 1
-    with pytest.raises(IgniteError, match=f'{disk.free:,} bytes free, {disk.free + 1:,} are needed'):
+    with pytest.raises(IgniteError, match=f'{disk.free:,} bytes free, but {disk.free + 1:,} are needed'):
         get()
     assert served.requests == [('record', None)]
     disk.free += 1
@@ -633,7 +633,7 @@ def test_a_disk_that_fills_up_ends_in_a_sentence(get, out, source, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, 'extract_he_members', full)
+        patch.setattr(archives, 'extract_he_members', full)
         with pytest.raises(IgniteError, match='No space left on device.*the same command'):
             get()
     get()
@@ -752,7 +752,7 @@ def test_a_wrong_archive_in_the_folder_stays_until_the_right_one_is_whole(served
 def test_a_state_file_of_somebody_else_is_refused_and_kept(served, get, out, text):
     out.mkdir(parents=True)
     (out / 'download.json').write_text(text)
-    with pytest.raises(IgniteError, match='download.json is not what'):
+    with pytest.raises(IgniteError, match='download.json is not a list'):
         get()
     assert (out / 'download.json').read_text() == text
     assert served.requests == []
@@ -788,7 +788,7 @@ def test_a_proxy_of_the_environment_is_used(served, get, out, source, monkeypatc
         monkeypatch.delenv(name)
     monkeypatch.setenv('http_proxy', served.root)
     served.files['http://record.invalid/api'] = b'seen by the proxy'
-    with pytest.raises(IgniteError, match='with JSON'):
+    with pytest.raises(IgniteError, match='the JSON of'):
         get('http://record.invalid/api')
     assert served.requests == [('http://record.invalid/api', None)]
 
