@@ -95,7 +95,9 @@ class Client:
         wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
         if failures > 1 or wait > 5:
             left = TRIES - failures
-            self.on_message(f'{what}: {error}; {left} more {"try" if left == 1 else "tries"}, the next in {wait:.0f} s.')
+            self.on_message(
+                f'{what}: {error}; {left} more {"try" if left == 1 else "tries"}, the next in {wait:.0f} s.'
+            )
         self.sleep(wait)
 
 

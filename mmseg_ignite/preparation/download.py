@@ -99,7 +99,9 @@ def _complete(client: Client, file: RemoteFile, part: Path, on_progress: Callabl
             size = stream.tell()
 
 
-def _receive(response: BaseHTTPResponse, stream: BinaryIO, file: RemoteFile, on_progress: Callable[[int], None]) -> None:
+def _receive(
+    response: BaseHTTPResponse, stream: BinaryIO, file: RemoteFile, on_progress: Callable[[int], None]
+) -> None:
     """Append a response to ``stream``, up to the size that the record states."""
     size, span = stream.tell(), response.headers.get('Content-Range', '')
     if response.status != 206:  # the whole file, also where the server ignores Range

@@ -1,6 +1,5 @@
 """What an audit can find in a release: one table of kinds, each with its severity and its remedy."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..files import write_result
+from ..files import printable, write_result
 from ..labels import MAX_STRAY_SHARE
 
 SEVERITIES = ('error', 'warning', 'info')
@@ -139,11 +138,6 @@ def findings_table(findings: list[Finding], show: int = 3) -> Table:
         cells = Text('\n'.join(where)), Text(KINDS[kind].remedy)
         table.add_row(Text(severity, colours[severity]), kind, str(len(of_kind)), *cells)
     return table
-
-
-def printable(name: str) -> str:
-    """A file name with the bytes that are no UTF-8 written as escapes; it could not be printed or written otherwise."""
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 def write_audit(path: str | Path, release: str | Path, rois: int, findings: list[Finding]) -> None:

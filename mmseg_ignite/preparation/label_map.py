@@ -7,8 +7,9 @@ import zlib
 from pathlib import Path
 
 from ..errors import IgniteError
+from ..files import printable
 from ..labels import MAX_ID, NUM_CLASSES, RAW_LABEL_MAP
-from .findings import Finding, printable
+from .findings import Finding
 
 LABEL_MAP = 'he_label_map.json'
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}

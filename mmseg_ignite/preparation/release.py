@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..datasets.prepared import CONTEXT, METADATA
 from ..errors import IgniteError
-from .findings import Finding, printable
+from ..files import printable
+from .findings import Finding
 from .label_map import read_label_map, unzipped
 
 TASK = 'he_tissue_segmentation'

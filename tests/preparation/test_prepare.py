@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import tool
 from PIL import Image
 
+from mmseg_ignite.apis import preparing
 from mmseg_ignite.datasets.prepared import image_path, label_path, points_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import IGNORE
@@ -108,6 +110,16 @@ def test_a_damaged_array_is_not_taken_over(own_release, tmp_path):
     assert cut.read_bytes() == whole and lost.read_bytes() == gone
 
 
+def test_the_command_publishes_the_figure_of_the_splits_with_the_data(own_release, tmp_path, monkeypatch):
+    assert tool('prepare_ignite', '--release', own_release, '--out', tmp_path / 'out') == 0
+    assert Image.open(tmp_path / 'out' / 'splits.png').width > 500
+    monkeypatch.setattr(preparing, 'plot_split_shares', lambda index, path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        preparing.prepare(own_release, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+    assert prepare(own_release, tmp_path / 'out') and not (tmp_path / 'out' / 'splits.png').exists()
+
+
 def test_too_little_room_is_said_before_the_work(own_release, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000))())
     with pytest.raises(IgniteError, match='GB free'):
@@ -166,7 +178,7 @@ def test_the_release_and_the_current_folder_are_not_replaced(own_release, tmp_pa
     before = sorted(own_release.rglob('*'))
     (tmp_path / 'link').symlink_to(own_release)
     for out in (own_release, tmp_path, tmp_path / 'link'):
-        with pytest.raises(IgniteError, match='lies in the output folder'):
+        with pytest.raises(IgniteError, match='is in the output folder'):
             prepare(own_release, out)
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')

@@ -130,7 +130,7 @@ def test_a_tiff_in_the_place_of_a_png_is_named(own_release, tmp_path):
         audit(own_release, tmp_path / 'out')
     found = json.loads((tmp_path / 'out.audit.json').read_text())['findings']
     missing = [f for f in found if f['kind'] in ('image-missing', 'mask-missing')]
-    assert len(missing) == 2 and all(f'{ONE}.tif is, but only .png files are read' in f['detail'] for f in missing)
+    assert len(missing) == 2 and all(f'{ONE}.tif does, but only .png files are read' in f['detail'] for f in missing)
 
 
 def test_hidden_files_are_no_surplus(own_release, tmp_path):

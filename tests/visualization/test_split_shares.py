@@ -5,8 +5,9 @@ from PIL import Image
 from rich.console import Console
 
 from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation.split_table import split_table
 from mmseg_ignite.preparation.splits import make_splits
-from mmseg_ignite.visualization.split_shares import draw_split_shares, split_table
+from mmseg_ignite.visualization.split_shares import plot_split_shares
 
 
 def index_of(patients, rois_each=2, tested=3, absent=()):
@@ -33,7 +34,7 @@ def drawn(monkeypatch, tmp_path):
 
     def draw(index):
         path = tmp_path / 'splits.png'
-        draw_split_shares(index, path)
+        plot_split_shares(index, path)
         panels = {a.get_title('left').split('\n')[0]: a for a in figures[-1].axes if a.get_visible()}
         return panels, {p: [t.get_text() for t in a.texts] for p, a in panels.items()}, path
 
