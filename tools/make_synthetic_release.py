@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument('--patients', type=int, default=20)
     parser.add_argument('--size', type=size, default=(384, 384), metavar='HxW', help='ROI size in px')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--encoding', choices=['complement', 'direct'], default='complement', help='encoding of the ROI masks')
+    parser.add_argument(
+        '--encoding', choices=['complement', 'direct'], default='complement', help='encoding of the ROI masks'
+    )
     parser.add_argument(
         '--rare', type=rare, metavar='CLASS:SHARE', help='rare class (1..16) and its SHARE of all pixels'
     )

@@ -96,7 +96,7 @@ def test_a_folder_around_the_pngs_is_looked_through(own_release, tmp_path, tasks
         (own_release / task / '__MACOSX' / 'he' / f'{ONE}.png').write_bytes(b'resource fork')
     result = audit(own_release, tmp_path / 'out')
     found = {f.subject: f.detail for f in result.findings if f.kind == 'layout-nested'}
-    assert found == {f'{task}/he': f'its PNGs lie in {task}/{wrapper or task}/he' for task in tasks}
+    assert found == {f'{task}/he': f'its PNGs are in {task}/{wrapper or task}/he' for task in tasks}
     assert result.entries == before
 
 
