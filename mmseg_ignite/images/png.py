@@ -103,13 +103,18 @@ def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX
     return PngHeader(height, width, bits, COLOUR_TYPES[colour])
 
 
-def decode(content: bytes, header: PngHeader) -> np.ndarray:
+def decode(content: bytes, header: PngHeader, mode: str | None = None) -> np.ndarray:
     """Decode a checked PNG as stored, to (H, W) or (H, W, C); palette PNGs give indices.
+
+    Args:
+        content: bytes of the file.
+        header: from :func:`check_png`.
+        mode: mode of Pillow to convert to, e.g. 'RGBA'; None does not convert.
 
     Raises:
         DamagedPicture: the pixel data do not have the size in the header.
     """
-    if header.colour == 'RGB' and header.bits == 8:  # OpenCV is about twice as fast as Pillow
+    if mode is None and header.colour == 'RGB' and header.bits == 8:  # OpenCV is about twice as fast as Pillow
         try:
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
@@ -121,6 +126,6 @@ def decode(content: bytes, header: PngHeader) -> np.ndarray:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return np.array(picture)
+            return np.array(picture.convert(mode) if mode else picture)
     except Exception as error:  # Pillow raises many types on damaged data
         raise DamagedPicture(f'its pixel data are damaged ({error})') from error

@@ -31,10 +31,10 @@ def read_image(content: bytes, report: Report) -> np.ndarray | None:
         header = check_png(content)
         colour, bits, orientation = header.colour, header.bits, header.orientation
         if colour == 'palette':
-            image, colour, bits = _convert(content, 'RGBA' if header.transparent else 'RGB'), 'RGB', 8
+            image, colour, bits = decode(content, header, 'RGBA' if header.transparent else 'RGB'), 'RGB', 8
             report('image-palette', 'it is a palette PNG')
         elif header.transparent and colour == 'RGB' and bits == 8:
-            image = _convert(content, 'RGBA')
+            image = decode(content, header, 'RGBA')
         else:
             image = decode(content, header)
     _report_orientation(orientation, report)
@@ -92,14 +92,6 @@ def read_mask(content: bytes, report: Report, ids: dict[int, int] | None = None)
 def _report_orientation(orientation: int, report: Report) -> None:
     if orientation != 1:
         report('picture-turned', f'its EXIF orientation is {orientation}, which viewers apply')
-
-
-def _convert(content: bytes, mode: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return np.array(picture.convert(mode))
-    except Exception as error:  # Pillow raises many types on damaged data
-        raise DamagedPicture(f'its pixel data are damaged ({error})') from error
 
 
 def _decode_jpeg(content: bytes) -> tuple[np.ndarray, str, int]:

@@ -199,10 +199,7 @@ def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
 
 def classes_not_in_all_parts(rois: list[dict], parts: Parts) -> list[str]:
     """Return the classes of at least three patients that are missing from a part."""
-    holders: dict[str, set[str]] = {name: set() for name in CLASSES}
-    classes_of = {r['name']: {c for c, pixels in zip(CLASSES, r['pixels']) if pixels} for r in rois}
-    for roi in rois:
-        for name in classes_of[roi['name']]:
-            holders[name].add(roi['patient'])
-    held = [set().union(*(classes_of[name] for name in names)) for names in parts.values()]
-    return [name for name in CLASSES if len(holders[name]) >= 3 and not all(name in part for part in held)]
+    part_of = {name: part for part, names in parts.items() for name in names}
+    holders = {c: [r for r in rois if r['pixels'][i]] for i, c in enumerate(CLASSES)}
+    common = [c for c in CLASSES if len({r['patient'] for r in holders[c]}) >= 3]
+    return [c for c in common if {part_of[r['name']] for r in holders[c] if r['name'] in part_of} != set(parts)]
