@@ -14,7 +14,7 @@ from ..engine.encoder_weights import inherit_records, set_encoder_weights
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
-from ..files import check_place, printable
+from ..files import check_output_folder, printable
 from .checks import check_classes, check_data, check_parts, check_score_names
 from .configuration import build_runner, building, resolved
 
@@ -54,7 +54,7 @@ def train(
     check_score_names(cfg)
     check_classes(cfg, 'train_dataloader', 'val_dataloader')
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    check_place(cfg.work_dir)
+    check_output_folder(cfg.work_dir)
     if printable(cfg.work_dir) != str(cfg.work_dir):
         name = printable(cfg.work_dir)
         raise IgniteError(f'the name of the work dir {name} is not UTF-8, which mmengine cannot write: rename it.')

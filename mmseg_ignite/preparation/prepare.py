@@ -10,7 +10,7 @@ from rich.console import Console
 from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
 from ..datasets.protocols import PROTOCOLS, leaking_patients
 from ..errors import IgniteError
-from ..files import atomic_directory, check_outputs, check_place, is_ours, write_json
+from ..files import atomic_directory, check_output_folder, check_outputs, is_ours, write_json
 from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from ..visualization.split_shares import draw_split_shares, split_table
@@ -120,7 +120,7 @@ def _check_places(release: str | Path, out: Path) -> None:
     if target in (source, *source.parents):
         raise IgniteError(f'the release {release} lies in the output folder {out}: choose another output folder.')
     if target.parent != source:
-        check_place(target.parent)
+        check_output_folder(target.parent)
     check_outputs([audit_path(target)] if target.parent != source else [])
 
 
