@@ -67,13 +67,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
-    """Write a result with :func:`atomic_file` and sign it; never replace a foreign file.
+    """Write a result with :func:`atomic_file` and sign it.
 
-    Args:
-        replace: replace any file; for folders that were checked before.
-
-    Raises:
-        IgniteError: ``path`` exists and is foreign, see :func:`is_ours`.
+    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set because the folder
+    was checked before.
     """
     path = Path(path)
     if not replace:
@@ -139,12 +136,8 @@ def _check_ours(path: Path) -> None:
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
     """Check the files that a tool is going to write before it computes anything. Results of earlier runs may be replaced.
 
-    Args:
-        outputs: the paths of the files.
-        inputs: what the tool reads; links to a file count as that file.
-
-    Raises:
-        IgniteError: an output is an input, is in a release or a prepared data set, is a foreign file, or cannot be written.
+    Raise IgniteError if an output is an input (or a link to one), is in a release or a prepared data set, is a foreign file,
+    or cannot be written.
     """
     read = {identity: path for path in inputs if (identity := _identity(path))}
     checked = set()
@@ -162,17 +155,15 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
     """Return what all names of one file share, or None if there is no such file."""
     try:
-        status = os.stat(path)
+        return (status := os.stat(path)).st_dev, status.st_ino
     except OSError:
         return None
-    return status.st_dev, status.st_ino
 
 
 def check_output_folder(folder: str | os.PathLike) -> None:
-    """Check that results may be written into a folder, which need not exist yet.
+    """Raise IgniteError if results must not or cannot be written into a folder, which need not exist yet.
 
-    Raises:
-        IgniteError: it is a release, or in its images or annotations, or in a prepared data set, or cannot be written.
+    Not allowed are releases, their images and annotations, and prepared data sets.
     """
     real = Path(os.path.realpath(folder))
     for parent in (real, *real.parents):
@@ -190,11 +181,7 @@ def check_output_folder(folder: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Create a folder and check, before any work, that files can be written into it.
-
-    Raises:
-        IgniteError: it cannot be created or written, or is a file.
-    """
+    """Create a folder; raise IgniteError, before any work, if it cannot be created or written, or is a file."""
     with writing(folder, 'choose another folder, or change its permissions'):
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -204,8 +191,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the entries of a folder with one of the suffixes (in any case), sorted, without hidden ones (``._a.png``).
 
-    Raises:
-        IgniteError: there is no such folder, or it cannot be read.
+    Raise IgniteError if there is no such folder, or it cannot be read.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -248,10 +234,8 @@ def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[
     """Yield an empty temporary folder next to ``path``; move it to ``path`` on success, else remove it.
 
     An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``. A link is
-    followed, so that it keeps pointing at the folder's disk.
-
-    Raises:
-        IgniteError: ``path`` is anything else, or cannot be written.
+    followed, so that it keeps pointing at the folder's disk. Raise IgniteError if ``path`` is anything else, or cannot be
+    written.
     """
     path = Path(os.path.realpath(path))
     _check_replaceable(path, own)
@@ -291,20 +275,13 @@ def _swap(partial: Path, path: Path) -> None:
         path.replace(old)
         partial.replace(path)
     except BaseException:
-        if not path.exists():
-            old.replace(path)
-        else:
-            old.rmdir()
+        old.rmdir() if path.exists() else old.replace(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:
-    """Write JSON atomically. File names that are not UTF-8 are read back unchanged.
-
-    Raises:
-        ValueError: ``content`` has NaN or infinity, which JSON does not support.
-    """
+    """Write JSON atomically; raise ValueError for NaN and infinity. File names that are not UTF-8 are read back unchanged."""
     with atomic_file(path) as partial:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
         # A byte that is not UTF-8 is a lone surrogate here; "\\udcff" is its JSON escape.

@@ -26,10 +26,8 @@ def config_path(name: str) -> str:
     import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``.
 
     Args:
-        name: e.g. 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name.
-
-    Raises:
-        IgniteError: there is no such config; the sentence names the most similar ones.
+        name: 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name. Raise IgniteError with
+            the most similar names if there is no such config.
 
     Example:
         >>> cfg = Config.fromfile(config_path('segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'))

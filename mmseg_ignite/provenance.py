@@ -25,13 +25,9 @@ def text_sha256(text: str) -> str:
 
 
 def provenance(**known: object) -> dict:
-    """Return the provenance record of a result.
+    """Return the provenance of a result: ``version``, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
 
-    Args:
-        known: further entries, e.g. ``checkpoint_sha256``; None is omitted.
-
-    Returns:
-        dict: ``version`` of the package, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
+    ``known`` are further entries such as ``checkpoint_sha256``; None is omitted.
     """
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     known = {key: value for key, value in known.items() if value is not None}

@@ -139,7 +139,7 @@ class CropStream:
         self._ends = np.cumsum(of_class)  # the points of class k in ROI r end at r * 16 + k
 
     def sample(self, rng: np.random.Generator, crop_size: tuple[int, int] | None = None) -> CropPosition:
-        """Sample the position of a crop (of another size, if given): eight uniform numbers, nine if crops may be resampled."""
+        """Sample the position of a crop of size ``crop_size``: eight uniform numbers, nine if crops may be resampled."""
         size = np.array(crop_size or self.crop_size)
         u = rng.random(8)
         resampled = self.resample_probability > 0 and rng.random() < self.resample_probability
@@ -169,7 +169,13 @@ class CropStream:
         return CropPosition(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle, resampled)
 
     def _centre(
-        self, shape: tuple[int, int], size: np.ndarray, anchor: np.ndarray, offset: np.ndarray, zoom: float, angle: float
+        self,
+        shape: tuple[int, int],
+        size: np.ndarray,
+        anchor: np.ndarray,
+        offset: np.ndarray,
+        zoom: float,
+        angle: float,
     ) -> np.ndarray:
         """Return the centre of a crop of ``size``, moved into the array as far as the anchor stays in the crop."""
         turn = _turn(angle)

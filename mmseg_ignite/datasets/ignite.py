@@ -48,7 +48,12 @@ class IGNITEDataset(BaseSegDataset):
     METAINFO = dict(classes=CLASSES, palette=[list(colour) for colour in PALETTE])
 
     def __init__(
-        self, data_root: str = DATA_ROOT, split: str = 'train', protocol: str = PROTOCOL, use_context: bool = False, **kwargs
+        self,
+        data_root: str = DATA_ROOT,
+        split: str = 'train',
+        protocol: str = PROTOCOL,
+        use_context: bool = False,
+        **kwargs,
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
         for key, value in _FIXED.items():
@@ -145,9 +150,13 @@ class IGNITECropDataset(IGNITEDataset):
     def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: dict | None = None, **kwargs) -> None:
         self._crops = dict(crops or {})
         if loaders := [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]:
-            raise IgniteError(f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before it: remove it.')
+            raise IgniteError(
+                f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before it: remove it.'
+            )
         if kwargs.get('use_context'):
-            raise IgniteError('use_context of IGNITECropDataset is set in its crops: write crops=dict(use_context=True).')
+            raise IgniteError(
+                'use_context of IGNITECropDataset is set in its crops: write crops=dict(use_context=True).'
+            )
         super().__init__(data_root, split, **kwargs)
 
     def full_init(self) -> None:
@@ -167,7 +176,7 @@ class IGNITECropDataset(IGNITEDataset):
         raise IgniteError('a subset of IGNITECropDataset cannot be taken afterwards: pass indices to its constructor.')
 
     def __getitem__(self, key: tuple) -> dict:
-        """Return crop ``n`` of the stream of ``seed`` after the pipeline; ``key`` is (seed, n) or (seed, n, crop size (H, W)).
+        """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size).
 
         Raise IgniteError if it is not a tuple, so the data loader has another sampler.
         """

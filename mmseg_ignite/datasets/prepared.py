@@ -78,10 +78,7 @@ def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
 
 
 def read_index(root: str | Path) -> dict:
-    """Read the index of a prepared data set.
-
-    Raises:
-        IgniteError: ``root`` is not a prepared data set, or has another format or class table.
+    """Read the index of a prepared data set; raise IgniteError if there is none, or of another format or class table.
 
     Example:
         >>> read_index('data/ignite')['rois'][0]['name']
@@ -98,9 +95,7 @@ def read_index(root: str | Path) -> dict:
     except (OSError, ValueError) as error:
         raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
     if not isinstance(index, dict) or index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
-        raise IgniteError(
-            f'{path} is not an index of format {FORMAT} with the classes of IGNITE: prepare the data again.'
-        )
+        raise IgniteError(f"{path} is not an index of format {FORMAT} with IGNITE's classes: prepare the data again.")
     try:
         names = [roi['name'] for roi in index['rois']]
         listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
@@ -117,23 +112,16 @@ def by_name(index: dict) -> dict[str, dict]:
 
 
 def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
-    """Return the ROI entries of one part of a split protocol, checked for leaking patients.
+    """Return the ROI entries of one part of a split protocol.
 
-    Warns with the number of leaking patients if the protocol splits by ROI.
-
-    Raises:
-        IgniteError: the protocol or the part is not in the index, or a patient is in two parts of a protocol that splits by
-            patient.
+    Raise IgniteError if the protocol or the part is not in the index. If patients are in two parts, raise IgniteError, or
+    warn if the protocol splits by ROI.
     """
     splits = index['splits']
     if protocol not in splits:
-        raise IgniteError(
-            f'{where} has no split protocol {protocol!r}; it has {", ".join(splits)}: choose one of them.'
-        )
+        raise IgniteError(f'{where} has no split protocol {protocol!r}: choose one of {", ".join(splits)}.')
     if part not in splits[protocol]:
-        raise IgniteError(
-            f'the split protocol {protocol} has no part {part!r}; it has {", ".join(splits[protocol])}: choose one of them.'
-        )
+        raise IgniteError(f'the protocol {protocol} has no part {part!r}: choose one of {", ".join(splits[protocol])}.')
     if is_grouped(protocol):
         assert_no_leak(index['rois'], splits[protocol], where)
     elif leaks := leaking_patients(index['rois'], splits[protocol]):
@@ -181,10 +169,7 @@ def open_array(path: str | Path) -> np.ndarray:
     """Memory-map a prepared array, read-only.
 
     The map is closed with the array, so that the pages of one crop do not stay in a worker's memory. The header, which is
-    the slow part of opening an .npy file, is cached.
-
-    Raises:
-        IgniteError: the file is missing or damaged.
+    the slow part of opening an .npy file, is cached. Raise IgniteError if the file is missing or damaged.
     """
     with _reading(path):
         with open(path, 'rb') as stream:

@@ -108,11 +108,7 @@ def test_missing_context_is_said_before_anything_is_built(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('kwargs', 'words'),
-    [
-        (dict(split='train', protocol='fold9'), 'fold9'),
-        (dict(split='holdout'), 'holdout'),
-    ],
+    ('kwargs', 'words'), [(dict(split='train', protocol='fold9'), 'fold9'), (dict(split='holdout'), 'holdout')]
 )
 def test_unknown_protocol_or_split(prepared, kwargs, words):
     with pytest.raises(IgniteError, match=words):

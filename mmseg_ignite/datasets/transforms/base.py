@@ -41,33 +41,36 @@ def check_image(image: np.ndarray, user: str) -> None:
         )
 
 
+def _require(valid: bool, name: str, value: object, expected: str) -> None:
+    if not valid:
+        raise IgniteError(f'{name} is {value!r}; {expected} was expected: correct the transform in the config.')
+
+
 def check_prob(name: str, value: object) -> float:
     """Return ``value`` if it is a probability, else raise IgniteError."""
-    if not isinstance(value, Real) or not 0 <= value <= 1:
-        raise IgniteError(f'{name} is {value!r}; a probability from 0 to 1 was expected.')
+    _require(isinstance(value, Real) and 0 <= value <= 1, name, value, 'a probability from 0 to 1')
     return value
 
 
 def check_light(light: object) -> float:
     """Return ``light`` if it is an intensity above 0 and at most 255, else raise IgniteError."""
-    if not isinstance(light, Real) or not 0 < light <= 255:
-        raise IgniteError(f'light is {light!r}; an intensity above 0 and at most 255 was expected.')
+    _require(isinstance(light, Real) and 0 < light <= 255, 'light', light, 'an intensity above 0 and at most 255')
     return light
 
 
 def check_range(name: str, value: object, lowest: float, highest: float) -> tuple[float, float]:
     """Return ``value`` as floats (low, high) if it is a range within ``lowest`` .. ``highest``, else raise IgniteError."""
     low, high = to_array(value, (2,)).tolist()
-    if not lowest <= low <= high <= highest:
-        raise IgniteError(f'{name} is {value!r}; a range (low, high) within {lowest:g} and {highest:g} was expected.')
+    valid = lowest <= low <= high <= highest
+    _require(valid, name, value, f'a range (low, high) within {lowest:g} and {highest:g}')
     return low, high
 
 
 def check_lab(name: str, value: object, lowest: float, highest: float) -> tuple[float, float, float]:
     """Return ``value`` as a tuple if it is three numbers (L, a, b) in ``lowest`` .. ``highest``, else raise IgniteError."""
     array = to_array(value, (3,))
-    if not ((lowest <= array) & (array <= highest)).all():
-        raise IgniteError(f'{name} is {value!r}; three numbers (L, a, b) from {lowest:g} to {highest:g} were expected.')
+    valid = ((lowest <= array) & (array <= highest)).all()
+    _require(valid, name, value, f'a triple of numbers (L, a, b) from {lowest:g} to {highest:g}')
     return tuple(value)
 
 
@@ -79,11 +82,10 @@ def check_stain_ranges(name: str, value: object, stains: int, limit: float) -> n
     values = [value] * stains if isinstance(value, Real) else value
     pairs = [(-v, v) if isinstance(v, Real) else v for v in values] if isinstance(values, Sequence) else None
     ranges = to_array(pairs, (stains, 2))
-    if not ((-limit <= ranges[:, 0]) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= limit)).all():
-        raise IgniteError(
-            f'{name} is {value!r}; a number from 0 to {limit:g} was expected, or {stains} of them, each a number or a '
-            f'range (low, high) within {-limit:g} and {limit:g}.'
-        )
+    low, high = ranges.T
+    each = f'each a number or a range (low, high) within {-limit:g} and {limit:g},'
+    valid = ((-limit <= low) & (low <= high) & (high <= limit)).all()
+    _require(valid, name, value, f'a number from 0 to {limit:g}, or {stains} of them, {each}')
     return ranges
 
 

@@ -19,6 +19,7 @@ _SAMPLE = 16384  # pixels from which statistics are measured
 _MIN_TISSUE = 64  # tissue pixels among them
 _BLOCK = 16384  # pixels mapped at once; they stay in the L2 cache
 _ONE = (1.0, 1.0, 1.0, 1.0)
+_Triple = tuple[float, float, float]
 TISSUE_SHARE = tissue_share().astype(np.float32)
 
 
@@ -114,16 +115,15 @@ class RandStainNA(ImageTransform):
     Raises:
         IgniteError: an argument is out of range, or the array cannot be read.
 
-    Example:
-        dict(type='RandStainNA', prob=0.5)
+    Example: ``dict(type='RandStainNA', prob=0.5)``
     """
 
     def __init__(
         self,
-        mean: tuple[float, float, float] = (56.0, 39.0, -22.0),
-        mean_between: tuple[float, float, float] = (8.0, 8.0, 8.0),
-        spread: tuple[float, float, float] = (14.8, 8.7, 9.0),
-        spread_between: tuple[float, float, float] = (1.8, 1.2, 1.0),
+        mean: _Triple = (56.0, 39.0, -22.0),
+        mean_between: _Triple = (8.0, 8.0, 8.0),
+        spread: _Triple = (14.8, 8.7, 9.0),
+        spread_between: _Triple = (1.8, 1.2, 1.0),
         prob: float = 1.0,
     ) -> None:
         self.mean = check_lab('mean', mean, -128, 128)
@@ -168,16 +168,11 @@ class LABJitter(ImageTransform):
         prob (float): Probability of a change. Defaults to 1.0.
         glass (bool): Change the glass as well. Defaults to False.
 
-    Example:
-        dict(type='LABJitter', mean=(4, 3, 4), prob=0.5)
+    Example: ``dict(type='LABJitter', mean=(4, 3, 4), prob=0.5)``
     """
 
     def __init__(
-        self,
-        mean: tuple[float, float, float] = (6.0, 5.0, 6.0),
-        spread: float = 0.12,
-        prob: float = 1.0,
-        glass: bool = False,
+        self, mean: _Triple = (6.0, 5.0, 6.0), spread: float = 0.12, prob: float = 1.0, glass: bool = False
     ) -> None:
         self.mean, self.spread = check_lab('mean', mean, 0, 50), check_prob('spread', spread)
         self.prob, self.glass = check_prob('prob', prob), glass

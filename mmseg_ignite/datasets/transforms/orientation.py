@@ -34,8 +34,7 @@ class RandomDihedral(BaseTransform):
     ``dihedral``, int 0..7: 0..3 quarter turns counter-clockwise, 4..7 the same, then mirrored left to right; even if height
     and width differ.
 
-    Example:
-        dict(type='RandomDihedral')
+    Example: ``dict(type='RandomDihedral')``
     """
 
     def transform(self, results: dict) -> dict:

@@ -31,8 +31,7 @@ class RandomScannerEffects(ImageTransform):
         jpeg_prob (float): Probability of compression. Defaults to 0.15.
         jpeg_quality (tuple[int, int]): Range of OpenCV's JPEG quality, 1 to 100, both ends included. Defaults to (60, 95).
 
-    Example:
-        dict(type='RandomScannerEffects', blur_prob=0.3)
+    Example: ``dict(type='RandomScannerEffects', blur_prob=0.3)``
     """
 
     def __init__(

@@ -139,14 +139,12 @@ def map_from_light(
 
 
 class _StainJitter(ImageTransform):
-    """Base of the transforms that scale and shift the concentrations of ``STAINS`` stains at random."""
+    """Base of the transforms that scale and shift the concentrations of stains at random."""
 
-    STAINS: int
-
-    def _set(self, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
+    def _set(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
         self.sigma, self.bias, self.prob = sigma, bias, check_prob('prob', prob)
-        self._alpha = 1 + check_stain_ranges('sigma', sigma, self.STAINS, 1)
-        self._beta = check_stain_ranges('bias', bias, self.STAINS, 5)
+        self._alpha = 1 + check_stain_ranges('sigma', sigma, stains, 1)
+        self._beta = check_stain_ranges('bias', bias, stains, 5)
 
     def _sample(self) -> tuple[bool, np.ndarray, np.ndarray]:
         """Return whether to change the image, and scale and shift of each concentration."""
@@ -173,15 +171,13 @@ class HEDJitter(_StainJitter):
             optical density (natural logarithm). It tints the glass too, at 0.02 by up to 5 %. Defaults to 0.02.
         prob (float): Probability of a change. Defaults to 1.0.
 
-    Example:
-        dict(type='HEDJitter', sigma=0.1, bias=((0, 0.05), 0, 0))
+    Example: ``dict(type='HEDJitter', sigma=0.1, bias=((0, 0.05), 0, 0))``
     """
 
-    STAINS = 3
     _UNMIX = np.linalg.inv(HED)
 
     def __init__(self, sigma: float | tuple = 0.1, bias: float | tuple = 0.02, prob: float = 1.0) -> None:
-        self._set(sigma, bias, prob)
+        self._set(3, sigma, bias, prob)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         wanted, alpha, beta = self._sample()
@@ -231,8 +227,7 @@ class MacenkoNormalize(ImageTransform):
     def from_image(cls, image: np.ndarray, light: float = 240.0) -> MacenkoNormalize:
         """Return the transform that gives images the stains of ``image``, (H, W, 3) uint8 BGR.
 
-        Raises:
-            IgniteError: the two stains of ``image`` cannot be separated.
+        Raise IgniteError if its two stains cannot be separated.
         """
         check_image(image, cls.__name__)
         stains = estimate_stains(image, check_light(light))
@@ -271,11 +266,8 @@ class MacenkoAugment(_StainJitter):
             change rises linearly up to 0.25.
         light (float): Intensity of the glass, above 0 and at most 255. Defaults to 240.
 
-    Example:
-        dict(type='MacenkoAugment', sigma=0.2, prob=0.5)
+    Example: ``dict(type='MacenkoAugment', sigma=0.2, prob=0.5)``
     """
-
-    STAINS = 2
 
     def __init__(
         self,
@@ -285,7 +277,7 @@ class MacenkoAugment(_StainJitter):
         glass: bool = False,
         light: float = 240.0,
     ) -> None:
-        self._set(sigma, bias, prob)
+        self._set(2, sigma, bias, prob)
         self.glass, self.light = glass, check_light(light)
         self._share = None if glass else tissue_share(light)
 

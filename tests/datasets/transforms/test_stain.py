@@ -131,10 +131,7 @@ def test_share_of_the_change_follows_green():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
-)
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_hed_jitter_is_deconvolution_scaled_and_shifted(sigma, bias):
     image = noise((32, 33))
     amounts = density(image) @ np.linalg.inv(RUIFROK_JOHNSTON)
