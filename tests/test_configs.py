@@ -29,7 +29,7 @@ def test_config_builds_and_runs_forward_and_backward(size):
     init_default_scope('mmseg')
     cfg.model.backbone.init_cfg = None
     cfg.model.data_preprocessor.size = (64, 64)
-    cfg.model.decode_head.norm_cfg.type = 'BN'  # on one process the runner does this
+    cfg.model.decode_head.norm_cfg.type = 'BN'  # the runner does this for a single process
     cfg.model.backbone.setdefault('norm_cfg', dict(type='LN', eps=1e-6))
     model = MODELS.build(cfg.model).train()
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MILLION_PARAMETERS[size], rel=0.02)
@@ -44,12 +44,12 @@ def test_config_builds_and_runs_forward_and_backward(size):
     assert model(data['inputs']).shape == (2, 16, 16, 16)
 
 
-def test_children_are_short_deltas():
+def test_child_configs_are_short():
     for size in range(1, 6):
         assert len((CONFIGS / NAME.format(size)).read_text().splitlines()) <= 12
 
 
-def test_configs_of_other_hardware_are_short_deltas():
+def test_configs_for_other_hardware_are_short():
     names = [f'segformer_mit-b{size}_4xb8-20k_ignite-512x512.py' for size in range(6)]
     names += [f'segformer_mit-b{size}_1xb4-accum2-40k_ignite-512x512.py' for size in (4, 5)]
     for name in names:
@@ -96,19 +96,19 @@ def test_settings_at_the_top_of_a_child_config_reach_the_data_sets(tmp_path):
         ('1 / 0', 'ZeroDivision'),
     ],
 )
-def test_unusable_configs(tmp_path, text, words):
+def test_invalid_configs_are_refused(tmp_path, text, words):
     (tmp_path / 'c.py').write_text(text)
     with pytest.raises(IgniteError, match=words):
         load_config(tmp_path / 'c.py')
 
 
-def test_missing_config(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(IgniteError, match='nowhere.py'):
         load_config(tmp_path / 'nowhere.py')
 
 
-def test_our_parts_serve_a_stock_config(tmp_path):
-    """mmseg's own B1 config takes the data set through its registry name."""
+def test_an_mmseg_config_can_use_our_parts(tmp_path):
+    """mmseg's own B1 config finds the data set by its registry name."""
     (tmp_path / 'c.py').write_text(
         "_base_ = 'mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py'\n"
         "custom_imports = dict(imports=['mmseg_ignite'])\n"
