@@ -113,17 +113,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--data-root', default='data/ignite', help='prepared data set to check (default: %(default)s)')
     args = parser.parse_args()
+    checks = dict(python=check_python, torch=check_torch, stack=check_distributions, imports=check_imports)
+    checks.update(opencv=check_opencv, disk=check_disk, data=lambda: check_data(args.data_root), model=check_forward)
     failed = False
-    for name, check in dict(
-        python=check_python,
-        torch=check_torch,
-        stack=check_distributions,
-        imports=check_imports,
-        opencv=check_opencv,
-        disk=check_disk,
-        data=lambda: check_data(args.data_root),
-        model=check_forward,
-    ).items():
+    for name, check in checks.items():
         status, text = check()
         failed |= status == 'FAIL'
         print(f'{status}  {name:<8} {text}', flush=True)

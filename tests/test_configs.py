@@ -11,14 +11,7 @@ from mmseg_ignite.apis import load_config
 from mmseg_ignite.errors import IgniteError
 
 NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
-MILLION_PARAMETERS = {
-    0: 3.7,
-    1: 13.7,
-    2: 24.7,
-    3: 44.6,
-    4: 61.4,
-    5: 82.0,
-}  # Xie et al. 2021, with mmseg's 256-channel head
+MILLION_PARAMETERS = (3.7, 13.7, 24.7, 44.6, 61.4, 82.0)  # Xie et al. 2021, with mmseg's 256-channel head
 
 
 @pytest.mark.parametrize('size', range(6))
@@ -76,12 +69,9 @@ def test_settings_at_the_top_of_a_child_config_reach_the_data_sets(tmp_path):
         "val_dataloader = dict(dataset=dict(protocol='fold1'))\n"
     )
     cfg = load_config(tmp_path / 'c.py', {'crops.temperature': 0.7})
-    assert [cfg[f'{p}_dataloader'].dataset.protocol for p in ('train', 'val', 'test')] == [
-        'official',
-        'fold1',
-        'official',
-    ]
-    assert {cfg[f'{p}_dataloader'].dataset.data_root for p in ('train', 'val', 'test')} == {'/d'}
+    datasets = [cfg[f'{part}_dataloader'].dataset for part in ('train', 'val', 'test')]
+    assert [dataset.protocol for dataset in datasets] == ['official', 'fold1', 'official']
+    assert {dataset.data_root for dataset in datasets} == {'/d'}
     crops = cfg.train_dataloader.dataset.crops
     assert (crops.class_probability, crops.temperature, crops.rotation) == (0.1, 0.7, 'any')
     assert 'crops' not in cfg.val_dataloader.dataset

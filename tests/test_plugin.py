@@ -36,21 +36,15 @@ FULL_CHILD = f"_base_ = ['mmseg_ignite::{NAME}']\n"
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-def settings(prepared):
-    return {
-        'data_root': str(prepared),
-        'train_cfg.max_iters': 1,
-        'train_cfg.val_interval': 1,
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'crops.crop_size': (64, 64),
-        'default_hooks.checkpoint.interval': 1,
-        **{
-            f'{loader}_dataloader.{key}': value
-            for loader in ('train', 'val', 'test')
-            for key, value in (('num_workers', 0), ('persistent_workers', False))
-        },
-    }
+SHORT = {
+    'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1,
+    'model.data_preprocessor.size': (64, 64),
+    'default_hooks.checkpoint.interval': 1,
+    **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
+    **{f'{part}_dataloader.persistent_workers': False for part in ('train', 'val', 'test')},
+}
+"""One iteration without worker processes."""
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +52,8 @@ def checkpoint(prepared, tmp_path_factory):
     """Train with a config whose base is ``mmseg_ignite::...``, and return the checkpoint."""
     work_dir = tmp_path_factory.mktemp('plugin')
     (work_dir / 'child.py').write_text(FULL_CHILD)
-    train(load_config(work_dir / 'child.py', settings(prepared), str(work_dir / 'work')))
+    options = {'data_root': str(prepared), 'crops.crop_size': (64, 64), 'train_dataloader.batch_size': 2, **SHORT}
+    train(load_config(work_dir / 'child.py', options, str(work_dir / 'work')))
     return str(work_dir / 'work' / 'iter_1.pth')
 
 
@@ -79,7 +74,7 @@ def expected(checkpoint, images):
     """Return the labels of our own Predictor."""
     predictor = Predictor(load_config(DEMO_CONFIG), checkpoint, 'cpu')
     labels = [predictor.predict(path) for path in images]
-    assert all(len(np.unique(one)) > 1 for one in labels)
+    assert all(len(np.unique(array)) > 1 for array in labels)
     return labels
 
 
@@ -111,7 +106,7 @@ def test_mmseg_inference_model_accepts_paths_and_arrays(checkpoint, images, expe
         *inference_model(model, images),
         inference_model(model, images[0]),
     ]  # paths first: arrays change the config
-    found += inference_model(model, [cv2.imread(one) for one in images])
+    found += inference_model(model, [cv2.imread(path) for path in images])
     for sample, labels in zip(found, [*expected, expected[0], *expected], strict=True):
         np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), labels)
 
@@ -120,7 +115,7 @@ def test_mmseg_inferencer_accepts_paths_and_arrays(checkpoint, images, expected,
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     for config in (str(DEMO_CONFIG), str(tmp_path / 'child.py')):
         inferencer = MMSegInferencer(config, checkpoint, device='cpu', show_progress=False)
-        found = inferencer(images)['predictions'] + inferencer([cv2.imread(one) for one in images])['predictions']
+        found = inferencer(images)['predictions'] + inferencer([cv2.imread(path) for path in images])['predictions']
         for labels, wanted in zip(found, expected * 2, strict=True):
             np.testing.assert_array_equal(labels, wanted)
     drawn = inferencer(images[0], return_vis=True, out_dir=str(tmp_path / 'out'))
@@ -203,9 +198,8 @@ def test_plain_mmengine_reads_a_config_that_imports_the_package(tmp_path):
 
     The import prints nothing and does not change mmengine's checkpoint loader.
     """
-    (tmp_path / 'child.py').write_text(
-        f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
-    )
+    text = f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
+    (tmp_path / 'child.py').write_text(text)
     code = f"""
 import sys
 from mmengine.config import Config
@@ -240,15 +234,15 @@ def test_a_base_by_name_trains_with_plain_mmengine_in_a_new_process(prepared, tm
     """After ``import mmseg_ignite`` alone, everything in the config must be found through its scope."""
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     data = {f'{part}_dataloader.dataset.data_root': str(prepared) for part in ('train', 'val', 'test')}
-    own = dict(crop_size=(64, 64), um_per_px=None, rotation='quarter')
-    crops = {'work_dir': 'work', **{f'train_dataloader.dataset.crops.{key}': value for key, value in own.items()}}
-    options = {key: value for key, value in settings(prepared).items() if key not in ('data_root', 'crops.crop_size')}
+    crops = dict(crop_size=(64, 64), um_per_px=None, rotation='quarter')
+    data |= {f'train_dataloader.dataset.crops.{key}': value for key, value in crops.items()}
+    data |= {'work_dir': 'work', 'train_dataloader.batch_size': 2}
     code = f"""
 import mmseg_ignite
 from mmengine.config import Config
 from mmengine.runner import Runner
 cfg = Config.fromfile('child.py')
-cfg.merge_from_dict({ {**options, **data, **crops}!r})
+cfg.merge_from_dict({ {**SHORT, **data}!r})
 Runner.from_cfg(cfg).train()
 """
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
@@ -290,31 +284,15 @@ def test_the_config_in_the_docs_trains_with_plain_mmengine(prepared, tmp_path):
     """Train mmseg's SegFormer with our data, transforms, loss and metric in mmengine's runner; then run mmseg's inference."""
     configs = Path(mmseg.__file__).parent / '.mim' / 'configs'
     text = examples()[1].replace("'../segformer/", f"'{configs}/segformer/").replace('data/ignite', str(prepared))
-    (tmp_path / 'segformer.py').write_text(
-        text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
-    )
+    text = text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
+    (tmp_path / 'segformer.py').write_text(text)
     cfg = Config.fromfile(str(tmp_path / 'segformer.py'))
-    cfg.merge_from_dict(
-        {
-            'work_dir': str(tmp_path / 'work'),
-            'model.data_preprocessor.size': (64, 64),
-            'model.backbone.init_cfg': None,
-            'train_cfg.max_iters': 1,
-            'train_cfg.val_interval': 1,
-            'default_hooks.checkpoint.interval': 1,
-            **{
-                f'{loader}_dataloader.{key}': value
-                for loader in ('train', 'val', 'test')
-                for key, value in (('num_workers', 0), ('persistent_workers', False))
-            },
-        }
-    )
+    cfg.merge_from_dict({'work_dir': str(tmp_path / 'work'), 'model.backbone.init_cfg': None, **SHORT})
     runner = Runner.from_cfg(cfg)
     runner.train()
     scores = runner.test()
-    assert 0 <= scores['mIoU'] <= 100 and len(runner.test_evaluator.metrics[0].rois) == len(
-        runner.test_dataloader.dataset
-    )
+    assert 0 <= scores['mIoU'] <= 100
+    assert len(runner.test_evaluator.metrics[0].rois) == len(runner.test_dataloader.dataset)
     model = init_model(cfg, str(tmp_path / 'work' / 'iter_1.pth'), 'cpu')
     image = np.full((70, 90, 3), 128, np.uint8)
     assert inference_model(model, image).pred_sem_seg.shape == (70, 90)

@@ -20,6 +20,7 @@ from .prepared import CONTEXT, image_path, label_path, open_array, read_points
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
+Size = tuple[int, int]  # (H, W) in px
 _ATTEMPTS = 10
 MAX_ZOOM = 16
 """px of an ROI per px of a crop: beyond it a crop would read half a slide, so the range of um/px must be a mistake."""
@@ -90,7 +91,7 @@ class CropStream:
         self,
         root: str | Path,
         rois: list[dict],
-        crop_size: tuple[int, int] = (512, 512),
+        crop_size: Size = (512, 512),
         class_probability: float = 0.5,
         temperature: float = 0.5,
         um_per_px: tuple[float, float] | None = None,
@@ -127,7 +128,7 @@ class CropStream:
         counts = np.stack([self._counts(r) for r in self.rois])
         areas = np.array([r['height'] * r['width'] for r in self.rois], np.float64)
         total = counts.sum(0)
-        # class_shares: the probability of each class if a class is sampled, (16,); 0 for absent ones.
+        # The probability of each class if a class is sampled, (16,); 0 for absent ones.
         self.class_shares = np.where(total > 0, np.maximum(total, 1.0) ** -temperature, 0.0)
         self.class_shares /= self.class_shares.sum()
         self._roi_weights = np.cumsum(areas / areas.sum())
@@ -138,7 +139,7 @@ class CropStream:
         of_class = np.stack([np.bincount(p[:, 0], minlength=NUM_CLASSES) for p in points])
         self._ends = np.cumsum(of_class)  # the points of class k in ROI r end at r * 16 + k
 
-    def sample(self, rng: np.random.Generator, crop_size: tuple[int, int] | None = None) -> CropPosition:
+    def sample(self, rng: np.random.Generator, crop_size: Size | None = None) -> CropPosition:
         """Sample the position of a crop of size ``crop_size``: eight uniform numbers, nine if crops may be resampled."""
         size = np.array(crop_size or self.crop_size)
         u = rng.random(8)
@@ -163,19 +164,14 @@ class CropStream:
         free = resampled and self.rotation == 'any'
         angle = 0.0 if self.rotation == 'none' else 2 * np.pi * u[7] if free else np.pi / 2 * int(4 * u[7])
         if train_id >= 0:  # the pixel may be anywhere in the crop
-            centre = self._centre(shape, size, np.array(anchor) + 0.5, (2 * u[4:6] - 1) * _limit(size), zoom, angle)
+            point, offset = np.array(anchor) + 0.5, (2 * u[4:6] - 1) * _limit(size)
         else:  # a position within the pixel is the centre
-            centre = self._centre(shape, size, anchor + u[4:6], np.zeros(2), zoom, angle)
+            point, offset = anchor + u[4:6], np.zeros(2)
+        centre = self._centre(shape, size, point, offset, zoom, angle)
         return CropPosition(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle, resampled)
 
     def _centre(
-        self,
-        shape: tuple[int, int],
-        size: np.ndarray,
-        anchor: np.ndarray,
-        offset: np.ndarray,
-        zoom: float,
-        angle: float,
+        self, shape: Size, size: np.ndarray, anchor: np.ndarray, offset: np.ndarray, zoom: float, angle: float
     ) -> np.ndarray:
         """Return the centre of a crop of ``size``, moved into the array as far as the anchor stays in the crop."""
         turn = _turn(angle)
@@ -191,14 +187,14 @@ class CropStream:
             back = np.where(beyond > 0, beyond / np.abs(at_inside - offset), 0.0)
         return inside + back.max() * (free - inside)
 
-    def _array(self, entry: dict) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    def _array(self, entry: dict) -> tuple[str, Size, tuple[int, int]]:
         """Return name and shape of the array that crops of an ROI are read from, and the origin of the ROI in it."""
         context = entry.get('context') if self.use_context else None
         if context is None:
             return entry['name'], (entry['height'], entry['width']), (0, 0)
         return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
-    def read(self, seed: int, n: int, with_image: bool = True, crop_size: tuple[int, int] | None = None) -> dict:
+    def read(self, seed: int, n: int, with_image: bool = True, crop_size: Size | None = None) -> dict:
         """Read crop number ``n`` of the stream of ``seed``.
 
         Returns:
@@ -221,7 +217,7 @@ class CropStream:
             crop['img'] = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         return crop
 
-    def _cut(self, array: np.ndarray, position: CropPosition, crop_size: tuple[int, int] | None = None) -> np.ndarray:
+    def _cut(self, array: np.ndarray, position: CropPosition, crop_size: Size | None = None) -> np.ndarray:
         """Read a crop from an image or label array, touching only the rows and columns that it covers."""
         mirror = array.ndim == 3 or self.border == 'mirror'
         crop_size = crop_size or self.crop_size
@@ -253,21 +249,12 @@ def _check(crop_size, class_probability, temperature, um_per_px, rotation, resam
     def within(value: object, highest: float) -> bool:
         return isinstance(value, Real) and 0 <= value <= highest
 
+    range_valid = um_per_px is None or (pair(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1])
     for name, value, valid, expected in (
         ('crop_size', crop_size, pair(crop_size, Integral) and min(crop_size) >= 1, '(H, W) in px'),
         ('class_probability', class_probability, within(class_probability, 1), '0..1'),
-        (
-            'temperature',
-            temperature,
-            within(temperature, 4),
-            '0 (all classes alike) to 4; 1 is inverse to their pixels',
-        ),
-        (
-            'um_per_px',
-            um_per_px,
-            um_per_px is None or (pair(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1]),
-            '(low, high) in um/px',
-        ),
+        ('temperature', temperature, within(temperature, 4), '0 (all classes alike) to 4 (1: inverse to pixels)'),
+        ('um_per_px', um_per_px, range_valid, '(low, high) in um/px'),
         ('resample_probability', resample_probability, within(resample_probability, 1), '0..1'),
         ('rotation', rotation, rotation in ROTATIONS, f'one of {ROTATIONS}'),
         ('border', border, border in BORDERS, f'one of {BORDERS}'),
