@@ -189,10 +189,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the entries of a folder with one of the suffixes (in any case), sorted, without hidden ones (``._a.png``).
-
-    Raise IgniteError if there is no such folder, or it cannot be read.
-    """
+    """Return the entries of a folder with one of the suffixes (in any case), sorted, without hidden ones."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:

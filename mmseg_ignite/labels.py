@@ -54,17 +54,11 @@ MAX_ID = 127
 
 
 class DecodedMask(NamedTuple):
-    """A mask of the release in train ids.
+    """A mask of the release in train ids."""
 
-    Attributes:
-        labels: (H, W) uint8, train ids 0..15, 255 where unannotated.
-        encoding: 'complement', 'direct', or 'empty' if every pixel is 0.
-        stray: number of pixels with an impossible value; they are 255 in ``labels``.
-    """
-
-    labels: np.ndarray
-    encoding: str
-    stray: int
+    labels: np.ndarray  # (H, W) uint8, train ids 0..15, 255 where unannotated
+    encoding: str  # 'complement', 'direct', or 'empty' if every pixel is 0
+    stray: int  # number of pixels with an impossible value; they are 255 in ``labels``
 
 
 class MaskError(IgniteError):

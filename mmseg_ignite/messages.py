@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import mmengine.logging
 
@@ -62,14 +63,10 @@ def quiet_imports() -> Iterator[None]:
     """
     original = mmengine.logging.print_log
 
-    def print_log(msg: object, logger: object = None, level: int = logging.INFO) -> None:
+    def print_log(msg: object, *args, **kwargs) -> None:
         if msg != 'Could not import OneDL':
-            original(msg, logger, level)
+            original(msg, *args, **kwargs)
 
-    mmengine.logging.print_log = print_log
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
-            yield
-    finally:
-        mmengine.logging.print_log = original
+    with warnings.catch_warnings(), mock.patch.object(mmengine.logging, 'print_log', print_log):
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+        yield

@@ -27,25 +27,15 @@ MAX_ZOOM = 16
 
 
 class CropPosition(NamedTuple):
-    """Where a crop is.
+    """Where a crop is in the array that is read."""
 
-    Attributes:
-        roi: number of the ROI in the stream's list.
-        train_id: class of the pixel that the crop was placed around; -1 for a uniform position.
-        anchor: (y, x) of that pixel in the array that is read, px.
-        centre: (y, x) of the crop there, px; the first pixel's centre is at (0.5, 0.5).
-        zoom: px of the array per px of the crop.
-        angle: rotation of the crop in radians.
-        resampled: whether pixels are interpolated; False: whole pixels at a quarter turn, ``zoom`` is 1.
-    """
-
-    roi: int
-    train_id: int
-    anchor: tuple[int, int]
-    centre: tuple[float, float]
-    zoom: float
-    angle: float
-    resampled: bool = False
+    roi: int  # number in the stream's list
+    train_id: int  # class of the pixel that the crop was placed around; -1 for a uniform position
+    anchor: tuple[int, int]  # (y, x) of that pixel, px
+    centre: tuple[float, float]  # (y, x) of the crop, px; the first pixel's centre is at (0.5, 0.5)
+    zoom: float  # px of the array per px of the crop
+    angle: float  # rotation of the crop, radians
+    resampled: bool = False  # whether pixels are interpolated; False: whole pixels at a quarter turn, ``zoom`` is 1
 
 
 class CropStream:

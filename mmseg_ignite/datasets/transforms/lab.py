@@ -24,26 +24,16 @@ TISSUE_SHARE = tissue_share().astype(np.float32)
 
 
 class LabStatistics(NamedTuple):
-    """Colour of an image's tissue.
-
-    Attributes:
-        mean: (3,) float64, mean of L, a, b over the tissue.
-        spread: (3,) float64, their standard deviation.
-    """
+    """Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
 
     mean: np.ndarray
     spread: np.ndarray
 
 
 def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None:
-    """Measure L, a, b of the tissue on about 16,000 pixels of a regular grid.
+    """Measure L, a, b of the tissue of an image, (H, W, 3) uint8 BGR (or RGB), on about 16,000 pixels of a regular grid.
 
-    Args:
-        image: (H, W, 3) uint8.
-        rgb: whether the channels are R, G, B instead of B, G, R.
-
-    Returns:
-        The statistics, or None if fewer than 64 pixels of the grid are tissue (green density of at least 0.175).
+    Return None if fewer than 64 pixels of the grid are tissue (green density of at least 0.175).
     """
     step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
     pixels = np.ascontiguousarray(image[::step, ::step])
@@ -56,16 +46,10 @@ def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None
 
 
 def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: bool = False) -> np.ndarray:
-    """Map L, a, b of every pixel to ``scale * value + offset``.
+    """Map L, a, b of every pixel of an image, (H, W, 3) uint8 BGR, to ``scale * value + offset``, (3,) each.
 
-    Args:
-        image: (H, W, 3) uint8, BGR.
-        scale, offset: (3,), of L, a, b.
-        glass: change the glass as well. Otherwise pixels with a green density below 0.10 are kept, and the change rises
-            linearly up to 0.25.
-
-    Returns:
-        (H, W, 3) uint8, BGR, a new array; colours outside RGB saturate.
+    Unless ``glass`` is set, pixels with a green density below 0.10 are kept, and the change rises linearly up to 0.25.
+    Colours outside RGB saturate.
     """
     matrix = np.column_stack([np.diag(scale), offset]).astype(np.float32)
     out = np.empty_like(image)

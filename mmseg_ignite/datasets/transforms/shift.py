@@ -19,21 +19,14 @@ BLUR_PX, JPEG_QUALITY = 0.7, 75
 
 
 class _Laboratory(NamedTuple):
-    """Stain of a laboratory: means over its ROIs, and standard deviations between them.
+    """Stain of a laboratory: means over its ROIs, and standard deviations between them (``_between``)."""
 
-    Attributes:
-        mean, mean_between: L, a, b of the tissue, and their standard deviation between ROIs.
-        spread, spread_between: standard deviation of L, a, b within an ROI, and its standard deviation between ROIs.
-        vectors: haematoxylin and eosin (Macenko), R, G, B.
-        strengths, strengths_between: 99th percentile of their concentrations, and its standard deviation between ROIs.
-    """
-
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of L, a, b over the tissue
     mean_between: tuple[float, float, float]
-    spread: tuple[float, float, float]
+    spread: tuple[float, float, float]  # standard deviation of L, a, b within an ROI
     spread_between: tuple[float, float, float]
-    vectors: tuple
-    strengths: tuple[float, float]
+    vectors: tuple  # haematoxylin and eosin (Macenko), R, G, B
+    strengths: tuple[float, float]  # 99th percentile of their concentrations
     strengths_between: tuple[float, float]
 
 

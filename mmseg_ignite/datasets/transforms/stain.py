@@ -35,15 +35,10 @@ _GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to th
 
 
 class Stains(NamedTuple):
-    """The two stains of an image, haematoxylin first.
+    """The two stains of an image, haematoxylin first."""
 
-    Attributes:
-        vectors: (2, 3) float64, unit length, R, G, B.
-        strengths: (2,) float64, 99th percentile of each concentration in the tissue.
-    """
-
-    vectors: np.ndarray
-    strengths: np.ndarray
+    vectors: np.ndarray  # (2, 3) float64, unit length, R, G, B
+    strengths: np.ndarray  # (2,) float64, 99th percentile of each concentration in the tissue
 
 
 def tissue_share(light: float = 240.0) -> np.ndarray:
@@ -54,19 +49,13 @@ def tissue_share(light: float = 240.0) -> np.ndarray:
 def map_density(
     image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None
 ) -> np.ndarray:
-    """Map the optical densities D of every pixel to D . matrix + offset.
+    """Map the optical densities D of every pixel of an image, (H, W, 3) uint8 BGR, to D . matrix + offset.
 
     Intensity 0, whose density is infinite, counts as 0.4; results are rounded to the nearest intensity and saturate.
 
     Args:
-        image: (H, W, 3) uint8, BGR.
-        matrix: (3, 3), in R, G, B: row i is what a density of 1 in channel i becomes.
-        offset: (3,), in R, G, B.
-        share: (256,), 0..1, by green intensity: the fraction of its change of density that a pixel gets. Defaults to None:
-            all of it.
-
-    Returns:
-        (H, W, 3) uint8, BGR, a new array.
+        matrix, offset: (3, 3) and (3,), in R, G, B; row i is what a density of 1 in channel i becomes.
+        share: (256,), 0..1, by green intensity: the fraction of its change that a pixel gets. Defaults to None: all of it.
     """
     matrix, offset = np.asarray(matrix)[::-1, ::-1], np.asarray(offset)[::-1]
     # With L = ln(intensity) = WHITE - D the map reads L -> L . matrix + constant.
@@ -97,19 +86,14 @@ def map_density(
 
 
 def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
-    """Estimate the two stains of an H&E image by the method of Macenko et al. (2009).
+    """Estimate the two stains of an H&E image, (H, W, 3) uint8 BGR, by the method of Macenko et al. (2009).
 
     The two largest singular vectors of the tissue's densities span the plane of the stains, which are at the 1st and 99th
     percentile of the angle in it. Haematoxylin is the one that absorbs more red. Tissue has a density of at least 0.15 in
-    every channel. Uses about 16,000 pixels of a regular grid.
+    every channel, relative to the intensity ``light`` of the glass. Uses about 16,000 pixels of a regular grid.
 
-    Args:
-        image: (H, W, 3) uint8, BGR.
-        light: intensity of the glass, relative to which densities are computed.
-
-    Returns:
-        The stains, or None if they cannot be separated: fewer than 256 tissue pixels on the grid, or vectors less than 8
-        degrees apart (one stain, or one colour).
+    Return None if the stains cannot be separated: fewer than 256 tissue pixels on the grid, or vectors less than 8 degrees
+    apart (one stain, or one colour).
     """
     step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
     pixels = image[::step, ::step].reshape(-1, 3)

@@ -1,11 +1,21 @@
 """What all colour transforms have in common."""
 
+import re
+
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from mmseg.registry import TRANSFORMS
 
-from mmseg_ignite.datasets.transforms import *  # noqa: F403  the names in a repr
+from mmseg_ignite.datasets.transforms import (
+    HEDJitter,
+    LABJitter,
+    MacenkoAugment,
+    MacenkoNormalize,
+    RandomScannerEffects,
+    RandStainNA,
+    StainShift,  # noqa: F401  built from its repr
+)
 from mmseg_ignite.errors import IgniteError
 
 SCANNER = dict(blur_prob=1, gamma_prob=1, jpeg_prob=1)
@@ -78,3 +88,33 @@ def test_repr_builds_the_same_again(options):
     transform = build(options)
     assert repr(eval(repr(transform))) == repr(transform)
     assert all(f'{key}={value!r}' in repr(transform) for key, value in options.items() if key != 'type')
+
+
+INVALID = {
+    HEDJitter: dict(
+        sigma=[-0.1, 1.5, (0.1, 0.2), (0.1, (0.3, 0.2), 0.1), 'strong', None], bias=[float('nan')], prob=[1.1, 'often']
+    ),
+    MacenkoAugment: dict(sigma=[(0.1, 0.2, 0.3)], bias=[6], light=[0]),
+    MacenkoNormalize: dict(
+        vectors=[((1, 2, 3), (2, 4, 6)), ((1, 2), (3,))], strengths=[(1, 0), (1, float('inf'))], light=[256]
+    ),
+    LABJitter: dict(mean=[(1, 2), 5, (1, 2, 51), ('1', 2, 3)], spread=[-0.1, 1.5], prob=[2]),
+    RandStainNA: dict(mean=[(1, 2)], mean_between=[-1], spread=[(0, 1, 1)], spread_between=[(1, 2, 30)], prob=[-1]),
+    RandomScannerEffects: dict(
+        blur_prob=[-0.1],
+        gamma_prob=[2],
+        jpeg_prob=[None],
+        blur_sigma=[(0, 1), 0.5],
+        gamma_range=[(1.2, 0.8), (0.8, float('nan'))],
+        jpeg_quality=[(50, 101)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('transform', 'name', 'value'),
+    [(t, name, value) for t, names in INVALID.items() for name, values in names.items() for value in values],
+)
+def test_invalid_arguments_are_refused(transform, name, value):
+    with pytest.raises(IgniteError, match=re.escape(f'{name} is {value!r}; ') + '.* expected'):
+        transform(**{name: value})

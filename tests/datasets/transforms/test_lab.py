@@ -93,17 +93,17 @@ def test_jitter_has_the_requested_standard_deviations():
 def test_randstainna_produces_the_sampled_statistics():
     image, found = tissue(), []
     np.random.seed(int(np.random.default_rng().integers(2**31)))
-    # Close enough to the image's own colours to stay inside RGB.
+    # Close enough to the image's own colours to stay inside RGB; spreads below 1 would be clipped.
     own = lab_statistics(image)
     settings = dict(
-        mean=tuple(own.mean), mean_between=(3, 2, 2), spread=tuple(own.spread), spread_between=(0.5, 0.3, 0.2)
+        mean=tuple(own.mean), mean_between=(3, 2, 2), spread=tuple(own.spread + 0.5), spread_between=(0.5, 0.3, 0.2)
     )
     for _ in range(400):
         found.append(lab_statistics(RandStainNA(**settings).transform(dict(img=image.copy()))['img']))
     clipped = 0.954  # standard deviation of a normal number clipped at two of them
     np.testing.assert_allclose(np.std([f.mean for f in found], 0), np.array([3, 2, 2]) * clipped, rtol=0.16)
     np.testing.assert_allclose(np.mean([f.mean for f in found], 0), own.mean, atol=0.8)
-    np.testing.assert_allclose(np.mean([f.spread for f in found], 0), own.spread, rtol=0.05)
+    np.testing.assert_allclose(np.mean([f.spread for f in found], 0), own.spread + 0.5, rtol=0.05)
 
 
 def test_randstainna_maps_a_crop_with_the_statistics_of_its_roi(tmp_path):
@@ -131,20 +131,3 @@ def test_randstainna_keeps_glass_and_names_a_missing_array(tmp_path):
     np.testing.assert_array_equal(RandStainNA().transform(dict(img=glass))['img'], glass)
     with pytest.raises(IgniteError, match='missing.npy cannot be read'):
         RandStainNA().transform(dict(img=image, img_path=str(tmp_path / 'missing.npy')))
-
-
-@pytest.mark.parametrize(
-    ('transform', 'wrong'),
-    [
-        *(
-            (LABJitter, wrong)
-            for wrong in (dict(mean=(1, 2)), dict(mean=5), dict(mean=(1, 2, 51)), dict(mean=('1', 2, 3)))
-        ),
-        *((LABJitter, wrong) for wrong in (dict(spread=-0.1), dict(spread=1.5), dict(prob=2))),
-        *((RandStainNA, wrong) for wrong in (dict(mean=(1, 2)), dict(mean_between=-1), dict(spread=(0, 1, 1)))),
-        *((RandStainNA, wrong) for wrong in (dict(spread_between=(1, 2, 30)), dict(prob=-1))),
-    ],
-)
-def test_invalid_settings_are_refused(transform, wrong):
-    with pytest.raises(IgniteError, match='expected'):
-        transform(**wrong)

@@ -4,7 +4,6 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from mmseg_ignite.datasets.transforms.scanner import RandomScannerEffects
-from mmseg_ignite.errors import IgniteError
 
 OFF = dict(blur_prob=0, gamma_prob=0, jpeg_prob=0)
 
@@ -93,21 +92,3 @@ def test_any_shape_and_view(shape):
     image = noise(*shape)
     out = run(image[:, ::-1], blur_prob=1, gamma_prob=1, jpeg_prob=1)
     assert out.shape == image.shape and out.dtype == np.uint8
-
-
-@pytest.mark.parametrize(
-    ('options', 'words'),
-    [
-        (dict(blur_prob=-0.1), 'blur_prob is -0.1'),
-        (dict(gamma_prob=2), 'gamma_prob is 2'),
-        (dict(jpeg_prob=None), 'jpeg_prob is None'),
-        (dict(blur_sigma=(0, 1)), r'blur_sigma is \(0, 1\)'),
-        (dict(blur_sigma=0.5), 'blur_sigma is 0.5'),
-        (dict(gamma_range=(1.2, 0.8)), r'gamma_range is \(1.2, 0.8\)'),
-        (dict(gamma_range=(0.8, float('nan'))), 'gamma_range is'),
-        (dict(jpeg_quality=(50, 101)), r'jpeg_quality is \(50, 101\)'),
-    ],
-)
-def test_arguments_are_checked(options, words):
-    with pytest.raises(IgniteError, match=words):
-        RandomScannerEffects(**options)

@@ -315,30 +315,3 @@ def test_real_tissue_has_stains(real_release):
         assert stains is not None, path.name
         assert 10 < degrees_between(*stains.vectors) < 40, path.name
         assert (stains.vectors > 0).all() and (stains.strengths > 0.5).all(), path.name
-
-
-@pytest.mark.parametrize(
-    ('build', 'words'),
-    [
-        (lambda: HEDJitter(sigma=-0.1), 'sigma is -0.1'),
-        (lambda: HEDJitter(sigma=1.5), 'sigma is 1.5'),
-        (lambda: HEDJitter(sigma=(0.1, 0.2)), r'sigma is \(0.1, 0.2\)'),
-        (lambda: HEDJitter(sigma=(0.1, (0.3, 0.2), 0.1)), r'sigma is .*0.3, 0.2'),
-        (lambda: HEDJitter(sigma='strong'), 'sigma is .strong.'),
-        (lambda: HEDJitter(sigma=None), 'sigma is None'),
-        (lambda: HEDJitter(bias=float('nan')), 'bias is nan'),
-        (lambda: HEDJitter(prob=1.1), 'prob is 1.1'),
-        (lambda: HEDJitter(prob='often'), 'prob is .often.'),
-        (lambda: MacenkoAugment(sigma=(0.1, 0.2, 0.3)), r'sigma is \(0.1, 0.2, 0.3\)'),
-        (lambda: MacenkoAugment(bias=6), 'bias is 6'),
-        (lambda: MacenkoAugment(light=0), 'light is 0'),
-        (lambda: MacenkoNormalize(light=256), 'light is 256'),
-        (lambda: MacenkoNormalize(vectors=((1, 2, 3), (2, 4, 6))), 'vectors is'),
-        (lambda: MacenkoNormalize(vectors=((1, 2), (3,))), 'vectors is'),
-        (lambda: MacenkoNormalize(strengths=(1, 0)), r'strengths is \(1, 0\)'),
-        (lambda: MacenkoNormalize(strengths=(1, float('inf'))), 'strengths is'),
-    ],
-)
-def test_arguments_are_checked(build, words):
-    with pytest.raises(IgniteError, match=words):
-        build()
