@@ -10,7 +10,7 @@ from rich.console import Console
 from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, read_index
 from ..datasets.protocols import PROTOCOLS, leaking_patients
 from ..errors import IgniteError
-from ..files import atomic_directory, check_outputs, check_place, is_ours, printable, write_json
+from ..files import atomic_directory, check_output_folder, check_outputs, is_ours, printable, write_json
 from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from .audit import Audit, audit_release
@@ -138,7 +138,7 @@ def _check_paths(release: str | Path, out: Path) -> None:
     if target in (source, *source.parents):
         raise IgniteError(f'the release {release} is in the output folder {out}: choose another output folder.')
     if target.parent != source:
-        check_place(target.parent)
+        check_output_folder(target.parent)
         check_outputs([audit_path(target)])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..datasets.prepared import CONTEXT
 from ..errors import IgniteError
-from ..files import atomic_directory, check_place, sha256
+from ..files import atomic_directory, check_output_folder, sha256
 from ..labels import ENCODINGS, IGNORE, NUM_CLASSES, RAW_LABEL_MAP, encode_mask
 from .label_map import LABEL_MAP
 from .release import COLUMNS, OVERVIEW, TASK, TASKS
@@ -294,8 +294,8 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raise IgniteError if ``out`` must not be written, or has a synthetic release that was changed."""
-    check_place(out.parent)
+    """Raise IgniteError if a synthetic release may not be written to ``out``, or if the one there was changed."""
+    check_output_folder(out.parent)
     if not (out / MARKER).is_file():
         return  # atomic_directory refuses other folders
     try:

@@ -69,5 +69,5 @@ def test_a_release_that_was_changed_is_not_replaced(tmp_path, change):
 
 
 def test_a_release_is_not_written_into_another(release):
-    with pytest.raises(IgniteError, match='stays as it is'):
+    with pytest.raises(IgniteError, match='never modified'):
         write_synthetic_release(release / 'new', 2, 2, (64, 70))
