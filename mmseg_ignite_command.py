@@ -1,7 +1,9 @@
-"""The command ``mmseg-ignite``: ``mmseg-ignite train CONFIG --amp`` is ``python tools/train.py CONFIG --amp``.
+"""The command ``mmseg-ignite``: ``mmseg-ignite train CONFIG --amp`` runs ``python tools/train.py CONFIG --amp``.
 
-A module of its own, since ``mmseg-ignite doctor`` must run where mmseg_ignite cannot be imported.
+A separate module, since ``mmseg-ignite doctor`` must run where mmseg_ignite cannot be imported.
 """
+
+from __future__ import annotations  # the doctor runs on older Python versions too
 
 import ast
 import difflib
@@ -10,28 +12,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SHORT = {'prepare-ignite': 'prepare', 'browse-dataset': 'browse'}
-"""Names of commands that are shorter than those of their tools."""
+"""Command names that are shorter than the names of their tools."""
 
 
-def tools() -> 'dict[str, Path]':
-    """The tool of each command: those packaged with mmseg_ignite, which is not imported."""
+def tools() -> dict[str, Path]:
+    """Return the packaged tool of each command, without importing mmseg_ignite."""
     folder = Path(find_spec('mmseg_ignite').origin).parent / '.mim' / 'tools'
-    named = ((path.stem.replace('_', '-'), path) for path in sorted(folder.glob('*.py')))
-    return {SHORT.get(name, name): path for name, path in named}
+    names = ((path.stem.replace('_', '-'), path) for path in sorted(folder.glob('*.py')))
+    return {SHORT.get(name, name): path for name, path in names}
 
 
-def usage(found: 'dict[str, Path]') -> str:
-    """What the commands are for, by the first lines of their tools."""
+def usage(found: dict[str, Path]) -> str:
+    """Return the help text: each command with the first line of its tool's docstring."""
     width = max(map(len, found))
-    first = {
-        name: ast.get_docstring(ast.parse(path.read_text('utf-8'))).splitlines()[0] for name, path in found.items()
-    }
-    lines = [f'  {name:<{width}}  {line}' for name, line in first.items()]
-    notes = [
-        'mmseg-ignite COMMAND --help lists its arguments.',
-        "MMSEG_IGNITE_VERBOSE=1 shows the whole of mmengine's log on the console.",
-    ]
-    return '\n'.join(['usage: mmseg-ignite COMMAND ...', '', *lines, '', *notes])
+    lines = ['usage: mmseg-ignite COMMAND ...', '']
+    for name, path in found.items():
+        summary = ast.get_docstring(ast.parse(path.read_text('utf-8'))).splitlines()[0]
+        lines.append(f'  {name:<{width}}  {summary}')
+    lines += ['', 'mmseg-ignite COMMAND --help lists the arguments of a command.']
+    return '\n'.join([*lines, "MMSEG_IGNITE_VERBOSE=1 shows mmengine's whole log on the console."])
 
 
 def main() -> None:
@@ -43,9 +42,9 @@ def main() -> None:
         return
     if name not in found:
         close = difflib.get_close_matches(name, found, 1)
-        hint = f'did you mean {close[0]}?' if close else f'it has {", ".join(found)}.'
+        hint = f'did you mean {close[0]}?' if close else f'choose one of {", ".join(found)}.'
         sys.exit(f'error: mmseg-ignite has no command {name}: {hint}')
     sys.argv = [f'mmseg-ignite {name}', *sys.argv[2:]]
     path = found[name]
-    # As runpy.run_path, which would put the file's name into the help in place of the command's.
+    # Not runpy.run_path, which would show the file name in the help instead of the command.
     exec(compile(path.read_bytes(), str(path), 'exec'), {'__name__': '__main__', '__file__': str(path)})

@@ -1,4 +1,4 @@
-"""Packaging: the package and its command, and configs and tools under mmseg_ignite/.mim as mmseg does."""
+"""Packaging: the package, its command, and configs and tools under mmseg_ignite/.mim, where mim looks for them."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.p
 
 
 class BuildWithConfigs(build_py):
-    """Copy configs and tools into the built package; a checkout has links in their places."""
+    """Copy configs and tools into the built package; a checkout has links instead."""
 
     def run(self) -> None:
         super().run()
@@ -46,6 +46,8 @@ setup(
         'numpy',
         'matplotlib',
         'pillow',
+        'requests',
+        'urllib3>=2.6',  # decompresses in bounded memory
         'rich',
         'scipy',
         'jinja2',
@@ -54,18 +56,7 @@ setup(
         slides=['openslide-python', 'openslide-bin', 'tifffile', 'shapely'],
         export=['onnx', 'onnxruntime', 'onnxscript'],
         tensorboard=['tensorboard'],
-        dev=[
-            'pytest',
-            'pytest-xdist',
-            'hypothesis',
-            'scikit-learn',
-            'ruff',
-            'pytest-cov',
-            'tensorboard',
-            'selenium',
-            'build',
-            'wheel',
-            'setuptools',
-        ],
+        dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
+        + ['build', 'wheel', 'setuptools'],
     ),
 )

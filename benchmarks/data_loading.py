@@ -1,14 +1,14 @@
-"""The data engine beside the stock one, on synthetic ROIs of 2000 x 2400 px: reading, pipeline, rare classes, memory,
-preparing.
+"""Compare data loading with mmseg's on synthetic ROIs of 2000 x 2400 px: reading, pipeline, rare classes, memory, preparing.
 
     python benchmarks/data_loading.py [--work-dir work_dirs/benchmarks/data] [--rois 80] [--quick]
 
-Prints one table and writes data_loading.json beside the data. Speeds are ratios of medians of runs taken alternately;
-reading and pipelines run on one core.
+Prints one table and writes data_loading.json next to the data. Speedups are ratios of medians of alternating runs; reading
+and pipelines run on one core.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import shutil
@@ -33,9 +33,10 @@ from rich.table import Table
 
 import mmseg_ignite  # noqa: F401  registers the parts
 from mmseg_ignite.datasets.crop_stream import CropStream
+from mmseg_ignite.environment import cores
 from mmseg_ignite.files import write_json
+from mmseg_ignite.labels import count_classes
 from mmseg_ignite.preparation import prepare, read_index, write_synthetic_release
-from mmseg_ignite.preparation.audit import cores
 
 RARE, SHARE = 14, 0.001
 DEFAULTS = Path(__file__).parents[1] / 'configs' / '_base_' / 'datasets' / 'ignite.py'
@@ -54,7 +55,7 @@ STOCK_PIPELINE = [
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Pin the process to one core and the libraries to one thread."""
+    """Pin the process to one core, and OpenCV and torch to one thread."""
     affinity, threads = os.sched_getaffinity(0), (cv2.getNumThreads(), torch.get_num_threads())
     os.sched_setaffinity(0, {min(affinity)})
     cv2.setNumThreads(1)
@@ -68,21 +69,20 @@ def one_core() -> Iterator[None]:
 
 
 def alternately(first: Callable, second: Callable, counts: tuple[int, int], rounds: int) -> tuple[float, float]:
-    """Median seconds a call of both, measured in turn; the calls get running numbers."""
+    """Return the median seconds per call of both, measured in turn; the calls get consecutive numbers."""
     times: tuple[list, list] = ([], [])
-    number = 0
+    numbers = itertools.count()
     for _ in range(rounds):
-        for which, (call, count) in enumerate(zip((first, second), counts)):
+        for call, count, found in zip((first, second), counts, times):
             begin = time.perf_counter()
-            for _ in range(count):
+            for number in itertools.islice(numbers, count):
                 call(number)
-                number += 1
-            times[which].append((time.perf_counter() - begin) / count)
+            found.append((time.perf_counter() - begin) / count)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
 def crop_dataset(data: Path, extra: tuple = (), **crops) -> object:
-    """The training data set of the default config on the benchmark's data."""
+    """Return the training data set of the default config on the benchmark's data."""
     cfg = Config.fromfile(str(DEFAULTS))
     dataset = cfg.train_dataloader.dataset
     dataset.update(data_root=str(data))
@@ -92,7 +92,7 @@ def crop_dataset(data: Path, extra: tuple = (), **crops) -> object:
 
 
 def measure_reading(release: Path, data: Path, rounds: int) -> list[tuple]:
-    """One 512 crop and its labels; then the whole pipelines."""
+    """Time reading one 512 px crop with its labels, then the whole pipelines."""
     names = [r['name'] for r in read_index(data)['rois']]
 
     def samples(pipeline: list) -> Callable:
@@ -120,55 +120,54 @@ def measure_reading(release: Path, data: Path, rounds: int) -> list[tuple]:
         ours, stock = alternately(lambda n: default[(0, n)], samples(STOCK_PIPELINE), (100, 8), rounds)
         more, _ = alternately(lambda n: macenko[(0, n)], samples(STOCK_PIPELINE), (100, 1), rounds)
 
-    def times(seconds: float) -> tuple[str, float]:
-        return f'{1 / seconds:.0f} crops/s', stock / seconds
-
-    beside = f'{1 / stock:.1f} crops/s'
+    baseline = f'{1 / stock:.1f} crops/s'
     return [
-        ('read a 512 crop and its labels', f'{read * 1e3:.2f} ms', f'{stock_read * 1e3:.1f} ms', stock_read / read, '100x'),
-        ('default pipeline, one core', times(ours)[0], beside, times(ours)[1], '120/s, 10x'),
-        ('the same with MacenkoAugment', times(more)[0], beside, times(more)[1], ''),
-    ]  # fmt: skip
+        (
+            'read a 512 px crop and its labels',
+            f'{read * 1e3:.2f} ms',
+            f'{stock_read * 1e3:.1f} ms',
+            stock_read / read,
+            '100x',
+        ),
+        ('default pipeline, one core', f'{1 / ours:.0f} crops/s', baseline, stock / ours, '120/s, 10x'),
+        ('the same with MacenkoAugment', f'{1 / more:.0f} crops/s', baseline, stock / more, ''),
+    ]
 
 
 def measure_classes(data: Path, draws: int) -> list[tuple]:
-    """How often a rare class is seen, and how near a uniform draw comes to the pixel shares."""
+    """Measure how often crops have a rare class, and how close uniform sampling comes to the pixel shares."""
     rois = read_index(data)['rois']
     pixels = np.sum([r['pixels'] for r in rois], 0)
     shares = pixels / pixels.sum()
     rows, defaults = [], Config.fromfile(str(DEFAULTS)).crops
     for title, arguments, wanted in (
         ('rare class, default crops', {}, '>= 5 %'),
-        ('rare class, uniform draw', dict(class_probability=0.0), ''),
+        ('rare class, uniform sampling', dict(class_probability=0.0), ''),
     ):
         stream = CropStream(data, rois, **{**defaults, **arguments})
-        holding = np.mean([(stream.read(1, n, False)['gt_seg_map'] == RARE - 1).any() for n in range(draws)])
-        rows.append((title, f'in {holding:.1%} of crops', f'{shares[RARE - 1]:.2%} of pixels', None, wanted))
+        present = np.mean([(stream.read(1, n, False)['gt_seg_map'] == RARE - 1).any() for n in range(draws)])
+        rows.append((title, f'in {present:.1%} of crops', f'{shares[RARE - 1]:.2%} of pixels', None, wanted))
     for border in ('mirror', 'ignore'):
         stream = CropStream(data, rois, **{**defaults, 'class_probability': 0.0, 'border': border})
-        crops = np.stack(
-            [np.bincount(stream.read(2, n, False)['gt_seg_map'].ravel(), minlength=256)[:16] for n in range(draws)]
-        )
-        drawn = crops.sum(0) / crops.sum()
-        error = (crops - crops.sum(1, keepdims=True) * drawn).std(0) / crops.sum(1).mean() / np.sqrt(draws)
-        z = np.abs(drawn - shares) / error
+        crops = np.stack([count_classes(stream.read(2, n, False)['gt_seg_map']) for n in range(draws)])
+        found = crops.sum(0) / crops.sum()
+        error = (crops - crops.sum(1, keepdims=True) * found).std(0) / crops.sum(1).mean() / np.sqrt(draws)
+        z = np.abs(found - shares) / error
         text = f'largest of 16 deviations {z.max():.1f} standard errors'
-        rows.append(
-            (f'p = 0, border {border}', text, f'mean {np.mean(z):.1f}', None, '<= 3.5' if border == 'mirror' else '')
-        )
+        goal = '<= 3.5' if border == 'mirror' else ''
+        rows.append((f'p = 0, border {border}', text, f'mean {np.mean(z):.1f}', None, goal))
     return rows
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process, MB."""
+    """Return the resident memory of a process, MB."""
     return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 
 def measure_memory(data: Path, crops: int, console: Console) -> list[tuple]:
-    """Growth of two workers' resident memory while they read and augment crops.
+    """Measure the growth of two workers' resident memory while they read and augment crops.
 
-    A worker holds a batch in the making, which comes and goes; so medians are compared: of the crops from the first to the
-    second thousand, and of the last thousand.
+    Workers hold unfinished batches, so compare medians: over the second and the last twentieth of the crops.
     """
     cfg = Config.fromfile(str(DEFAULTS)).train_dataloader
     cfg.update(num_workers=2, batch_size=8, pin_memory=False)
@@ -192,7 +191,7 @@ def measure_memory(data: Path, crops: int, console: Console) -> list[tuple]:
 
 
 def measure_preparing(release: Path, work: Path, rounds: int) -> list[tuple]:
-    """The whole preparation beside decoding the same PNGs and nothing else, on all cores."""
+    """Compare the whole preparation with only decoding the same PNGs, on all cores."""
     paths = sorted((release / 'images' / 'he').glob('*.png')) + sorted((release / 'annotations' / 'he').glob('*.png'))
     wall: tuple[list, list] = ([], [])
     busy = []
@@ -205,7 +204,9 @@ def measure_preparing(release: Path, work: Path, rounds: int) -> list[tuple]:
         begin = time.perf_counter()
         with ThreadPoolExecutor(cores()) as pool:
             list(
-                pool.map(lambda p: np.asarray(Image.open(p)) if 'annotations' in str(p) else cv2.imread(str(p)), paths)
+                pool.map(
+                    lambda p: np.asarray(Image.open(p)) if p.parts[-3] == 'annotations' else cv2.imread(str(p)), paths
+                )
             )
         wall[1].append(time.perf_counter() - begin)
     shutil.rmtree(work / 'fresh', ignore_errors=True)
@@ -217,11 +218,11 @@ def measure_preparing(release: Path, work: Path, rounds: int) -> list[tuple]:
 
 
 def build(work: Path, rois: int, console: Console) -> tuple[Path, Path]:
-    """The release and its prepared form; kept for the next run."""
+    """Return the release and the prepared data set, which are kept for the next run."""
     release, data = work / f'release_{rois}', work / f'ignite_{rois}'
     if not (release / 'data_overview.csv').is_file():
         with Progress(console=console) as progress:
-            task = progress.add_task('drawing ROIs', total=rois)
+            task = progress.add_task('generating ROIs', total=rois)
             write_synthetic_release(
                 release,
                 rois,
@@ -239,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/benchmarks/data'))
     parser.add_argument('--rois', type=int, default=80)
-    parser.add_argument('--quick', action='store_true', help='a tenth of the work, to see that it runs')
+    parser.add_argument('--quick', action='store_true', help='a tenth of the work, to check that it runs')
     args = parser.parse_args()
     console, share = Console(), 10 if args.quick else 1
     init_default_scope('mmseg')
@@ -253,15 +254,12 @@ def main() -> None:
     ):
         console.print(f'{title} ...')
         rows += measure()
-    table = Table(
-        'what', 'ours', 'beside', 'ratio', 'goal', title=f'data loading, {platform.machine()}, {cores()} cores'
-    )
-    for what, ours, beside, ratio, goal in rows:
-        table.add_row(what, ours, beside, f'{ratio:.1f}x' if ratio else '', goal)
+    columns = ('what', 'ours', 'beside', 'ratio', 'goal')
+    table = Table(*columns, title=f'data loading, {platform.machine()}, {cores()} cores')
+    for what, ours, baseline, ratio, goal in rows:
+        table.add_row(what, ours, baseline, f'{ratio:.1f}x' if ratio else '', goal)
     console.print(table)
-    write_json(
-        args.work_dir / 'data_loading.json', [dict(zip(('what', 'ours', 'beside', 'ratio', 'goal'), r)) for r in rows]
-    )
+    write_json(args.work_dir / 'data_loading.json', [dict(zip(columns, row)) for row in rows])
     console.print(f'written: {args.work_dir / "data_loading.json"}')
 
 

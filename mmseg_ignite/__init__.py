@@ -1,7 +1,7 @@
 """IGNITE tissue segmentation of H&E lung-cancer slides as an MMSegmentation plugin.
 
-Importing this package registers its data set, transforms, model parts, metric and hooks in mmseg's registries, so
-``custom_imports = dict(imports=['mmseg_ignite'])`` is all that another config needs.
+Importing this package registers its data sets, transforms, model parts, metric and hooks in mmseg's registries, so another
+config needs only ``custom_imports = dict(imports=['mmseg_ignite'])``.
 """
 
 from .environment import stack_fault

@@ -1,4 +1,4 @@
-"""What the command-line tools share: one way to end, with a sentence instead of a traceback."""
+"""The common entry point of the command-line tools, which turns errors into one sentence instead of a traceback."""
 
 import signal
 import sys
@@ -14,15 +14,15 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; print an IgniteError as one sentence and exit with status 2, when stopped with 130.
+    """Call ``main``; print an IgniteError as one sentence and exit with status 2, or 130 if interrupted.
 
     The process keeps the memory that it frees, see :func:`keep_freed_memory
-    <mmseg_ignite.engine.allocator.keep_freed_memory>`. SIGTERM and SIGHUP (a scheduler's time limit,
-    a closed terminal) end it as Ctrl-C does, so that temporary files go.
+    <mmseg_ignite.engine.allocator.keep_freed_memory>`. SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) act
+    like Ctrl-C, so that temporary files are removed.
     """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # a file name or a sign that the terminal does not know ends no run
+        if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors='backslashreplace')
     quiet_warnings()
     for name in ('SIGTERM', 'SIGHUP'):

@@ -1,9 +1,11 @@
 """Check this machine: Python, torch, the mm-packages, OpenCV, disk, data, and the model on a small image.
 
-Prints a line for each check: PASS, WARN or FAIL, with what to do. Exits with status 1 if one fails.
+Prints PASS, WARN or FAIL for each check, with what to do. Exits with status 1 if one fails.
 """
 
-# Run by path, not imported, so that it works where the package cannot be imported.
+# Run by path, not imported, so that it works where the package cannot be imported, and on older Python versions.
+
+from __future__ import annotations
 
 import argparse
 import importlib
@@ -15,17 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from environment import STACK, installed, stack_fault  # noqa: E402
 
 sys.path.pop(0)
-RESULT = 'tuple[str, str]'
 
 
-def check_python() -> RESULT:
+def check_python() -> tuple[str, str]:
     version = '.'.join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 10):  # noqa: UP036  it is run on whatever Python there is
+    if sys.version_info < (3, 10):  # noqa: UP036  this file runs on any Python
         return 'FAIL', f'Python {version}; 3.10 or newer is needed: install it and run "make setup" again.'
     return 'PASS', f'Python {version}'
 
 
-def check_torch() -> RESULT:
+def check_torch() -> tuple[str, str]:
     try:
         import torch
     except ImportError as error:
@@ -33,32 +34,30 @@ def check_torch() -> RESULT:
     if torch.cuda.is_available():
         return 'PASS', f'torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}'
     return 'WARN', (
-        f'torch {torch.__version__} sees no CUDA device: all works, slowly; on a machine with an NVIDIA card '
+        f'torch {torch.__version__} finds no CUDA device: everything works, but slowly; on a machine with an NVIDIA GPU, '
         'install its driver and a CUDA build of torch.'
     )
 
 
-def check_distributions() -> RESULT:
+def check_distributions() -> tuple[str, str]:
     fault = stack_fault()
     if fault:
         return 'FAIL', fault
-    named = {package: [f'{d} {installed(d)}' for d in pair if installed(d)] for package, pair in STACK.items()}
-    return 'PASS', ', '.join(one[0] if one else f'{package} without metadata' for package, one in named.items())
+    found = {package: [f'{d} {installed(d)}' for d in pair if installed(d)] for package, pair in STACK.items()}
+    return 'PASS', ', '.join(names[0] if names else f'{package} without metadata' for package, names in found.items())
 
 
-def check_imports() -> RESULT:
+def check_imports() -> tuple[str, str]:
     for package in (*STACK, 'mmseg.apis', 'mmseg_ignite'):
         try:
             importlib.import_module(package)
         except Exception as error:  # a broken installation may raise anything
-            return (
-                'FAIL',
-                f'{package} cannot be imported ({error}): run "pip install --force-reinstall" on its distribution.',
-            )
-    return 'PASS', 'mmengine, mmcv, mmseg and mmseg_ignite import'
+            advice = 'run "pip install --force-reinstall" on its distribution'
+            return 'FAIL', f'{package} cannot be imported ({error}): {advice}.'
+    return 'PASS', 'mmengine, mmcv, mmseg and mmseg_ignite can be imported'
 
 
-def check_opencv() -> RESULT:
+def check_opencv() -> tuple[str, str]:
     found = [d for d in ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python') if installed(d)]
     try:
         import cv2
@@ -72,14 +71,14 @@ def check_opencv() -> RESULT:
     return 'PASS', f'OpenCV {cv2.__version__}'
 
 
-def check_disk() -> RESULT:
+def check_disk() -> tuple[str, str]:
     free = shutil.disk_usage('.').free / 1e9
     if free < 40:
         return 'WARN', f'{free:.0f} GB free here; archives, release and arrays need about 40 GB: use another disk.'
     return 'PASS', f'{free:.0f} GB free here'
 
 
-def check_data(data_root: str) -> RESULT:
+def check_data(data_root: str) -> tuple[str, str]:
     try:
         from mmseg_ignite.datasets.prepared import read_index
 
@@ -89,7 +88,7 @@ def check_data(data_root: str) -> RESULT:
     return 'PASS', f'{data_root}: {len(index["rois"])} ROIs, splits {", ".join(index["splits"])}'
 
 
-def check_forward() -> RESULT:
+def check_forward() -> tuple[str, str]:
     try:
         import torch
         from mmengine.config import Config
@@ -105,26 +104,19 @@ def check_forward() -> RESULT:
         with torch.inference_mode():
             shape = MODELS.build(model).to(device).eval()(torch.zeros(1, 3, 128, 128, device=device)).shape
     except Exception as error:
-        return 'FAIL', f'SegFormer-B0 does not run ({type(error).__name__}: {error}): fix the lines above first.'
+        return 'FAIL', f'SegFormer-B0 does not run ({type(error).__name__}: {error}): fix the problems above first.'
     return 'PASS', f'SegFormer-B0 runs on {device}: 1 x 3 x 128 x 128 -> {" x ".join(map(str, shape))}'
 
 
 def main() -> None:
-    """Print a line for each check; exit with status 1 if one fails."""
+    """Print the result of each check; exit with status 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--data-root', default='data/ignite', help='prepared data set to check (default: %(default)s)')
     args = parser.parse_args()
+    checks = dict(python=check_python, torch=check_torch, stack=check_distributions, imports=check_imports)
+    checks.update(opencv=check_opencv, disk=check_disk, data=lambda: check_data(args.data_root), model=check_forward)
     failed = False
-    for name, check in dict(
-        python=check_python,
-        torch=check_torch,
-        stack=check_distributions,
-        imports=check_imports,
-        opencv=check_opencv,
-        disk=check_disk,
-        data=lambda: check_data(args.data_root),
-        model=check_forward,
-    ).items():
+    for name, check in checks.items():
         status, text = check()
         failed |= status == 'FAIL'
         print(f'{status}  {name:<8} {text}', flush=True)

@@ -1,9 +1,11 @@
-"""Checks of the installed stack. Standard library only: this module must run where the stack is broken.
+"""Checks of the installed packages. Standard library only: this module must run in a broken installation.
 
-Two stacks are supported. The maintained one is the onedl-* trio; the original one is mmengine, mmcv and
-mmsegmentation. Both install the same import packages, so side by side one overwrites the other. A source tree on the
-Python path, which has no distribution metadata, is accepted too.
+Two sets of distributions are supported: the maintained onedl-* trio, and the original mmengine, mmcv and mmsegmentation. Both
+install the same import packages, so if both are installed, one overwrites the other. A source tree on the Python path, which
+has no distribution metadata, is accepted too.
 """
+
+from __future__ import annotations  # the doctor runs this module on older Python versions too
 
 import os
 from importlib import metadata
@@ -18,7 +20,7 @@ EXTRA_CLASHES = {'mmcv': ('mmcv-lite', 'mmcv-full')}
 
 
 def installed(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -26,40 +28,37 @@ def installed(distribution: str) -> str | None:
 
 
 def importable(package: str) -> bool:
-    """Whether an import package is on the Python path, whoever put it there. The package is not imported."""
+    """Return whether an import package is on the Python path, without importing it."""
     return find_spec(package) is not None
 
 
 def stack_fault() -> str | None:
-    """One sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
-    for package, candidates in STACK.items():
-        found = [d for d in (*candidates, *EXTRA_CLASHES.get(package, ())) if installed(d)]
+    """Return one sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
+    for package, (maintained, original) in STACK.items():
+        found = [d for d in (maintained, original, *EXTRA_CLASHES.get(package, ())) if installed(d)]
         if len(found) > 1:
             return (
-                f"{' and '.join(found)} are installed side by side and overwrite each other's "
-                f'files: run "pip uninstall -y {" ".join(found)}" and then '
-                f'"pip install {candidates[0]}".'
+                f"{' and '.join(found)} are installed side by side and overwrite each other's files: run "
+                f'"pip uninstall -y {" ".join(found)}" and then "pip install {maintained}".'
             )
-        if not found:
-            if importable(package):
-                continue
+        if not found and not importable(package):
             return (
-                f'the package {package} is not installed: run "pip install {candidates[0]}" '
-                f'(or install {candidates[1]}, see docs/installation.md).'
+                f'the package {package} is not installed: run "pip install {maintained}" (or install {original}, see '
+                'docs/installation.md).'
             )
-        if found[0] == 'mmcv-lite':
+        if found == ['mmcv-lite']:
             return (
-                'mmcv-lite has no compiled operators, which mmseg needs: run '
-                '"pip uninstall -y mmcv-lite" and then "pip install onedl-mmcv".'
+                'mmcv-lite has no compiled operators, which mmseg needs: run "pip uninstall -y mmcv-lite" and then '
+                '"pip install onedl-mmcv".'
             )
     return None
 
 
 def stack_distribution(package: str) -> str | None:
-    """The distribution that provides an import package of the stack, e.g. 'onedl-mmcv'."""
+    """Return the distribution that provides an import package of the stack, e.g. 'onedl-mmcv'; None if not installed."""
     return next((d for d in STACK[package] if installed(d)), None)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Atomic writing that never destroys what we did not write: every file and folder of the package goes through here.
+"""Atomic writing that never destroys foreign files; the package writes all files and folders through this module.
 
-Results carry a signature: PNG, HTML, SVG, PDF and TeX files a line or chunk with the checksum of the rest of the file,
-JSON files the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature belongs to
-somebody else, also if it has the name of one of our results, and is not replaced.
+Results are signed: PNG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the file,
+JSON files by the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature is foreign, even
+if it has the name of one of our results, and is not replaced.
 """
 
 import contextlib
@@ -22,13 +22,28 @@ from .version import __version__
 
 WRITTEN_BY = f'mmseg_ignite {__version__}'
 _TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0, '.py': 0}
-"""Bytes at the end of a file of each type that its signature precedes: the last chunk of a PNG."""
+"""Number of bytes after the signature by file type: the last chunk of a PNG."""
+_RELEASE_PARTS = ((), ('images',), ('annotations',))
 _RUN = 'confusion.npz'
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, remedy: str = 'choose another folder') -> Iterator[None]:
+    """Turn an OSError of the block into an IgniteError: "PATH cannot be written (REASON): REMEDY."
+
+    Example:
+        with writing(path), result_file(path) as partial:
+            partial.write_text(table)
+    """
+    try:
+        yield
+    except OSError as error:
+        raise IgniteError(f'{printable(path)} cannot be written ({error.strerror or error}): {remedy}.') from error
+
+
 def _permitted(mode: int) -> int:
-    """A mode less what the umask forbids; temporary files and folders are made private."""
+    """Return ``mode`` without the bits of the umask; temporary files and folders are created private."""
     umask = os.umask(0)
     os.umask(umask)
     return mode & ~umask
@@ -36,7 +51,7 @@ def _permitted(mode: int) -> int:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` (same suffix); rename it into place on success, else remove it."""
+    """Yield a temporary path next to ``path`` (same suffix); rename it to ``path`` on success, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f'.{path.stem[:40]}.', suffix=path.suffix, dir=path.parent)
@@ -52,13 +67,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
-    """:func:`atomic_file` for a result: it is signed, and a file that we did not write is not replaced.
+    """Write a result with :func:`atomic_file` and sign it.
 
-    Args:
-        replace: replace any file; for folders that were checked before.
-
-    Raises:
-        IgniteError: ``path`` exists and is not ours, see :func:`is_ours`.
+    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set because the folder
+    was checked before.
     """
     path = Path(path)
     if not replace:
@@ -70,7 +82,7 @@ def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path
 
 
 def _signature(suffix: str, checksum: int) -> bytes:
-    """The bytes that sign a file; their number depends on the suffix alone."""
+    """Return the signature of a file; its length depends only on the suffix."""
     text = b'Written by mmseg_ignite, CRC-32 %08x' % checksum
     if suffix == '.png':
         chunk = b'tEXtSoftware\0' + text
@@ -81,14 +93,14 @@ def _signature(suffix: str, checksum: int) -> bytes:
 
 
 def _signed(content: bytes, suffix: str) -> bytes:
-    place = len(content) - _TAILS[suffix]
-    return content[:place] + _signature(suffix, zlib.crc32(content)) + content[place:]
+    end = len(content) - _TAILS[suffix]
+    return content[:end] + _signature(suffix, zlib.crc32(content)) + content[end:]
 
 
 def is_ours(path: str | os.PathLike) -> bool:
-    """Whether a file is a result of ours and unchanged since, as far as its type can tell.
+    """Return whether a file is an unchanged result of this package, as far as its type can tell.
 
-    Text tables have no room for a signature; they are ours in the folder of a run of ours, or in a folder inside it.
+    Text tables (.csv, .txt) have no signature; they are ours in the folder of one of our runs, or in a folder inside it.
     """
     path = Path(path)
     suffix = path.suffix
@@ -113,80 +125,71 @@ def is_ours(path: str | os.PathLike) -> bool:
 
 def _check_ours(path: Path) -> None:
     if path.is_dir():
-        raise IgniteError(
-            f'{path} is a folder, and a file of that name is to be written: choose another output folder.'
-        )
+        raise IgniteError(f'{path} is a folder, but a file was to be written there: choose another output folder.')
     if path.exists() and not is_ours(path):
         raise IgniteError(
-            f'{path} is there already, and mmseg_ignite did not write it or it was changed since; it is left as it is: '
-            'choose another output folder, or move the file away.'
+            f'{path} exists, and mmseg_ignite did not write it or it was changed since, so it is kept: choose another output '
+            'folder, or move the file away.'
         )
 
 
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
-    """Check the files that a tool is going to write, before it computes anything. Results of earlier runs may be replaced.
+    """Check the files that a tool is going to write before it computes anything. Results of earlier runs may be replaced.
 
-    Args:
-        outputs: the paths of the files.
-        inputs: what the tool reads; links to a file count as that file.
-
-    Raises:
-        IgniteError: an output is an input, lies in a release or a prepared data set, is a file that we did not write, or
-            cannot be written.
+    Raise IgniteError if an output is an input (or a link to one), is in a release or a prepared data set, is a foreign file,
+    or cannot be written.
     """
-    read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
+    read = {identity: path for path in inputs if (identity := _identity(path))}
     checked = set()
     for path in map(Path, outputs):
-        if (identity := _identity(path)) in read and identity is not None:
+        if source := read.get(_identity(path)):
             raise IgniteError(
-                f'{path} is to be written and is an input of the same run ({read[identity]}): choose another output folder.'
+                f'{path} would be written but is an input of the same run ({source}): choose another output folder.'
             )
         if path.parent not in checked:
-            check_place(path.parent)
+            check_output_folder(path.parent)
             checked.add(path.parent)
         _check_ours(path)
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
-    """What two names of one file have in common; None if there is no such file."""
+    """Return what all names of one file share, or None if there is no such file."""
     try:
-        status = os.stat(path)
+        return (status := os.stat(path)).st_dev, status.st_ino
     except OSError:
         return None
-    return status.st_dev, status.st_ino
 
 
-def check_place(folder: str | os.PathLike) -> None:
-    """Check that results may be written into a folder, which need not exist yet.
+def check_output_folder(folder: str | os.PathLike) -> None:
+    """Raise IgniteError if results must not or cannot be written into a folder, which need not exist yet.
 
-    Raises:
-        IgniteError: it is a release, lies in its images or annotations or in a prepared data set, or cannot be written.
+    Not allowed are releases, their images and annotations, and prepared data sets.
     """
     real = Path(os.path.realpath(folder))
-    for place in (real, *real.parents):
-        inside = real.relative_to(place).parts
-        if (place / 'data_overview.csv').is_file() and inside[:1] in ((), ('images',), ('annotations',)):
+    for parent in (real, *real.parents):
+        release = (parent / 'data_overview.csv').is_file() and real.relative_to(parent).parts[:1] in _RELEASE_PARTS
+        if release or all((parent / name).exists() for name in ('index.json', 'labels', 'points')):
+            kind = 'release' if release else 'prepared data set'
             raise IgniteError(
-                f'{folder} lies in the release {place}, which stays as it is: choose a folder outside it.'
+                f'{folder} is in the {kind} {parent}, which is never modified: choose a folder outside it.'
             )
-        if (place / 'index.json').is_file() and (place / 'labels').is_dir() and (place / 'points').is_dir():
-            raise IgniteError(
-                f'{folder} lies in the prepared data set {place}, which stays as it is: choose a folder outside it.'
-            )
-    there = next(place for place in (real, *real.parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise IgniteError(f'{folder} cannot be made, as {there} is a file: choose another output folder.')
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise IgniteError(f'{folder} cannot be written (no permission in {there}): choose another output folder.')
+    existing = next(parent for parent in (real, *real.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise IgniteError(f'{folder} cannot be created because {existing} is a file: choose another output folder.')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise IgniteError(f'{folder} cannot be written (no permission in {existing}): choose another output folder.')
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Create a folder; raise IgniteError, before any work, if it cannot be created or written, or is a file."""
+    with writing(folder, 'choose another folder, or change its permissions'):
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
-    """The entries of a folder that have one of the suffixes (in any case), sorted; hidden ones, such as ``._a.png`` of
-    macOS, are left out.
-
-    Raises:
-        IgniteError: there is no such folder, or it cannot be read.
-    """
+    """Return the entries of a folder with one of the suffixes (in any case), sorted, without hidden ones."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -195,61 +198,47 @@ def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[
 
 
 def printable(name: str | os.PathLike) -> str:
-    """A file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
+    """Return a file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
+    """Return the SHA-256 of a file, 64 hex digits."""
     digest = hashlib.sha256()
-    with open(path, 'rb') as stream:
+    with open(path, 'rb') as stream:  # hashlib.file_digest needs Python 3.11
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
+def link_or_copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Hard-link ``source`` to ``path``, or copy it if the disk does not support links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 def link_file(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Put a file in a second place, atomically: a hard link, or a copy where the disk knows none."""
+    """Link or copy a file atomically, replacing ``path``."""
     with atomic_file(path) as partial:
         partial.unlink()
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
-
-
-def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
-    """Raise IgniteError unless ``path`` is absent, empty, or a folder that holds nothing but what we wrote."""
-    if path.exists() and not path.is_dir():
-        raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
-    if path == Path.cwd():
-        raise IgniteError(f'{path} is the current folder, which cannot be replaced: name a folder in it.')
-    found = sorted(p.name for p in path.iterdir()) if path.exists() else []
-    foreign = [name for name in found if name not in own]
-    if foreign or (found and own[0] not in found):
-        raise IgniteError(
-            f'{path} holds other files ({", ".join((foreign or found)[:3])}) and is left as it is: choose a new or empty '
-            'output folder, or move them away.'
-        )
+        link_or_copy(source, partial)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[Path]:
-    """Give an empty temporary folder beside ``path``; put it in the place of ``path`` on success.
+    """Yield an empty temporary folder next to ``path``; move it to ``path`` on success, else remove it.
 
-    An older folder is replaced only if all its entries are among ``own``, the first of which must be there. A link is
-    followed, so that it goes on pointing at the folder's disk.
-
-    Raises:
-        IgniteError: ``path`` holds anything else, or cannot be written.
+    An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``. A link is
+    followed, so that it keeps pointing at the folder's disk. Raise IgniteError if ``path`` is anything else, or cannot be
+    written.
     """
     path = Path(os.path.realpath(path))
     _check_replaceable(path, own)
-    try:
+    with writing(path, 'choose another output folder'):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    except OSError as error:
-        raise IgniteError(f'{path} cannot be written ({error.strerror}): choose another output folder.') from error
     try:
         partial.chmod(_permitted(0o777))
         yield partial
@@ -258,8 +247,23 @@ def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
+    """Raise IgniteError unless ``path`` is absent, empty, or a folder of our entries only."""
+    if path.exists() and not path.is_dir():
+        raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
+    if path == Path.cwd():
+        raise IgniteError(f'{path} is the current folder, which cannot be replaced: name a folder in it.')
+    found = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    foreign = [name for name in found if name not in own]
+    if foreign or (found and own[0] not in found):
+        raise IgniteError(
+            f'{path} has other files ({", ".join((foreign or found)[:3])}), so it is kept: choose a new or empty output '
+            'folder, or move them away.'
+        )
+
+
 def _swap(partial: Path, path: Path) -> None:
-    """Put ``partial`` in the place of ``path``; if that fails, ``path`` is as it was."""
+    """Replace ``path`` by ``partial``; if that fails, restore ``path``."""
     if not path.exists():
         partial.replace(path)
         return
@@ -268,43 +272,20 @@ def _swap(partial: Path, path: Path) -> None:
         path.replace(old)
         partial.replace(path)
     except BaseException:
-        if not path.exists():
-            old.replace(path)
-        else:
-            old.rmdir()
+        old.rmdir() if path.exists() else old.replace(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:
-    """Write JSON atomically. File names that are not UTF-8 are read back as they were.
-
-    Raises:
-        ValueError: NaN or infinity, which JSON does not have.
-    """
+    """Write JSON atomically; raise ValueError for NaN and infinity. File names that are not UTF-8 are read back unchanged."""
     with atomic_file(path) as partial:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
-        # A byte that is not UTF-8 is a lone surrogate here; "\\udcff" is how JSON spells it.
+        # A byte that is not UTF-8 is a lone surrogate here; "\\udcff" is its JSON escape.
         partial.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_result(path: str | os.PathLike, content: dict) -> None:
-    """:func:`write_json` of a result: signed by the key ``written_by``; a file that we did not write is not replaced."""
+    """Write a result with :func:`write_json`, signed by the key ``written_by``; never replace a foreign file."""
     _check_ours(Path(path))
     write_json(path, dict(written_by=WRITTEN_BY, **content))
-
-
-def check_writable(folder: str | os.PathLike) -> None:
-    """Make a folder and find out, before any work, whether files can be written into it.
-
-    Raises:
-        IgniteError: it cannot be made or written, or is a file.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise IgniteError(
-            f'{folder} cannot be written ({error.strerror or error}): choose another folder, or change its permissions.'
-        ) from error

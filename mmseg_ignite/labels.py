@@ -1,10 +1,10 @@
-"""THE label table: ids, names and colours of IGNITE, and the encodings of its masks.
+"""The label table of IGNITE (ids, names, colours) and the encodings of its masks.
 
-Raw ids 0..16 are those of the release (0 is Unannotated). Train ids 0..15 are raw id - 1;
-255 marks pixels to ignore. Outside this module and ``preparation`` only train ids exist.
+Raw ids 0..16 are the ids of the release (0 is Unannotated). Train ids 0..15 are raw id - 1; 255 marks pixels to ignore.
+Only this module and ``preparation`` know raw ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -15,7 +15,7 @@ from .errors import IgniteError
 IGNORE = 255
 ENCODINGS = ('complement', 'direct')
 MAX_STRAY_SHARE = 1e-4
-"""Share of a mask's pixels that may hold impossible values and become Unannotated."""
+"""Largest share of a mask's pixels that may hold impossible values; these pixels become Unannotated."""
 
 
 class Label(NamedTuple):
@@ -24,10 +24,6 @@ class Label(NamedTuple):
     raw_id: int
     name: str
     colour: tuple[int, int, int]
-
-    @property
-    def train_id(self) -> int:
-        return self.raw_id - 1
 
 
 UNANNOTATED = Label(0, 'Unannotated', (0, 0, 0))
@@ -54,30 +50,19 @@ PALETTE = tuple(label.colour for label in LABELS)
 NUM_CLASSES = len(LABELS)
 RAW_LABEL_MAP = {label.name: label.raw_id for label in (UNANNOTATED, *LABELS)}
 MAX_ID = 127
-"""Largest id of a mask that is not ours: beyond it the two encodings overlap."""
-
-_TO_TRAIN = np.full(256, IGNORE, np.uint8)
-_TO_TRAIN[1 : NUM_CLASSES + 1] = np.arange(NUM_CLASSES)
-_TO_RAW = np.zeros(256, np.uint8)
-_TO_RAW[:NUM_CLASSES] = np.arange(1, NUM_CLASSES + 1)
+"""Largest id of a mask with other ids than the release's: above it the two encodings overlap."""
 
 
 class DecodedMask(NamedTuple):
-    """A release mask in train ids, with what was seen while decoding it.
+    """A mask of the release in train ids."""
 
-    Attributes:
-        labels: (H, W) uint8, train ids 0..15, 255 where unannotated.
-        encoding: 'complement', 'direct', or 'empty' if every pixel is 0.
-        stray: number of pixels with an impossible value; they are 255 in ``labels``.
-    """
-
-    labels: np.ndarray
-    encoding: str
-    stray: int
+    labels: np.ndarray  # (H, W) uint8, train ids 0..15, 255 where unannotated
+    encoding: str  # 'complement', 'direct', or 'empty' if every pixel is 0
+    stray: int  # number of pixels with an impossible value; they are 255 in ``labels``
 
 
 class MaskError(IgniteError):
-    """A mask that cannot be decoded; ``kind`` is that of :mod:`mmseg_ignite.preparation.findings`."""
+    """A mask that cannot be decoded; ``kind`` is a kind of :mod:`mmseg_ignite.preparation.findings`."""
 
     def __init__(self, kind: str, source: str, detail: str, remedy: str) -> None:
         super().__init__(f'{source} {detail}: {remedy}.')
@@ -85,19 +70,23 @@ class MaskError(IgniteError):
 
 
 def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | None = None) -> DecodedMask:
-    """Decode a mask of the release, whichever of the two circulating encodings it has.
+    """Decode a mask of the release in either of its two encodings.
 
-    Direct masks hold raw ids; complemented ones hold (256 - id) % 256. The majority of the non-zero
-    pixels decides: <= 16 (the largest id) direct, >= 240 (256 less it) complemented.
+    Direct masks hold raw ids; complemented ones hold (256 - id) % 256. The majority of the non-zero pixels decides: direct
+    up to the largest id (16), complement from 256 minus it (240).
 
     Args:
-        mask: (H, W) uint8 as stored in the PNG (palette PNGs: their indices).
+        mask: (H, W) uint8 as stored in the PNG (the indices of a palette PNG).
         source: file name for messages.
-        ids: {id in the mask, 0..127: raw id, 0..16}, for masks with other ids than the release's; an id that is not in it
-            is impossible. Defaults to None: 0..16 as they are.
+        ids: {id in the mask, 0..127: raw id, 0..16} for masks with other ids than the release's; ids that are not in it are
+            impossible. Defaults to None: raw ids 0..16.
 
     Raises:
-        MaskError: if the mask is neither, or holds more than 0.01 % (and more than 4) impossible values.
+        MaskError: ``mask`` is in neither encoding, or more than 0.01 % (and more than 4) of its pixels are impossible.
+
+    Example:
+        >>> decode_mask(np.array([[255, 254, 0]], np.uint8)).labels
+        array([[  0,   1, 255]], dtype=uint8)
     """
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise MaskError(
@@ -106,7 +95,7 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | No
             f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected',
             'export it again as a grayscale or palette PNG',
         )
-    to_train, known, top = _id_tables(ids)
+    to_train, known, top = _id_tables({i: i for i in range(NUM_CLASSES + 1)} if ids is None else ids)
     counts = histogram(mask)
     nonzero = int(counts[1:].sum())
     if nonzero == 0:
@@ -121,10 +110,8 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | No
             'it is not a mask of this release, replace it',
         )
     encoding = 'direct' if low > high else 'complement'
-    raw = np.arange(256)
-    if encoding == 'complement':
-        raw = (256 - raw) % 256
-    stray = int(counts[~known[raw]].sum())
+    id_of_value = np.arange(256) if encoding == 'direct' else -np.arange(256) % 256
+    stray = int(counts[~known[id_of_value]].sum())
     if stray > max(4, MAX_STRAY_SHARE * mask.size):
         raise MaskError(
             'mask-stray-many',
@@ -133,40 +120,43 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | No
             f'{MAX_STRAY_SHARE:.2%} is accepted as stray',
             'replace the mask',
         )
-    return DecodedMask(cv2.LUT(mask, to_train[raw]), encoding, stray)
+    return DecodedMask(cv2.LUT(mask, to_train[id_of_value]), encoding, stray)
 
 
-def _id_tables(ids: dict[int, int] | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tables (256,) by the id of a mask: train id (255 none), and whether it is known; and the largest id."""
-    ids = {i: i for i in RAW_LABEL_MAP.values()} if ids is None else ids
-    to_train, known = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-    found, ours = list(ids), list(ids.values())
-    to_train[found], known[found] = _TO_TRAIN[ours], True
-    return to_train, known, max(1, *found)
+def _id_tables(ids: dict[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return (256,) tables over the ids of a mask, their train ids and whether they are known, and the largest id."""
+    known = np.zeros(256, bool)
+    known[list(ids)] = True
+    return relabel_table({i: (raw_id - 1) % 256 for i, raw_id in ids.items()}), known, max(1, *ids)
 
 
 def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
-    """Train ids (H, W) uint8 to the values of a release mask, the inverse of :func:`decode_mask`."""
+    """Convert train ids, (H, W) uint8, to the values of a release mask; the inverse of :func:`decode_mask`."""
     if encoding not in ENCODINGS:
         raise ValueError(f'encoding must be one of {ENCODINGS}, got {encoding!r}')
-    raw = _TO_RAW[labels]
-    return raw if encoding == 'direct' else (-raw.astype(np.int16) % 256).astype(np.uint8)
+    raw = np.where(labels < NUM_CLASSES, labels + 1, 0).astype(np.uint8)
+    return raw if encoding == 'direct' else -raw  # 256 - id, modulo 256
 
 
 def release_ids(classes: Sequence[str]) -> np.ndarray | None:
-    """Table from places in a list of classes to train ids: (256,) uint8, 255 elsewhere.
+    """Return the train id of each index in a list of classes: (256,) uint8, 255 beyond the list.
 
-    None if the list holds a class that is not the release's: its places mean nothing here.
+    None if the list has a class that the release does not have.
     """
     if not set(classes) <= set(CLASSES):
         return None
+    return relabel_table({i: CLASSES.index(name) for i, name in enumerate(classes)})
+
+
+def relabel_table(label_map: Mapping[int, int]) -> np.ndarray:
+    """Return the lookup table, (256,) uint8, of {id: new id}; ids that are not in it become 255."""
     table = np.full(256, IGNORE, np.uint8)
-    table[: len(classes)] = [CLASSES.index(name) for name in classes]
+    table[list(label_map)] = list(label_map.values())
     return table
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
-    """How often each value occurs: (256,) int64 from a uint8 array. Some ten times as fast as ``np.bincount``."""
+    """Count each value of a uint8 array: (256,) int64. About ten times as fast as ``np.bincount``."""
     flat, counts = np.ascontiguousarray(values).reshape(-1), np.zeros(256, np.int64)
     for first in range(0, flat.size, 1 << 23):  # OpenCV counts in float32, exact below 2 ** 24
         part = cv2.calcHist([flat[first : first + (1 << 23)]], [0], None, [256], [0, 256])
@@ -175,5 +165,5 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
 
 def count_classes(labels: np.ndarray) -> np.ndarray:
-    """Pixels of each class: (16,) int64 from an array of train ids; ignored pixels are left out."""
+    """Count the pixels of each class in an array of train ids: (16,) int64; ignored pixels do not count."""
     return histogram(labels)[:NUM_CLASSES]

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, files and their checksums."""
+"""Where a result comes from: versions, command, and checksums of files."""
 
 import datetime
 import hashlib
@@ -12,11 +12,7 @@ from .version import __version__
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, 64 hex digits.
-
-    Raises:
-        IgniteError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file, 64 hex digits; raise IgniteError if it cannot be read."""
     try:
         return sha256(path)
     except OSError as error:
@@ -24,18 +20,14 @@ def file_sha256(path: str | Path) -> str:
 
 
 def text_sha256(text: str) -> str:
-    """SHA-256 of a text in UTF-8, 64 hex digits."""
+    """Return the SHA-256 of a text in UTF-8, 64 hex digits."""
     return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
 def provenance(**known: object) -> dict:
-    """What every result states about its origin.
+    """Return the provenance of a result: ``version``, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
 
-    Args:
-        known: what the caller adds, e.g. ``checkpoint_sha256``; None is left out.
-
-    Returns:
-        dict: ``version`` of the package, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
+    ``known`` are further entries such as ``checkpoint_sha256``; None is omitted.
     """
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     known = {key: value for key, value in known.items() if value is not None}

@@ -1,7 +1,7 @@
-"""mmengine's registries under the scope ``mmseg_ignite``, which what comes from ``mmseg_ignite::`` bases of configs has.
+"""mmengine registries with the scope ``mmseg_ignite``, which parts of ``mmseg_ignite::`` base configs have.
 
-Each is a child of mmseg's, where the classes of this package are registered, and finds whatever that finds. mmengine
-imports this module by its name when it meets the scope.
+Each is a child of the mmseg registry that the classes of this package are registered in, and finds whatever that finds.
+mmengine imports this module by name when it meets the scope.
 """
 
 from mmengine.registry import Registry
@@ -9,7 +9,7 @@ from mmseg import registry
 
 
 class _Child(Registry):
-    """A registry that imports the modules of its parents before it searches them, which mmengine leaves out."""
+    """A registry that imports the modules of its parents before it searches them, which mmengine does not do."""
 
     def import_from_location(self) -> None:
         super().import_from_location()

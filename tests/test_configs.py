@@ -11,14 +11,7 @@ from mmseg_ignite.apis import load_config
 from mmseg_ignite.errors import IgniteError
 
 NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
-MILLION_PARAMETERS = {
-    0: 3.7,
-    1: 13.7,
-    2: 24.7,
-    3: 44.6,
-    4: 61.4,
-    5: 82.0,
-}  # Xie et al. 2021, with mmseg's 256-channel head
+MILLION_PARAMETERS = (3.7, 13.7, 24.7, 44.6, 61.4, 82.0)  # Xie et al. 2021, with mmseg's 256-channel head
 
 
 @pytest.mark.parametrize('size', range(6))
@@ -29,7 +22,7 @@ def test_config_builds_and_runs_forward_and_backward(size):
     init_default_scope('mmseg')
     cfg.model.backbone.init_cfg = None
     cfg.model.data_preprocessor.size = (64, 64)
-    cfg.model.decode_head.norm_cfg.type = 'BN'  # on one process the runner does this
+    cfg.model.decode_head.norm_cfg.type = 'BN'  # the runner does this for a single process
     cfg.model.backbone.setdefault('norm_cfg', dict(type='LN', eps=1e-6))
     model = MODELS.build(cfg.model).train()
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MILLION_PARAMETERS[size], rel=0.02)
@@ -44,12 +37,12 @@ def test_config_builds_and_runs_forward_and_backward(size):
     assert model(data['inputs']).shape == (2, 16, 16, 16)
 
 
-def test_children_are_short_deltas():
+def test_child_configs_are_short():
     for size in range(1, 6):
         assert len((CONFIGS / NAME.format(size)).read_text().splitlines()) <= 12
 
 
-def test_configs_of_other_hardware_are_short_deltas():
+def test_configs_for_other_hardware_are_short():
     names = [f'segformer_mit-b{size}_4xb8-20k_ignite-512x512.py' for size in range(6)]
     names += [f'segformer_mit-b{size}_1xb4-accum2-40k_ignite-512x512.py' for size in (4, 5)]
     for name in names:
@@ -76,12 +69,9 @@ def test_settings_at_the_top_of_a_child_config_reach_the_data_sets(tmp_path):
         "val_dataloader = dict(dataset=dict(protocol='fold1'))\n"
     )
     cfg = load_config(tmp_path / 'c.py', {'crops.temperature': 0.7})
-    assert [cfg[f'{p}_dataloader'].dataset.protocol for p in ('train', 'val', 'test')] == [
-        'official',
-        'fold1',
-        'official',
-    ]
-    assert {cfg[f'{p}_dataloader'].dataset.data_root for p in ('train', 'val', 'test')} == {'/d'}
+    datasets = [cfg[f'{part}_dataloader'].dataset for part in ('train', 'val', 'test')]
+    assert [dataset.protocol for dataset in datasets] == ['official', 'fold1', 'official']
+    assert {dataset.data_root for dataset in datasets} == {'/d'}
     crops = cfg.train_dataloader.dataset.crops
     assert (crops.class_probability, crops.temperature, crops.rotation) == (0.1, 0.7, 'any')
     assert 'crops' not in cfg.val_dataloader.dataset
@@ -96,19 +86,19 @@ def test_settings_at_the_top_of_a_child_config_reach_the_data_sets(tmp_path):
         ('1 / 0', 'ZeroDivision'),
     ],
 )
-def test_unusable_configs(tmp_path, text, words):
+def test_invalid_configs_are_refused(tmp_path, text, words):
     (tmp_path / 'c.py').write_text(text)
     with pytest.raises(IgniteError, match=words):
         load_config(tmp_path / 'c.py')
 
 
-def test_missing_config(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(IgniteError, match='nowhere.py'):
         load_config(tmp_path / 'nowhere.py')
 
 
-def test_our_parts_serve_a_stock_config(tmp_path):
-    """mmseg's own B1 config takes the data set through its registry name."""
+def test_an_mmseg_config_can_use_our_parts(tmp_path):
+    """mmseg's own B1 config finds the data set by its registry name."""
     (tmp_path / 'c.py').write_text(
         "_base_ = 'mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py'\n"
         "custom_imports = dict(imports=['mmseg_ignite'])\n"

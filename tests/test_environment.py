@@ -30,12 +30,12 @@ def test_stack_fault(monkeypatch, distributions, words):
     assert fault is None if words is None else words in fault
 
 
-def test_the_installed_stack_is_whole():
+def test_the_installed_stack_has_no_fault():
     assert environment.stack_fault() is None
 
 
 def test_a_source_tree_without_metadata_is_accepted(tmp_path):
-    """mmseg on the Python path, as from a checkout: nothing says of which distribution it is. Its configs are found too."""
+    """mmseg is on the Python path without a distribution; its configs are found too."""
     code = """
 import sys
 from importlib import metadata
@@ -46,7 +46,7 @@ def hidden(name):
         raise metadata.PackageNotFoundError(name)
     return version(name)
 metadata.version = hidden
-own = sys.modules['mmseg.version'] = ModuleType('mmseg.version')  # as in mmsegmentation, which states its version itself
+own = sys.modules['mmseg.version'] = ModuleType('mmseg.version')  # mmsegmentation defines its version itself
 own.__version__, own.version_info = '1.2.2', (1, 2, 2)
 import mmseg_ignite
 from mmengine.config import Config
@@ -58,11 +58,11 @@ assert Config.fromfile('child.py').model.type == 'EncoderDecoder'
         run, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stdout and not done.stderr  # no messages of the imported packages either
+    assert not done.stdout and not done.stderr  # nor messages of the imported packages
 
 
-def test_import_beside_the_other_stack_ends_in_one_sentence(tmp_path):
-    """A second distribution of mmcv is on the path: the import says what to uninstall."""
+def test_import_with_both_stacks_installed_fails_with_one_sentence(tmp_path):
+    """With a second distribution of mmcv on the path, the import says what to uninstall."""
     other = 'mmcv' if environment.installed('onedl-mmcv') else 'onedl-mmcv'
     folder = tmp_path / f'{other.replace("-", "_")}-9.9.dist-info'
     folder.mkdir()

@@ -20,7 +20,7 @@ def test_every_mask_survives_both_encodings(labels, encoding):
     assert decoded.encoding == ('empty' if (labels == IGNORE).all() else encoding)
 
 
-def test_encodings_are_those_of_the_release():
+def test_encodings_match_the_release():
     labels = np.array([[0, 1, 15, IGNORE]], np.uint8)
     assert encode_mask(labels, 'direct').tolist() == [[1, 2, 16, 0]]
     assert encode_mask(labels, 'complement').tolist() == [[255, 254, 240, 0]]
@@ -44,13 +44,13 @@ def test_few_stray_pixels_become_unannotated_and_are_counted():
         np.ones((4, 4), np.uint16),
     ],
 )
-def test_impossible_masks_are_named(mask):
+def test_invalid_masks_are_named(mask):
     with pytest.raises(IgniteError, match='roi7.png'):
         decode_mask(mask, 'roi7.png')
 
 
 @given(LABELS)
-def test_count_classes_is_a_plain_count(labels):
+def test_count_classes_matches_a_plain_count(labels):
     assert count_classes(labels).tolist() == [int((labels == i).sum()) for i in range(16)]
 
 

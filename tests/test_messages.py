@@ -1,4 +1,4 @@
-"""What a user sees on the console, and what goes to the log file only."""
+"""What the console shows, and what only the log file has."""
 
 import io
 import logging
@@ -42,8 +42,8 @@ def test_which_records_reach_the_console(message, path, level, shown):
     assert ConsoleFilter().filter(record(message, path, level)) is shown
 
 
-def test_a_training_shows_its_progress_and_nothing_else(prepared, tmp_path):
-    """The whole output of the tool, with a line for each of what is expected."""
+def test_training_shows_only_its_progress(prepared, tmp_path):
+    """Check every line of the tool's output."""
     options = [
         f'data_root={prepared}', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'crops.crop_size=(64,64)',
         'model.data_preprocessor.size=(64,64)', 'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1',
@@ -66,7 +66,7 @@ def test_a_training_shows_its_progress_and_nothing_else(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(('value', 'shown'), [(None, False), ('', False), ('0', False), ('1', True)])
-def test_the_environment_brings_the_whole_log_back(monkeypatch, tmp_path, value, shown):
+def test_an_environment_variable_shows_the_whole_log(monkeypatch, tmp_path, value, shown):
     monkeypatch.delenv('MMSEG_IGNITE_VERBOSE', raising=False)
     if value is not None:
         monkeypatch.setenv('MMSEG_IGNITE_VERBOSE', value)
@@ -79,7 +79,7 @@ def test_the_environment_brings_the_whole_log_back(monkeypatch, tmp_path, value,
     assert ('Config' in stream.getvalue()) == shown and 'Config' in (tmp_path / 'log').read_text()
 
 
-def test_only_that_warning_is_left_out():
+def test_other_warnings_are_shown():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         quiet_warnings()

@@ -11,12 +11,12 @@ from conftest import ROOT
 command = SimpleNamespace(**runpy.run_path(str(ROOT / 'mmseg_ignite_command.py')))
 
 
-def test_wheel_holds_configs_and_tools(tmp_path):
-    """Built from a copy, so that the checkout stays clean."""
+def test_wheel_contains_configs_and_tools(tmp_path):
+    """Build from a copy, so that the checkout stays clean."""
     source = tmp_path / 'source'
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
-        pytest.skip('not a git checkout: the files that belong to the package are not known')
+        pytest.skip('not a git checkout, so the files of the package are unknown')
     for name in tracked.stdout.splitlines():
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def test_wheel_holds_configs_and_tools(tmp_path):
         for path in (ROOT / folder).rglob('*.py'):
             assert f'mmseg_ignite/.mim/{path.relative_to(ROOT)}' in names
     assert 'mmseg_ignite/datasets/ignite.py' in names
-    for path in (ROOT / 'mmseg_ignite' / 'evaluation' / 'report').glob('*/*.*'):
+    for path in (ROOT / 'mmseg_ignite' / 'report').glob('*/*.*'):
         if path.suffix != '.pyc':
             assert str(path.relative_to(ROOT)) in names
     assert not [n for n in names if n.startswith(('tests', 'configs', 'tools'))]
@@ -63,7 +63,7 @@ for command in ([], ['train', '--help']):
 
 
 def check_installed(folder, where):
-    """Without the checkout: configs by name, the command, and a wrong path that is not taken for a packaged config."""
+    """Without the checkout, check configs by name, the command, and that a wrong path is not a packaged config."""
     run = [sys.executable, '-c', INSTALLED]
     environment = {**os.environ, 'PYTHONPATH': str(folder)}
     done = subprocess.run(run, capture_output=True, text=True, env=environment, cwd=where)
@@ -74,7 +74,7 @@ def check_installed(folder, where):
 
 
 def test_every_tool_is_a_command_with_help(capsys, monkeypatch):
-    """In a checkout, where configs and tools are links."""
+    """In a checkout, configs and tools are links."""
     found = command.tools()
     assert {path.stem for path in found.values()} == {path.stem for path in (ROOT / 'tools').glob('*.py')}
     assert {'train', 'test', 'predict', 'prepare', 'evaluate', 'compare', 'cross-validate', 'browse', 'doctor'} <= set(

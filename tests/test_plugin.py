@@ -1,4 +1,4 @@
-"""The package in the hands of plain mmengine and mmseg: their inference functions, loaders and config names."""
+"""The package used by plain mmengine and mmseg: inference functions, loaders and config names."""
 
 import os
 import re
@@ -36,35 +36,30 @@ FULL_CHILD = f"_base_ = ['mmseg_ignite::{NAME}']\n"
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-def settings(prepared):
-    return {
-        'data_root': str(prepared),
-        'train_cfg.max_iters': 1,
-        'train_cfg.val_interval': 1,
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'crops.crop_size': (64, 64),
-        'default_hooks.checkpoint.interval': 1,
-        **{
-            f'{loader}_dataloader.{key}': value
-            for loader in ('train', 'val', 'test')
-            for key, value in (('num_workers', 0), ('persistent_workers', False))
-        },
-    }
+SHORT = {
+    'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1,
+    'model.data_preprocessor.size': (64, 64),
+    'default_hooks.checkpoint.interval': 1,
+    **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
+    **{f'{part}_dataloader.persistent_workers': False for part in ('train', 'val', 'test')},
+}
+"""One iteration without worker processes."""
 
 
 @pytest.fixture(scope='module')
 def checkpoint(prepared, tmp_path_factory):
-    """What our training leaves, of a config whose base is named as in another package."""
+    """Train with a config whose base is ``mmseg_ignite::...``, and return the checkpoint."""
     work_dir = tmp_path_factory.mktemp('plugin')
     (work_dir / 'child.py').write_text(FULL_CHILD)
-    train(load_config(work_dir / 'child.py', settings(prepared), str(work_dir / 'work')))
+    options = {'data_root': str(prepared), 'crops.crop_size': (64, 64), 'train_dataloader.batch_size': 2, **SHORT}
+    train(load_config(work_dir / 'child.py', options, str(work_dir / 'work')))
     return str(work_dir / 'work' / 'iter_1.pth')
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """A PNG and a JPEG of H&E-like noise, no multiple of the network's stride in size."""
+    """Return a PNG and a JPEG of H&E-like noise whose size is not a multiple of the network's stride."""
     folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng()
     paths = []
     for suffix in ('png', 'jpg'):
@@ -76,10 +71,10 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(checkpoint, images):
-    """The labels of our own Predictor."""
+    """Return the labels of our own Predictor."""
     predictor = Predictor(load_config(DEMO_CONFIG), checkpoint, 'cpu')
     labels = [predictor.predict(path) for path in images]
-    assert all(len(np.unique(one)) > 1 for one in labels)
+    assert all(len(np.unique(array)) > 1 for array in labels)
     return labels
 
 
@@ -99,7 +94,7 @@ def config_file(tmp_path, text):
 
 @pytest.mark.parametrize('loader', ['plain', 'safe'])
 @pytest.mark.parametrize('config', CONFIGS)
-def test_mmseg_inference_model_labels_paths_and_arrays(checkpoint, images, expected, tmp_path, config, loader):
+def test_mmseg_inference_model_accepts_paths_and_arrays(checkpoint, images, expected, tmp_path, config, loader):
     path = config_file(tmp_path, CONFIGS[config])
     if loader == 'safe':
         with safe_checkpoints():
@@ -110,24 +105,24 @@ def test_mmseg_inference_model_labels_paths_and_arrays(checkpoint, images, expec
     found = [
         *inference_model(model, images),
         inference_model(model, images[0]),
-    ]  # by path first: arrays change the config
-    found += inference_model(model, [cv2.imread(one) for one in images])
+    ]  # paths first: arrays change the config
+    found += inference_model(model, [cv2.imread(path) for path in images])
     for sample, labels in zip(found, [*expected, expected[0], *expected], strict=True):
         np.testing.assert_array_equal(sample.pred_sem_seg.data[0].numpy(), labels)
 
 
-def test_mmseg_inferencer_labels_paths_and_arrays(checkpoint, images, expected, tmp_path):
+def test_mmseg_inferencer_accepts_paths_and_arrays(checkpoint, images, expected, tmp_path):
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     for config in (str(DEMO_CONFIG), str(tmp_path / 'child.py')):
         inferencer = MMSegInferencer(config, checkpoint, device='cpu', show_progress=False)
-        found = inferencer(images)['predictions'] + inferencer([cv2.imread(one) for one in images])['predictions']
+        found = inferencer(images)['predictions'] + inferencer([cv2.imread(path) for path in images])['predictions']
         for labels, wanted in zip(found, expected * 2, strict=True):
             np.testing.assert_array_equal(labels, wanted)
     drawn = inferencer(images[0], return_vis=True, out_dir=str(tmp_path / 'out'))
     assert drawn['visualization'].shape == (*expected[0].shape, 3)
 
 
-def test_mmseg_reads_no_truncated_image_with_our_configs(checkpoint, images, tmp_path):
+def test_mmseg_refuses_truncated_images_with_our_configs(checkpoint, images, tmp_path):
     model = init_model(str(DEMO_CONFIG), checkpoint, 'cpu')
     for path in map(Path, images):
         damaged = tmp_path / path.name
@@ -158,8 +153,8 @@ def test_stock_loaders_read_the_prepared_arrays(prepared, prefix, context):
         assert stock['seg_fields'] == ours['seg_fields'] == ['gt_seg_map']
 
 
-def test_labels_that_are_loaded_after_a_resize_keep_their_size(prepared):
-    """As in mmseg's own test pipelines."""
+def test_labels_loaded_after_a_resize_keep_their_size(prepared):
+    """mmseg's own test pipelines have this order."""
     pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale_factor=0.5), dict(type='LoadAnnotations')]
     for context in (False, True):
         for sample in build(prepared, pipeline, use_context=context):
@@ -179,13 +174,13 @@ def test_labels_that_are_loaded_after_a_resize_keep_their_size(prepared):
         (dict(type='LoadAnnotations', reduce_zero_label=True), 'reduce_zero_label=True'),
     ],
 )
-def test_arguments_that_arrays_do_not_take_are_refused(prepared, transform, words):
-    with pytest.raises(IgniteError, match=f'{words}.*leave it out'):
+def test_arguments_that_do_not_apply_to_arrays_are_refused(prepared, transform, words):
+    with pytest.raises(IgniteError, match=f'{words}.*remove this argument'):
         build(prepared, [transform])
 
 
-def test_configs_by_name(tmp_path):
-    """With the scope of another package, by mmengine's functions and by ours."""
+def test_configs_are_found_by_name(tmp_path):
+    """As a base of another config, by mmengine's functions and by ours."""
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     ours = Config.fromfile(str(DEMO_CONFIG))
     for cfg in (
@@ -198,14 +193,13 @@ def test_configs_by_name(tmp_path):
     assert type(get_model(f'mmseg_ignite::{NAME}')).__name__ == 'TissueSegmentor'
 
 
-def test_a_config_that_imports_the_package_itself_is_read_by_plain_mmengine(tmp_path):
-    """In a fresh process, which has not imported mmseg_ignite; also our configs by path.
+def test_plain_mmengine_reads_a_config_that_imports_the_package(tmp_path):
+    """In a new process that has not imported mmseg_ignite; our configs are also read by path.
 
-    The import prints nothing and leaves mmengine's loader of checkpoints as it is.
+    The import prints nothing and does not change mmengine's checkpoint loader.
     """
-    (tmp_path / 'child.py').write_text(
-        f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
-    )
+    text = f"_base_ = [__import__('mmseg_ignite').config_path('{NAME}')]\ntrain_cfg = dict(max_iters=7)\n"
+    (tmp_path / 'child.py').write_text(text)
     code = f"""
 import sys
 from mmengine.config import Config
@@ -222,8 +216,8 @@ assert 'mmseg_ignite' in sys.modules and CheckpointLoader._schemes[''] is loader
     assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
 
 
-def test_settings_that_plain_mmengine_does_not_pass_on_are_noticed(prepared, tmp_path):
-    """Crops of the demo's top level, which its data set does not have; those of the docs' own example are heard."""
+def test_settings_that_plain_mmengine_ignores_are_reported(prepared, tmp_path):
+    """Top-level ``crops`` do not reach the data set; the settings of the docs' example do."""
     init_default_scope('mmseg')
     cfg = Config.fromfile(str(DEMO_CONFIG))
     cfg.data_root = str(prepared)
@@ -236,19 +230,19 @@ def test_settings_that_plain_mmengine_does_not_pass_on_are_noticed(prepared, tmp
     TissueCheckpointHook().before_run(runner)
 
 
-def test_a_base_by_name_trains_with_plain_mmengine_in_a_fresh_process(prepared, tmp_path):
-    """Nothing but ``import mmseg_ignite`` comes before: all that the config names must be found through its scope."""
+def test_a_base_by_name_trains_with_plain_mmengine_in_a_new_process(prepared, tmp_path):
+    """After ``import mmseg_ignite`` alone, everything in the config must be found through its scope."""
     (tmp_path / 'child.py').write_text(FULL_CHILD)
     data = {f'{part}_dataloader.dataset.data_root': str(prepared) for part in ('train', 'val', 'test')}
-    own = dict(crop_size=(64, 64), um_per_px=None, rotation='quarter')
-    crops = {'work_dir': 'work', **{f'train_dataloader.dataset.crops.{key}': value for key, value in own.items()}}
-    options = {key: value for key, value in settings(prepared).items() if key not in ('data_root', 'crops.crop_size')}
+    crops = dict(crop_size=(64, 64), um_per_px=None, rotation='quarter')
+    data |= {f'train_dataloader.dataset.crops.{key}': value for key, value in crops.items()}
+    data |= {'work_dir': 'work', 'train_dataloader.batch_size': 2}
     code = f"""
 import mmseg_ignite
 from mmengine.config import Config
 from mmengine.runner import Runner
 cfg = Config.fromfile('child.py')
-cfg.merge_from_dict({ {**options, **data, **crops}!r})
+cfg.merge_from_dict({ {**SHORT, **data}!r})
 Runner.from_cfg(cfg).train()
 """
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
@@ -258,7 +252,7 @@ Runner.from_cfg(cfg).train()
 
 
 @pytest.mark.parametrize('node', CHILDREN, ids=lambda node: node.name)
-def test_a_registry_of_our_scope_imports_the_modules_of_its_parents(node, monkeypatch):
+def test_a_registry_with_our_scope_imports_the_modules_of_its_parents(node, monkeypatch):
     asked, parents = [], [node.parent, node.parent.parent]
     for parent in parents:
         monkeypatch.setattr(parent, 'import_from_location', lambda parent=parent: asked.append(parent))
@@ -267,13 +261,13 @@ def test_a_registry_of_our_scope_imports_the_modules_of_its_parents(node, monkey
 
 
 def examples():
-    """The configs that docs/plugin.md shows."""
+    """Return the configs in docs/plugin.md."""
     text = (ROOT / 'docs' / 'plugin.md').read_text()
     indented = [textwrap.dedent(block) for block in re.findall(r'(?:^    .*\n)+', text, re.M) if '_base_' in block]
     return indented, re.search(r'```python\n(.*?)```', text, re.S)[1]
 
 
-def test_the_bases_that_the_docs_show_are_read(tmp_path):
+def test_bases_in_the_docs_are_read(tmp_path):
     indented, _ = examples()
     assert len(indented) == 3
     for text in indented:
@@ -286,46 +280,30 @@ def test_the_bases_that_the_docs_show_are_read(tmp_path):
             assert found == wanted
 
 
-def test_the_config_that_the_docs_show_trains_with_plain_mmengine(prepared, tmp_path):
-    """mmseg's SegFormer with our data, transforms, loss and metric, by mmengine's own runner, then mmseg's inference."""
+def test_the_config_in_the_docs_trains_with_plain_mmengine(prepared, tmp_path):
+    """Train mmseg's SegFormer with our data, transforms, loss and metric in mmengine's runner; then run mmseg's inference."""
     configs = Path(mmseg.__file__).parent / '.mim' / 'configs'
     text = examples()[1].replace("'../segformer/", f"'{configs}/segformer/").replace('data/ignite', str(prepared))
-    (tmp_path / 'segformer.py').write_text(
-        text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
-    )
+    text = text.replace('(512, 512)', '(64, 64)').replace('batch_size=8', 'batch_size=2')
+    (tmp_path / 'segformer.py').write_text(text)
     cfg = Config.fromfile(str(tmp_path / 'segformer.py'))
-    cfg.merge_from_dict(
-        {
-            'work_dir': str(tmp_path / 'work'),
-            'model.data_preprocessor.size': (64, 64),
-            'model.backbone.init_cfg': None,
-            'train_cfg.max_iters': 1,
-            'train_cfg.val_interval': 1,
-            'default_hooks.checkpoint.interval': 1,
-            **{
-                f'{loader}_dataloader.{key}': value
-                for loader in ('train', 'val', 'test')
-                for key, value in (('num_workers', 0), ('persistent_workers', False))
-            },
-        }
-    )
+    cfg.merge_from_dict({'work_dir': str(tmp_path / 'work'), 'model.backbone.init_cfg': None, **SHORT})
     runner = Runner.from_cfg(cfg)
     runner.train()
     scores = runner.test()
-    assert 0 <= scores['mIoU'] <= 100 and len(runner.test_evaluator.metrics[0].rois) == len(
-        runner.test_dataloader.dataset
-    )
+    assert 0 <= scores['mIoU'] <= 100
+    assert len(runner.test_evaluator.metrics[0].rois) == len(runner.test_dataloader.dataset)
     model = init_model(cfg, str(tmp_path / 'work' / 'iter_1.pth'), 'cpu')
     image = np.full((70, 90, 3), 128, np.uint8)
     assert inference_model(model, image).pred_sem_seg.shape == (70, 90)
 
 
-def test_a_packaged_config_is_taken_by_its_bare_name_and_said(tmp_path, monkeypatch, capsys):
+def test_a_packaged_config_is_found_by_its_file_name_and_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in (DEMO_CONFIG.name, f'mmseg_ignite::{NAME}'):
         assert load_config(name).work_dir == f'work_dirs/{DEMO_CONFIG.stem}'
-        said = capsys.readouterr().out
-        assert said.startswith('config: ') and said.strip().endswith(f'.mim/configs/{NAME}')
+        printed = capsys.readouterr().out
+        assert printed.startswith('config: ') and printed.strip().endswith(f'.mim/configs/{NAME}')
 
 
 @pytest.mark.parametrize(
@@ -337,10 +315,10 @@ def test_a_packaged_config_is_taken_by_its_bare_name_and_said(tmp_path, monkeypa
         ('mmseg_ignite::segformer/segformer_mit-b0_1xb8-demo_ignite-512x512.py', 'did you mean segformer/segformer_'),
         ('mmseg_ignite::zzz.py', 'check the path'),
         ('quite_another.py', 'check the path'),
-        ('ignite.py', 'is not a file'),  # a base, no config
+        ('ignite.py', 'is not a file'),  # a base, not a config
     ],
 )
-def test_a_wrong_path_never_becomes_another_config(tmp_path, monkeypatch, name, words):
+def test_a_wrong_path_never_selects_another_config(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'segformer.py').write_text('')

@@ -4,7 +4,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
 vis_backends = [dict(type='LocalVisBackend')]
-# No name: mmengine keeps visualizers by name, and a second run in one process would log into the first one's folder.
+# Unnamed: mmengine keeps visualizers by name, so a second run in one process would log into the first run's folder.
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends)
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'

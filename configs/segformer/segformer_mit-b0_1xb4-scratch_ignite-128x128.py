@@ -1,8 +1,8 @@
-# From random weights, on small data or machines: what makes SegFormer learn fast without ImageNet (docs/training.md).
-# Made for --minutes M of tools/train.py; without it, 8,000 iterations.
+# Training from random weights on small data or machines: settings that let SegFormer learn fast without ImageNet weights
+# (docs/training.md). Meant for tools/train.py --minutes M; otherwise 8,000 iterations.
 _base_ = ['./segformer_mit-b0_1xb8-20k_ignite-512x512.py']
 
-# Many steps with small crops teach more than few with large ones; nothing is dropped, since nothing is overfitted so soon.
+# Many steps with small crops teach more than few steps with large ones; no dropout, since short runs do not overfit.
 crop_size = (128, 128)
 iterations = 8000
 model = dict(
@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(init_cfg=None, drop_path_rate=0.0),
     decode_head=dict(dropout_ratio=0.0))
 crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
-# Colour must not say which laboratory an image is from: three crops in four are recoloured.
+# Colour must not reveal which laboratory an image is from: three of four crops are recoloured.
 train_pipeline = [
     dict(type='RandomDihedral'),
     dict(type='RandStainNA', prob=0.75),
@@ -18,11 +18,11 @@ train_pipeline = [
     dict(type='RandomScannerEffects'),
     dict(type='PackSegInputs', meta_keys=_base_.meta_keys),
 ]
-# Crops this small are read in passing: a worker would take more from two cores than it gives. With a GPU, num_workers=4.
+# Reading such small crops is cheap: on two cores a worker would cost more than it saves. With a GPU, use num_workers=4.
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1)
 test_dataloader = dict(num_workers=1)
-# Half precision where the device computes in it, so on some CPUs too; type='OptimWrapper', dtype=None for float32.
+# Half precision if the device computes in it, including some CPUs; type='OptimWrapper', dtype=None for float32.
 optim_wrapper = dict(type='HalfOptimWrapper', dtype='fastest', optimizer=dict(lr=2e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=iterations // 20),
@@ -30,5 +30,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=iterations, val_interval=500)
 default_hooks = dict(checkpoint=dict(interval=500))
-# Validated, saved and tested is the mean of the last hundred steps' weights or so.
+# Validation, checkpoints and tests use an average of the weights of about the last hundred steps.
 custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook', momentum=0.01, update_buffers=True)]

@@ -2,9 +2,9 @@ _base_ = [
     '../_base_/models/segformer_mit-b0.py', '../_base_/datasets/ignite.py', '../_base_/default_runtime.py',
     '../_base_/schedules/schedule_20k.py'
 ]
-# ImageNet-1k weights; --weights FILE or --weights none of tools/train.py takes others or none.
+# ImageNet-1k weights; tools/train.py --weights FILE uses others, --weights none random ones.
 checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b0_20220624-7e0fe6dd.pth'
-# EncoderDecoder, MixVisionTransformer and SegformerHead are mmseg's own: same weights, same outputs, slower.
+# mmseg's EncoderDecoder, MixVisionTransformer and SegformerHead have the same weights and outputs, but are slower.
 model = dict(
     type='TissueSegmentor',
     data_preprocessor=dict(size=(512, 512)),

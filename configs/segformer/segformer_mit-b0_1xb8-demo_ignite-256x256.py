@@ -1,4 +1,4 @@
-# A few minutes on two CPU cores, from random weights: `make demo` and short runs on small ROIs.
+# A few minutes on two CPU cores, from random weights: for `make demo` and short runs on small ROIs.
 _base_ = ['./segformer_mit-b0_1xb8-20k_ignite-512x512.py']
 
 data_root = 'work_dirs/demo/ignite'

@@ -1,4 +1,4 @@
-# As 1xb8-20k, for a card of 8 GB: two batches of 4 make a step, so 40,000 iterations are 20,000 steps. With --amp.
+# Like 1xb8-20k, for GPUs with 8 GB, with --amp: two batches of 4 per step, so 40,000 iterations are 20,000 steps.
 _base_ = ['./segformer_mit-b4_1xb8-20k_ignite-512x512.py']
 
 train_dataloader = dict(batch_size=4)

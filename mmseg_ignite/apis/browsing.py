@@ -121,7 +121,7 @@ def _samples(dataset: IGNITEDataset, seed: int, count: int) -> Iterator[Crop]:
     for n in range(count):
         if isinstance(dataset, IGNITECropDataset):
             source = dataset.stream.read(seed, n, with_image=False)
-            roi, place = source['entry'], source['place']
+            roi, place = source['entry'], source['position']
             name, um_per_px, train_id = roi['name'], roi['um_per_px'] * place.zoom, place.train_id
             sample = dataset[seed, n]
         else:

@@ -15,7 +15,7 @@ from ..engine.encoder_weights import inherit_records, set_encoder_weights
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
-from ..files import check_place, printable
+from ..files import check_output_folder, printable
 from .checks import check_run, heads
 from .configuration import build_runner, building, resolved
 
@@ -56,7 +56,7 @@ def train(
         )
     cfg = resolved(cfg)
     check_run(cfg, 'training')
-    check_place(cfg.work_dir)
+    check_output_folder(cfg.work_dir)
     if (name := printable(cfg.work_dir)) != str(cfg.work_dir):
         raise IgniteError(f'the name of the work dir {name} is not UTF-8, which mmengine cannot write: rename it.')
     if amp:

@@ -1,4 +1,4 @@
-"""The data set, its crop stream and its transforms, registered in mmseg."""
+"""The data sets, the crop stream and the transforms, registered in mmseg."""
 
 from .ignite import IGNITECropDataset, IGNITEDataset
 from .samplers import CropStreamSampler

@@ -1,4 +1,4 @@
-"""The order in which a training asks for crops."""
+"""The order in which training requests crops."""
 
 from collections.abc import Iterator, Sized
 
@@ -9,18 +9,18 @@ from torch.utils.data import Sampler
 
 @DATA_SAMPLERS.register_module()
 class CropStreamSampler(Sampler):
-    """Ask :class:`IGNITECropDataset` for crop 0, 1, 2, ... of a seed, without end.
+    """Request crops 0, 1, 2, ... of a seed from :class:`IGNITECropDataset`, endlessly.
 
-    Each of W processes takes every W-th number, so that they see together what one process with a batch W times as
-    large sees. A resumed run skips to its place at no cost, as with mmengine's InfiniteSampler.
+    Each of W processes takes every W-th number, so together they see the same crops as one process with a batch W times as
+    large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler.
 
     Args:
         dataset (Sized): The data set.
-        seed (int, optional): Of the stream; mmengine passes the run's own. Defaults to None: a random one.
+        seed (int, optional): Seed of the stream; mmengine passes the run's seed. Defaults to None: a random one.
 
     Attributes:
-        sizes: [(first n, (H, W)), ...] in order of n: crops from that number on have this size in px; before the first, and
-            by default, that of the data set. Set by :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>`.
+        sizes: [(first n, (H, W)), ...] in order of n: crops from that number on have this size in px; earlier ones, and all
+            by default, have the data set's size. Set by :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>`.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:
@@ -31,7 +31,7 @@ class CropStreamSampler(Sampler):
         self.sizes: list[tuple[int, tuple[int, int]]] = []
 
     def __iter__(self) -> Iterator[tuple]:
-        """(seed, n) of this process's crops, for ever; (seed, n, (H, W)) where ``sizes`` gives a size."""
+        """Yield (seed, n) of this process's crops endlessly, or (seed, n, (H, W)) where ``sizes`` sets a size."""
         n = self.skipped * self.world_size + self.rank
         while True:
             size = next((size for first, size in reversed(self.sizes) if first <= n), None)
@@ -39,14 +39,14 @@ class CropStreamSampler(Sampler):
             n += self.world_size
 
     def skip(self, num_samples: int) -> None:
-        """Begin after the first ``num_samples`` crops of this process, counted from the start of the stream."""
+        """Skip the first ``num_samples`` crops of this process, counted from the start of the stream."""
         if num_samples < 0:
             raise ValueError(f'num_samples must not be negative, got {num_samples}')
         self.skipped = num_samples
 
     def __len__(self) -> int:
-        """Number of ROIs; mmengine logs it."""
+        """Return the number of ROIs, which mmengine logs."""
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """The stream knows no epochs."""
+        """Do nothing: the stream has no epochs."""

@@ -1,7 +1,8 @@
-"""The stream is a function of (seed, n); its crops are where a plain loop says; its law is what is promised."""
+"""The stream depends only on (seed, n), its crops match a plain loop, and its distribution is as documented."""
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +16,10 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.registry import DATASETS
 
 from mmseg_ignite.datasets import samplers
-from mmseg_ignite.datasets.crop_stream import CropStream, Place, _turn, philox, seeded
+from mmseg_ignite.datasets.crop_stream import CropPosition, CropStream, _turn, philox, seeded
 from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.labels import CLASSES, IGNORE
+from mmseg_ignite.labels import CLASSES, IGNORE, count_classes
 from mmseg_ignite.preparation import read_index
 
 PIPELINE = [
@@ -31,26 +32,14 @@ PIPELINE = [
 CROPS = dict(crop_size=(40, 48), um_per_px=(0.4, 0.7), rotation='any')
 
 
-def config(prepared, workers=0, batch=4, **crops):
-    return dict(
-        batch_size=batch,
-        num_workers=workers,
-        sampler=dict(type='mmseg.CropStreamSampler'),
-        dataset=dict(
-            type='mmseg.IGNITECropDataset',
-            data_root=str(prepared),
-            split='train',
-            crops={**CROPS, **crops},
-            pipeline=PIPELINE,
-        ),
-    )
+def config(prepared, workers=0, batch=4):
+    data = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split='train', crops=CROPS, pipeline=PIPELINE)
+    return dict(batch_size=batch, num_workers=workers, sampler=dict(type='mmseg.CropStreamSampler'), dataset=data)
 
 
 def dataset(prepared, split='train', pipeline=(), metainfo=None, **crops):
-    cfg = dict(
-        type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, pipeline=list(pipeline), metainfo=metainfo
-    )
-    return DATASETS.build(dict(cfg, crops=crops))
+    cfg = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, crops=crops, metainfo=metainfo)
+    return DATASETS.build(dict(cfg, pipeline=list(pipeline)))
 
 
 def digest(batch):
@@ -68,18 +57,24 @@ def stream(prepared, **arguments):
     return CropStream(prepared, read_index(prepared)['rois'], **arguments)
 
 
-# --- the same crops everywhere
+def assert_same(crop, other):
+    assert crop.get('position') == other.get('position')
+    for key in ('img', 'gt_seg_map'):
+        np.testing.assert_array_equal(crop[key], other[key])
+
+
+# --- reproducibility
 
 
 @pytest.mark.parametrize('workers', [1, 4])
-def test_workers_change_nothing(prepared, workers):
+def test_workers_do_not_change_the_stream(prepared, workers):
     alone = Runner.build_dataloader(config(prepared), seed=7)
     several = Runner.build_dataloader(config(prepared, workers), seed=7)
     assert batches(alone, 9) == batches(several, 9)
     assert len(set(batches(alone, 9))) == 9
 
 
-def test_another_seed_is_another_stream(prepared):
+def test_seeds_give_different_streams(prepared):
     one, two = (batches(Runner.build_dataloader(config(prepared), seed=s), 5) for s in (1, 2))
     assert not set(one) & set(two)
 
@@ -101,8 +96,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_see_together_what_one_sees(prepared, tmp_path):
-    """Real processes over gloo: batch 2 in each is batch 4 in one, every iteration."""
+def test_two_processes_together_see_the_crops_of_one(prepared, tmp_path):
+    """Two gloo processes with batch 2 see the same crops as one with batch 4, in every iteration."""
     script = tmp_path / 'worker.py'
     script.write_text(WORKER.format(tests=str(ROOT / 'tests'), prepared=str(prepared), folder=str(tmp_path)))
     run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)]
@@ -119,15 +114,15 @@ def test_two_processes_see_together_what_one_sees(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_skipped_stream_goes_on_as_the_uninterrupted_one(prepared, workers):
-    """By mmengine's own iterator, as it resumes a training; nothing is loaded for what is skipped."""
+def test_a_resumed_stream_continues_the_uninterrupted_one(prepared, workers):
+    """Skip with mmengine's iterator, as in a resumed training run; skipped crops are not loaded."""
     whole = batches(Runner.build_dataloader(config(prepared), seed=7), 8)
     resumed = _InfiniteDataloaderIterator(Runner.build_dataloader(config(prepared, workers), seed=7))
     resumed.skip_iter(5)
     assert [digest(next(resumed)) for _ in range(3)] == whole[5:]
 
 
-def test_ranks_deal_the_numbers(monkeypatch):
+def test_ranks_share_the_numbers(monkeypatch):
     seen = []
     for rank in range(3):
         monkeypatch.setattr(samplers, 'get_dist_info', lambda rank=rank: (rank, 3))
@@ -137,7 +132,7 @@ def test_ranks_deal_the_numbers(monkeypatch):
     assert sorted(seen) == list(range(6, 18))
 
 
-def test_the_callers_random_numbers_are_left_alone(prepared):
+def test_global_random_state_is_restored(prepared):
     np.random.seed(3)
     expected = np.random.random(2)
     np.random.seed(3)
@@ -146,8 +141,8 @@ def test_the_callers_random_numbers_are_left_alone(prepared):
     assert [first, np.random.random()] == expected.tolist()
 
 
-def test_augmentations_and_places_are_independent_draws():
-    """Neither the numbers of neighbouring crops nor those of place and pipeline are related."""
+def test_augmentations_and_positions_are_independent():
+    """Random numbers of neighbouring crops, and of position and pipeline, are uncorrelated."""
     numbers = []
     for n in range(4000):
         with seeded(5, n):
@@ -158,25 +153,25 @@ def test_augmentations_and_places_are_independent_draws():
     assert np.abs(np.array(numbers).mean(0) - 0.5).max() < 0.03
 
 
-# --- the pixels of a crop
+# --- pixels of a crop
 
 
 def folded(index, side):
-    """A mirror at both ends, by walking there."""
+    """Reflect an index at both ends, step by step."""
     while not 0 <= index < side:
         index = -1 - index if index < 0 else 2 * side - 1 - index
     return index
 
 
-def plain_crop(array, place, size, mirror):
-    """Each pixel of the crop by its own arithmetic: (values, whether it is safely inside one source pixel)."""
-    cos, sin = np.cos(place.angle), np.sin(place.angle)
+def plain_crop(array, position, size, mirror):
+    """Compute each pixel separately; return the values, and whether each is safely inside one source pixel."""
+    cos, sin = np.cos(position.angle), np.sin(position.angle)
     out, safe = np.zeros((*size, *array.shape[2:]), np.uint8), np.zeros(size, bool)
     for i in range(size[0]):
         for j in range(size[1]):
             down, right = i + 0.5 - size[0] / 2, j + 0.5 - size[1] / 2
-            y = place.centre[0] + place.zoom * (cos * down + sin * right)
-            x = place.centre[1] + place.zoom * (-sin * down + cos * right)
+            y = position.centre[0] + position.zoom * (cos * down + sin * right)
+            x = position.centre[1] + position.zoom * (-sin * down + cos * right)
             row, column = int(np.floor(y)), int(np.floor(x))
             safe[i, j] = min(y - row, row + 1 - y, x - column, column + 1 - x) > 0.02
             if mirror:
@@ -197,13 +192,13 @@ def plain_crop(array, place, size, mirror):
     st.floats(0.4, 1.9),
     st.floats(0, 6.28),
 )
-def test_labels_of_a_crop_are_those_of_a_plain_loop(prepared, seed, size, shape, border, zoom, angle):
+def test_labels_of_a_crop_match_a_plain_loop(prepared, seed, size, shape, border, zoom, angle):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 16, shape).astype(np.uint8)
     cutter = stream(prepared, crop_size=size, border=border, rotation='any')
-    place = Place(0, -1, (0, 0), tuple(rng.uniform(0, shape)), zoom, angle, resampled=True)
-    expected, safe = plain_crop(labels, place, size, border == 'mirror')
-    np.testing.assert_array_equal(cutter._cut(labels, place)[safe], expected[safe])
+    position = CropPosition(0, -1, (0, 0), tuple(rng.uniform(0, shape)), zoom, angle, resampled=True)
+    expected, safe = plain_crop(labels, position, size, border == 'mirror')
+    np.testing.assert_array_equal(cutter._cut(labels, position)[safe], expected[safe])
 
 
 @settings(max_examples=60, deadline=None)
@@ -214,21 +209,21 @@ def test_labels_of_a_crop_are_those_of_a_plain_loop(prepared, seed, size, shape,
     st.integers(0, 3),
 )
 def test_quarter_turns_move_whole_pixels(prepared, seed, size, shape, turns):
-    """No interpolation: image and labels of the same crop agree pixel by pixel, and are those of the plain loop."""
+    """Without interpolation, image and labels match the plain loop pixel by pixel."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
     cutter = stream(prepared, crop_size=size, border='mirror', rotation='quarter')
     half = np.array(size if turns % 2 == 0 else size[::-1]) / 2
-    centre = rng.integers(0, shape) + half % 1  # where whole pixels fit
-    place = Place(0, -1, (0, 0), tuple(centre), 1.0, turns * np.pi / 2)
-    expected, _ = plain_crop(image, place._replace(centre=tuple(centre + 1e-6)), size, True)
-    np.testing.assert_array_equal(cutter._cut(image, place), expected)
-    np.testing.assert_array_equal(cutter._cut(np.ascontiguousarray(image[..., 0]), place), expected[..., 0])
+    centre = rng.integers(0, shape) + half % 1  # aligned with whole pixels
+    position = CropPosition(0, -1, (0, 0), tuple(centre), 1.0, turns * np.pi / 2)
+    expected, _ = plain_crop(image, position._replace(centre=tuple(centre + 1e-6)), size, True)
+    np.testing.assert_array_equal(cutter._cut(image, position), expected)
+    np.testing.assert_array_equal(cutter._cut(np.ascontiguousarray(image[..., 0]), position), expected[..., 0])
 
 
 @pytest.mark.parametrize('zoom', [0.6, 1.0, 1.4])
-def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
-    """A smooth picture, of which the value between pixels is known."""
+def test_images_are_interpolated_linearly(prepared, zoom):
+    """The image is smooth, with known values between pixels."""
 
     def light(y, x):
         return 127 + 60 * np.sin(y / 9) + 50 * np.cos(x / 11)
@@ -238,24 +233,24 @@ def test_images_are_interpolated_as_the_formula_says(prepared, zoom):
     rng = np.random.default_rng()
     for _ in range(5):
         cutter = stream(prepared, crop_size=(30, 34), rotation='any')
-        place = Place(0, -1, (0, 0), tuple(rng.uniform(50, 70, 2)), zoom, rng.uniform(0, 6.28), True)
+        position = CropPosition(0, -1, (0, 0), tuple(rng.uniform(50, 70, 2)), zoom, rng.uniform(0, 6.28), True)
         offsets = np.stack(np.mgrid[:30, :34] + 0.5, -1) - np.array([15, 17])
-        source = np.array(place.centre) + zoom * offsets @ _turn(place.angle).T
-        difference = cutter._cut(image, place).astype(float) - light(source[..., 0], source[..., 1])[..., None]
-        # OpenCV rounds places to 1/32 px: up to 1/64 px, at slopes up to 6.7 and 4.5, may be common to all pixels.
+        source = np.array(position.centre) + zoom * offsets @ _turn(position.angle).T
+        difference = cutter._cut(image, position).astype(float) - light(source[..., 0], source[..., 1])[..., None]
+        # OpenCV rounds positions to 1/32 px: all pixels may share up to 1/64 px, at slopes up to 6.7 and 4.5.
         assert np.abs(difference).max() < 2 and abs(difference.mean()) < (60 / 9 + 50 / 11) / 64 + 0.05
 
 
-def test_coarse_crops_average_instead_of_skipping(prepared):
-    """A fine chequerboard becomes gray, not a pattern that is not there."""
+def test_coarse_crops_average_instead_of_subsampling(prepared):
+    """A fine chequerboard becomes grey instead of aliasing."""
     board = np.repeat((np.indices((200, 200)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
-    place = Place(0, -1, (0, 0), (100.0, 100.0), 4.0, 0.3, resampled=True)
-    crop = stream(prepared, crop_size=(30, 30), rotation='any')._cut(board, place)
+    position = CropPosition(0, -1, (0, 0), (100.0, 100.0), 4.0, 0.3, resampled=True)
+    crop = stream(prepared, crop_size=(30, 30), rotation='any')._cut(board, position)
     assert np.abs(crop.astype(int) - 127).max() <= 2
 
 
-def test_crops_hold_what_the_arrays_hold(prepared):
-    """Through the data set: BGR, and labels of the same place."""
+def test_crops_equal_windows_of_the_arrays(prepared):
+    """The data set returns BGR, and labels of the same window."""
     source = dataset(prepared, crop_size=(40, 30), rotation='quarter', class_probability=0.3)
     for n in range(40):
         sample = source[(3, n)]
@@ -271,17 +266,15 @@ def test_crops_hold_what_the_arrays_hold(prepared):
 
 
 @pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
-def test_a_crop_of_another_size_is_that_of_a_stream_of_this_size(prepared, rotation):
+def test_a_crop_of_another_size_equals_that_of_a_stream_of_this_size(prepared, rotation):
     settings = dict(um_per_px=(0.4, 0.7), rotation=rotation)
     one, other = dataset(prepared, crop_size=(40, 44), **settings), dataset(prepared, crop_size=(20, 26), **settings)
     for n in range(30):
-        crop, expected = one[(3, n, (20, 26))], other[(3, n)]
-        np.testing.assert_array_equal(crop['img'], expected['img'])
-        np.testing.assert_array_equal(crop['gt_seg_map'], expected['gt_seg_map'])
+        assert_same(one[(3, n, (20, 26))], other[(3, n)])
         assert one[(3, n)]['img'].shape == (40, 44, 3)
 
 
-def test_the_sampler_gives_each_crop_the_last_size_that_has_begun(prepared):
+def test_sampler_gives_each_crop_its_current_size(prepared):
     sampler = samplers.CropStreamSampler(dataset(prepared), seed=4)
     sampler.sizes = [(0, (8, 8)), (3, (9, 7)), (5, None)]
     keys = iter(sampler)
@@ -294,14 +287,14 @@ def test_the_sampler_gives_each_crop_the_last_size_that_has_begun(prepared):
 
 @pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
 def test_rois_smaller_than_the_crop_are_padded(prepared, rotation):
-    """255 in the labels beyond the ROI, mirrored tissue in the image; no pixel of the ROI is lost if it fits."""
+    """Beyond the ROI labels are 255 and the image is mirrored; no pixel of an ROI that fits is lost."""
     source = stream(prepared, crop_size=(200, 210), rotation=rotation)
     for n in range(12):
         crop = source.read(0, n)
         entry = crop['entry']
         assert crop['img'].shape == (200, 210, 3)
         assert (crop['gt_seg_map'] == IGNORE).sum() >= 200 * 210 - entry['height'] * entry['width'] - 600
-        counts = np.bincount(crop['gt_seg_map'].ravel(), minlength=256)[:16]
+        counts = count_classes(crop['gt_seg_map'])
         if rotation != 'any':
             assert counts.tolist() == entry['pixels']
         else:
@@ -310,13 +303,13 @@ def test_rois_smaller_than_the_crop_are_padded(prepared, rotation):
 
 
 def test_context_reaches_beyond_the_roi_with_ignored_labels(prepared):
-    """Real tissue around the ROI in the image; every annotated pixel is one of the ROI."""
+    """The image has real tissue around the ROI; only pixels of the ROI are annotated."""
     source = stream(prepared, crop_size=(150, 150), use_context=True)
     for n in range(12):
         crop = source.read(0, n)
         entry = crop['entry']
         image, labels = (np.load(p(prepared, entry['name'] + '_with_context')) for p in (image_path, label_path))
-        y, x = np.floor(np.array(crop['place'].centre) - 75 + 0.5).astype(int)
+        y, x = np.floor(np.array(crop['position'].centre) - 75 + 0.5).astype(int)
         np.testing.assert_array_equal(crop['img'][..., ::-1], image[y : y + 150, x : x + 150])
         np.testing.assert_array_equal(crop['gt_seg_map'], labels[y : y + 150, x : x + 150])
         outside = np.ones(labels.shape, bool)
@@ -326,33 +319,33 @@ def test_context_reaches_beyond_the_roi_with_ignored_labels(prepared):
         assert (crop['gt_seg_map'][outside[y : y + 150, x : x + 150]] == IGNORE).all()
 
 
-# --- a share of the crops is resampled
+# --- resampling
 
 
 @pytest.mark.parametrize('um_per_px, rotation', [((0.4, 0.7), 'any'), ((0.4, 0.7), 'none'), (None, 'any')])
-def test_the_share_of_resampled_crops_is_the_probability(prepared, um_per_px, rotation):
-    """0.3 unless the config says otherwise; at 0 and 1 without exception."""
+def test_resampled_fraction_is_the_probability(prepared, um_per_px, rotation):
+    """The default is 0.3; 0 and 1 hold without exception."""
     settings = dict(crop_size=(16, 16), um_per_px=um_per_px, rotation=rotation)
     for arguments, expected in ((dict(), 0.3), (dict(resample_probability=0.75), 0.75)):
         source = stream(prepared, **settings, **arguments)
-        places = [source.place(philox(9, n)) for n in range(4000)]
-        drawn = np.mean([p.resampled for p in places])
-        assert abs(drawn - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000)
-        classes = [p.train_id >= 0 for p in places]  # another draw than the class's
-        assert abs(np.corrcoef(classes, [p.resampled for p in places])[0, 1]) < 0.08
+        positions = [source.sample(philox(9, n)) for n in range(4000)]
+        found = np.mean([p.resampled for p in positions])
+        assert abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000)
+        classes = [p.train_id >= 0 for p in positions]  # independent of the class
+        assert abs(np.corrcoef(classes, [p.resampled for p in positions])[0, 1]) < 0.08
     for share in (0, 1):
         source = stream(prepared, **settings, resample_probability=share)
-        assert {source.place(philox(9, n)).resampled for n in range(200)} == {bool(share)}
+        assert {source.sample(philox(9, n)).resampled for n in range(200)} == {bool(share)}
 
 
 @pytest.mark.parametrize('rotation', ['none', 'quarter', 'any'])
-def test_crops_that_are_not_resampled_hold_the_very_pixels_of_the_array(prepared, rotation):
-    """Found anew in the array by trying every place and every quarter turn that the rotation allows."""
+def test_crops_that_are_not_resampled_have_unchanged_pixels(prepared, rotation):
+    """Find each crop in the array by trying every position and every quarter turn."""
     source = stream(prepared, crop_size=(20, 26), um_per_px=(0.3, 0.9), rotation=rotation, class_probability=0.5)
     turns, resampled = set(), 0
     for n in range(30):
         crop = source.read(1, n)
-        if crop['place'].resampled:
+        if crop['position'].resampled:
             resampled += 1
             continue
         name = crop['entry']['name']
@@ -371,30 +364,27 @@ def test_crops_that_are_not_resampled_hold_the_very_pixels_of_the_array(prepared
     assert 0 < resampled < 20 and turns == ({0} if rotation == 'none' else {0, 1, 2, 3})
 
 
-def test_without_resampling_in_the_settings_the_probability_changes_nothing(prepared):
+def test_probability_has_no_effect_without_resampling_settings(prepared):
     for rotation in ('none', 'quarter'):
         plain = stream(prepared, crop_size=(16, 16), rotation=rotation, resample_probability=0.0)
         other = stream(prepared, crop_size=(16, 16), rotation=rotation, resample_probability=1.0)
         for n in range(30):
-            one, two = plain.read(3, n), other.read(3, n)
-            assert one['place'] == two['place'] and not one['place'].resampled
-            np.testing.assert_array_equal(one['img'], two['img'])
+            assert_same(plain.read(3, n), other.read(3, n))
+            assert not plain.read(3, n)['position'].resampled
 
 
-def test_a_resampled_stream_is_a_function_of_seed_and_number(prepared):
-    """In any order and from another stream."""
+def test_a_resampled_stream_depends_only_on_seed_and_number(prepared):
+    """Read in any order, from another stream object."""
     settings = dict(crop_size=(24, 24), um_per_px=(0.4, 0.7), rotation='any')
     forwards = [stream(prepared, **settings).read(11, n) for n in range(20)]
     source = stream(prepared, **settings)
     backwards = [source.read(11, n) for n in reversed(range(20))][::-1]
-    for one, two in zip(forwards, backwards):
-        assert one['place'] == two['place']
-        np.testing.assert_array_equal(one['img'], two['img'])
-        np.testing.assert_array_equal(one['gt_seg_map'], two['gt_seg_map'])
-    assert {c['place'].resampled for c in forwards} == {False, True}
+    for crop, other in zip(forwards, backwards):
+        assert_same(crop, other)
+    assert {c['position'].resampled for c in forwards} == {False, True}
 
 
-# --- the law of the draw
+# --- distribution
 
 
 @settings(max_examples=60, deadline=None)
@@ -406,93 +396,88 @@ def test_a_resampled_stream_is_a_function_of_seed_and_number(prepared):
     st.tuples(st.integers(2, 130), st.integers(2, 130)),
     st.sampled_from([None, (0.3, 1.2)]),
 )
-def test_the_drawn_class_is_in_the_crop(prepared, seed, rotation, border, use_context, size, um_per_px):
+def test_the_sampled_class_is_in_the_crop(prepared, seed, rotation, border, use_context, size, um_per_px):
     source = stream(
         prepared, crop_size=size, class_probability=1.0, rotation=rotation, border=border, use_context=use_context,
         um_per_px=um_per_px,
     )  # fmt: skip
     for n in range(5):
-        place = source.place(philox(seed, n))
-        offset = _turn(place.angle).T @ (np.array(place.anchor) + 0.5 - place.centre) / place.zoom
+        position = source.sample(philox(seed, n))
+        offset = _turn(position.angle).T @ (np.array(position.anchor) + 0.5 - position.centre) / position.zoom
         assert (np.abs(offset) <= np.array(size) / 2 + 1e-9).all()
-        if place.zoom == 1:  # coarser crops may step over a single pixel
+        if position.zoom == 1:  # coarser crops may step over a single pixel
             crop = source.read(seed, n, with_image=False)
-            assert crop['place'].train_id in crop['gt_seg_map']
+            assert crop['position'].train_id in crop['gt_seg_map']
 
 
-def test_classes_are_drawn_by_the_tempered_law(prepared):
+def test_classes_are_sampled_by_tempered_frequency(prepared):
     pixels = np.sum([r['pixels'] for r in read_index(prepared)['rois']], 0)
     for temperature in (0.0, 0.5, 1.0):
         expected = np.where(pixels > 0, 1 / np.maximum(pixels, 1) ** temperature, 0)
         expected /= expected.sum()
         source = stream(prepared, crop_size=(16, 16), class_probability=1.0, temperature=temperature)
-        drawn = np.bincount([source.place(philox(1, n)).train_id for n in range(4000)], minlength=16) / 4000
-        assert np.abs(drawn - expected).max() < 5 * np.sqrt(0.25 / 4000)
+        found = np.bincount([source.sample(philox(1, n)).train_id for n in range(4000)], minlength=16) / 4000
+        assert np.abs(found - expected).max() < 5 * np.sqrt(0.25 / 4000)
         np.testing.assert_allclose(source.class_shares, expected)
 
 
-def test_the_rois_of_a_class_are_drawn_by_the_square_root_of_its_pixels(prepared):
+def test_rois_of_a_class_are_sampled_by_the_square_root_of_its_pixels(prepared):
     rois = read_index(prepared)['rois']
     source = stream(prepared, crop_size=(16, 16), class_probability=1.0, temperature=0.0)
-    places = [source.place(philox(2, n)) for n in range(8000)]
+    positions = [source.sample(philox(2, n)) for n in range(8000)]
     for train_id in range(16):
         weights = np.sqrt([r['pixels'][train_id] for r in rois])
-        drawn = np.bincount([p.roi for p in places if p.train_id == train_id], minlength=len(rois))
-        if drawn.sum():
-            error = np.abs(drawn / drawn.sum() - weights / weights.sum()).max()
-            assert error < 5 * np.sqrt(0.25 / drawn.sum())
+        found = np.bincount([p.roi for p in positions if p.train_id == train_id], minlength=len(rois))
+        if found.sum():
+            error = np.abs(found / found.sum() - weights / weights.sum()).max()
+            assert error < 5 * np.sqrt(0.25 / found.sum())
 
 
-def test_a_uniform_draw_with_mirrors_shows_every_pixel_equally_often(prepared):
-    """Exact in expectation, at the border too: the centres of a fine grid, one crop each, counted pixel by pixel."""
+def test_uniform_sampling_with_mirroring_shows_every_pixel_equally_often(prepared):
+    """Count pixels over crops centred on a fine grid: the expectation is exact, at the border too."""
     source = stream(prepared, crop_size=(6, 5), class_probability=0.0, border='mirror', rotation='none')
-    numbers = np.arange(9 * 7, dtype=np.uint8).reshape(9, 7)  # each pixel its own number
+    numbers = np.arange(9 * 7, dtype=np.uint8).reshape(9, 7)  # each pixel has its own number
     counts = np.zeros(63, int)
     for y in np.arange(0, 9, 0.25) + 0.125:
         for x in np.arange(0, 7, 0.25) + 0.125:
             centre = source._centre((9, 7), np.array(source.crop_size), np.array([y, x]), np.zeros(2), 1.0, 0.0)
-            counts += np.bincount(
-                source._cut(numbers, Place(0, -1, (0, 0), tuple(centre), 1.0, 0.0)).ravel(), minlength=63
-            )
+            crop = source._cut(numbers, CropPosition(0, -1, (0, 0), tuple(centre), 1.0, 0.0))
+            counts += np.bincount(crop.ravel(), minlength=63)
     assert counts.min() == counts.max()
 
 
 @pytest.mark.parametrize('rotation, share', [('none', 1.0), ('any', 1.0), ('any', 0.3)])
-def test_without_class_draws_the_shares_are_those_of_the_pixels(prepared, rotation, share):
+def test_uniform_sampling_keeps_the_pixel_shares(prepared, rotation, share):
     pixels = np.sum([r['pixels'] for r in read_index(prepared)['rois']], 0)
     source = stream(
         prepared, crop_size=(32, 32), class_probability=0.0, border='mirror', rotation=rotation, um_per_px=(0.4, 0.6),
         resample_probability=share,
     )  # fmt: skip
-    crops = np.stack(
-        [np.bincount(source.read(4, n, False)['gt_seg_map'].ravel(), minlength=256)[:16] for n in range(3000)]
-    )
-    # Standard error of a ratio of sums over independent crops.
+    crops = np.stack([count_classes(source.read(4, n, False)['gt_seg_map']) for n in range(3000)])
+    # The standard error of a ratio of sums over independent crops.
     shares = crops.sum(0) / crops.sum()
     error = (crops - crops.sum(1, keepdims=True) * shares).std(0) / crops.sum(1).mean() / np.sqrt(len(crops))
     assert (np.abs(shares - pixels / pixels.sum()) < 4.5 * error + 1e-12).all()
 
 
-def test_crops_without_annotation_are_drawn_anew(prepared):
+def test_crops_without_annotation_are_sampled_again(prepared):
     source = stream(prepared, crop_size=(8, 8), class_probability=0.0)
-    empty = sum(not (source.read(0, n, False)['gt_seg_map'] != IGNORE).any() for n in range(500))
-    assert empty == 0
+    assert all((source.read(0, n, False)['gt_seg_map'] != IGNORE).any() for n in range(500))
 
 
-def test_resolution_is_log_uniform_in_its_range(prepared):
+def test_resolution_is_log_uniform(prepared):
     source = dataset(prepared, crop_size=(16, 16), um_per_px=(0.25, 1.0), resample_probability=1)
-    drawn = np.array([source.crop(0, n)['um_per_px'] for n in range(600)])
-    assert drawn.min() >= 0.25 - 1e-9 and drawn.max() <= 1.0 + 1e-9
-    assert abs(np.log2(drawn).mean() + 1) < 0.12 and abs(np.log2(drawn).std() - 2 / np.sqrt(12)) < 0.08
+    found = np.array([source.crop(0, n)['um_per_px'] for n in range(600)])
+    assert found.min() >= 0.25 - 1e-9 and found.max() <= 1.0 + 1e-9
+    assert abs(np.log2(found).mean() + 1) < 0.12 and abs(np.log2(found).std() - 2 / np.sqrt(12)) < 0.08
 
 
-def test_fewer_classes_by_metainfo(prepared):
-    """Classes left out are ignored, and never drawn."""
+def test_metainfo_selects_classes(prepared):
+    """Other classes are ignored and never sampled."""
     plain = dataset(prepared, crop_size=(32, 32), class_probability=1.0)
     kept = [k for k in range(16) if plain.stream.class_shares[k] > 0][:2]
-    few = dataset(
-        prepared, crop_size=(32, 32), class_probability=1.0, metainfo=dict(classes=[CLASSES[k] for k in kept])
-    )
+    metainfo = dict(classes=[CLASSES[k] for k in kept])
+    few = dataset(prepared, crop_size=(32, 32), class_probability=1.0, metainfo=metainfo)
     for n in range(40):
         sample = few[(0, n)]
         assert sample['crop'].train_id in kept
@@ -500,41 +485,33 @@ def test_fewer_classes_by_metainfo(prepared):
         assert kept.index(sample['crop'].train_id) in sample['gt_seg_map']
 
 
-# --- what a user can get wrong
+# --- user errors
 
 
-@pytest.mark.parametrize(
-    'crops',
-    [
-        dict(crop_size=(0, 5)),
-        dict(crop_size=(5,)),
-        dict(crop_size=64),
-        dict(crop_size=(64.5, 64)),
-        dict(class_probability='0.5'),
-        dict(um_per_px=0.5),
-        dict(um_per_px=('0.4', '0.6')),
-        dict(class_probability=1.5),
-        dict(temperature=-1),
-        dict(um_per_px=(0.6, 0.4)),
-        dict(um_per_px=(0, 0.4)),
-        dict(rotation='45'),
-        dict(border='white'),
-        dict(resample_probability=1.5),
-        dict(resample_probability=None),
-    ],
+INVALID = dict(
+    crop_size=[(0, 5), (5,), 64, (64.5, 64)],
+    class_probability=['0.5', 1.5],
+    temperature=[-1],
+    um_per_px=[0.5, ('0.4', '0.6'), (0.6, 0.4), (0, 0.4)],
+    rotation=['45'],
+    border=['white'],
+    resample_probability=[1.5, None],
 )
-def test_impossible_streams(prepared, crops):
-    with pytest.raises(IgniteError, match='crop stream'):
-        dataset(prepared, **crops)
+
+
+@pytest.mark.parametrize(('name', 'value'), [(name, value) for name, values in INVALID.items() for value in values])
+def test_invalid_settings_are_refused(prepared, name, value):
+    with pytest.raises(IgniteError, match=f'{name} of the crop stream is'):
+        dataset(prepared, **{name: value})
 
 
 @pytest.mark.parametrize('um_per_px', [(400, 625), (0.4, float('inf')), (0.001, 0.5)])
-def test_a_resolution_that_no_roi_can_give_is_refused_before_the_first_crop(prepared, um_per_px):
+def test_an_impossible_resolution_is_refused_before_the_first_crop(prepared, um_per_px):
     with pytest.raises(IgniteError, match='um/px'):
         dataset(prepared, crop_size=(16, 16), um_per_px=um_per_px)
 
 
-def test_a_slip_in_the_settings_names_the_known_ones(prepared):
+def test_unknown_settings_list_the_known_ones(prepared):
     with pytest.raises(IgniteError, match='class_prob.*class_probability'):
         dataset(prepared, class_prob=1)
     with pytest.raises(IgniteError, match='LoadIGNITERegion'):
@@ -552,8 +529,6 @@ def test_another_sampler_is_refused(prepared):
 
 
 def test_a_missing_array_is_named(prepared, tmp_path):
-    import shutil
-
     shutil.copytree(prepared, tmp_path / 'ignite')
     (tmp_path / 'ignite' / 'points' / 'patient1_he_roi1.npy').unlink()
     with pytest.raises(IgniteError, match='patient1_he_roi1'):

@@ -31,7 +31,7 @@ def build(prepared, pipeline, split='train', **kwargs):
     )
 
 
-def test_whole_rois_are_the_stored_arrays_in_bgr(prepared):
+def test_rois_equal_the_stored_arrays_in_bgr(prepared):
     names = []
     for split in ('train', 'val', 'test'):
         dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion')], split)
@@ -44,8 +44,8 @@ def test_whole_rois_are_the_stored_arrays_in_bgr(prepared):
     assert sorted(names) == sorted(r['name'] for r in read_index(prepared)['rois'])
 
 
-def test_samples_carry_the_metadata_of_their_roi(prepared):
-    """Through the pipeline of the configs, to where the metric finds it."""
+def test_samples_have_the_metadata_of_their_roi(prepared):
+    """The configs' pipeline passes it on to the metric."""
     init_default_scope('mmseg')
     cfg = load_config(DEMO_CONFIG)
     by_name = {r['name']: r for r in read_index(prepared)['rois']}
@@ -56,14 +56,14 @@ def test_samples_carry_the_metadata_of_their_roi(prepared):
         assert found['metadata'].items() <= entry.items()
 
 
-def test_stock_transforms_follow(prepared):
+def test_mmseg_transforms_are_accepted(prepared):
     init_default_scope('mmseg')
     sample = build(prepared, [dict(type='LoadIGNITERegion'), *STOCK])[0]
     assert sample['inputs'].shape[0] == 3
     assert set(np.unique(sample['data_samples'].gt_sem_seg.data.numpy())) <= {*range(16), 255}
 
 
-def test_fewer_classes_by_metainfo(prepared):
+def test_metainfo_selects_classes(prepared):
     classes = (CLASSES[3], CLASSES[0])
     dataset = build(prepared, [dict(type='mmseg.LoadIGNITERegion')], metainfo=dict(classes=classes))
     for sample in dataset:
@@ -74,7 +74,7 @@ def test_fewer_classes_by_metainfo(prepared):
 
 
 def test_images_with_context_have_the_labels_of_the_roi(prepared):
-    """At the place that the index says, 255 around it; mapped to fewer classes as without context."""
+    """Labels are at ``roi_box``, 255 around it; selecting classes works as without context."""
     classes = (CLASSES[3], CLASSES[0])
     for extra in ({}, dict(metainfo=dict(classes=classes))):
         pipeline = [dict(type='mmseg.LoadIGNITERegion')]
@@ -90,7 +90,7 @@ def test_images_with_context_have_the_labels_of_the_roi(prepared):
             assert (around['gt_seg_map'] == 255).all()
 
 
-def test_missing_context_is_said_before_anything_is_built(prepared, tmp_path):
+def test_missing_context_is_reported_before_anything_is_built(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / 'ignite')
     index = read_index(prepared)
     names = index['splits']['patient-8-1-1']['test']
@@ -108,11 +108,7 @@ def test_missing_context_is_said_before_anything_is_built(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('kwargs', 'words'),
-    [
-        (dict(split='train', protocol='fold9'), 'fold9'),
-        (dict(split='holdout'), 'holdout'),
-    ],
+    ('kwargs', 'words'), [(dict(split='train', protocol='fold9'), 'fold9'), (dict(split='holdout'), 'holdout')]
 )
 def test_unknown_protocol_or_split(prepared, kwargs, words):
     with pytest.raises(IgniteError, match=words):
@@ -124,7 +120,7 @@ def test_missing_data_root(tmp_path):
         build(tmp_path, [])
 
 
-def test_every_protocol_loads_and_the_leaking_one_warns(prepared):
+def test_every_protocol_loads_and_a_leaking_one_warns(prepared):
     index = read_index(prepared)
     for protocol, parts in index['splits'].items():
         by_name = {r['name']: r['patient'] for r in index['rois']}
@@ -133,13 +129,13 @@ def test_every_protocol_loads_and_the_leaking_one_warns(prepared):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             dataset = build(prepared, [], 'val', protocol=protocol)
-        said = [str(w.message) for w in caught if 'leaks' in str(w.message)]
+        found = [str(w.message) for w in caught if 'leaks' in str(w.message)]
         assert [s['roi'] for s in dataset] == parts['val']
-        assert bool(said) == bool(leaks) and all(f'{leaks} patients' in s for s in said)
+        assert bool(found) == bool(leaks) and all(f'{leaks} patients' in message for message in found)
     assert leaks == 0 and 'roi-8-1-1' in index['splits']
 
 
-def test_a_leaking_grouped_split_is_refused_when_loaded(prepared, tmp_path):
+def test_a_leaking_split_by_patient_is_refused(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / 'ignite')
     index = read_index(prepared)
     parts = index['splits']['patient-8-1-1']

@@ -472,7 +472,7 @@ def test_no_tool_overwrites_foreign_files(prepared, tmp_path, capsys):
         ('make_synthetic_release', '--rois', 4, '--patients', 4, '--out', prepared / 'w'),
     ):
         assert tool(*arguments) == 2
-        assert 'stays as it is' in capsys.readouterr().err
+        assert 'never modified' in capsys.readouterr().err
     assert not (prepared / 'w').exists()
 
 

@@ -1,4 +1,4 @@
-# IGNITE, 16 classes, as prepared by tools/prepare_ignite.py. 255 marks unannotated pixels.
+# IGNITE with 16 classes, prepared by tools/prepare_ignite.py. 255 marks unannotated pixels.
 # mmseg_ignite.apis.load_config copies data_root and protocol into every data set, and crops into the training data; a value
 # that a data set sets itself stays. With plain mmengine set them there: train_dataloader = dict(dataset=dict(protocol=...)).
 custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
@@ -7,13 +7,13 @@ protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks pat
 crop_size = (512, 512)
 meta_keys = ('roi', 'patient', 'um_per_px', 'metadata', 'roi_box', 'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape',
              'scale_factor', 'flip', 'flip_direction', 'reduce_zero_label')
-# Half of the crops are placed around a pixel of a class drawn in proportion to 1 / pixels ** temperature. Three in ten are
+# Half of the crops are placed around a pixel of a class, sampled in proportion to 1 / pixels ** temperature. 30 % are
 # resampled (um_per_px, any angle), the others are read pixel for pixel.
 crops = dict(
     crop_size=crop_size, class_probability=0.5, temperature=0.5, um_per_px=(0.4, 0.625), rotation='any',
     resample_probability=0.3, border='ignore', use_context=False)
-# Half of the crops get colours drawn from those of several laboratories (Shen et al. 2022), all a light jitter of the stains
-# (Tellez et al. 2018); measured here for random weights only (docs/training.md).
+# Half of the crops get random colours from the range of several laboratories (Shen et al. 2022), all a light stain jitter
+# (Tellez et al. 2018); measured here only for training from random weights (docs/training.md).
 train_pipeline = [
     dict(type='RandomDihedral'),
     dict(type='RandStainNA', prob=0.5),
@@ -21,8 +21,8 @@ train_pipeline = [
     dict(type='RandomScannerEffects'),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
-# By these names mmseg's own inference functions find the loaders; IGNITEDataset reads the prepared arrays in their place.
-# Of a damaged image file Pillow says so, while OpenCV makes up the rest.
+# mmseg's inference functions look for these loader names; IGNITEDataset reads the prepared arrays instead.
+# Pillow reports damaged image files, while OpenCV silently fills in the rest.
 test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(type='LoadAnnotations'),

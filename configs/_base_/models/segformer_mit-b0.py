@@ -1,4 +1,4 @@
-# mmseg's SegFormer-B0. It stands here, not in mmseg::_base_, because plain mmengine finds no mmseg:: base beside onedl-mmsegmentation.
+# mmseg's SegFormer-B0. A copy, because plain mmengine does not find mmseg:: bases of onedl-mmsegmentation.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',

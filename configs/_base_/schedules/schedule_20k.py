@@ -1,4 +1,5 @@
-# SegFormer's own settings: AdamW, no decay on norms and positions, head x10, linear warm-up, then linear decay.
+# The SegFormer schedule: AdamW, no weight decay on norms and position embeddings, 10x learning rate for the head,
+# linear warm-up, then linear decay.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True),

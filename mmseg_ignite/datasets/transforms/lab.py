@@ -1,7 +1,7 @@
-"""Colour statistics of the tissue in CIE L*a*b*: measuring, mapping, and an augmentation that draws them.
+"""Colour statistics of the tissue in CIE L*a*b*: measure, map and randomise them.
 
-L is 0..100, a (green to red) and b (blue to yellow) about -128..127. Unlike a change of stains (see :mod:`.stain`), which is
-linear in optical density, a change of these statistics is linear in what the eye sees.
+L is 0..100, a (green to red) and b (blue to yellow) about -128..127. A change of stains (see :mod:`.stain`) is linear in
+optical density; a change of these statistics is linear in perceived colour.
 """
 
 from functools import lru_cache
@@ -9,64 +9,47 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
-from ...errors import IgniteError
 from ..prepared import open_array
-from .stain import check_image, check_prob, tissue_share
+from .base import ImageTransform, check_lab, check_prob
+from .stain import tissue_share
 
 _SAMPLE = 16384  # pixels from which statistics are measured
 _MIN_TISSUE = 64  # tissue pixels among them
-_BLOCK = 16384  # pixels mapped at once, which stay in the L2 cache
+_BLOCK = 16384  # pixels mapped at once; they stay in the L2 cache
 _ONE = (1.0, 1.0, 1.0, 1.0)
+_Triple = tuple[float, float, float]
 TISSUE_SHARE = tissue_share().astype(np.float32)
 
 
 class LabStatistics(NamedTuple):
-    """Colour of an image's tissue.
-
-    Attributes:
-        mean: (3,) float64, mean of L, a, b over the tissue.
-        spread: (3,) float64, their standard deviation.
-    """
+    """Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
 
     mean: np.ndarray
     spread: np.ndarray
 
 
 def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None:
-    """Mean and standard deviation of L, a, b over the tissue, from about 16,000 pixels of a regular grid.
+    """Measure L, a, b of the tissue of an image, (H, W, 3) uint8 BGR (or RGB), on about 16,000 pixels of a regular grid.
 
-    Args:
-        image: (H, W, 3) uint8.
-        rgb: whether the channels are R, G, B instead of B, G, R.
-
-    Returns:
-        The statistics, or None where fewer than 64 pixels of the grid are tissue (a green density of at least 0.175).
+    Return None if fewer than 64 pixels of the grid are tissue (green density of at least 0.175).
     """
     step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
     pixels = np.ascontiguousarray(image[::step, ::step])
     tissue = TISSUE_SHARE[pixels[..., 1]] >= 0.5
     if tissue.sum() < _MIN_TISSUE:
         return None
-    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB if rgb else cv2.COLOR_BGR2LAB)[tissue].astype(
-        np.float64
-    )
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB if rgb else cv2.COLOR_BGR2LAB)
+    lab = lab[tissue].astype(np.float64)
     return LabStatistics(lab.mean(0), lab.std(0))
 
 
 def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: bool = False) -> np.ndarray:
-    """Map L, a, b of every pixel to ``scale * value + offset``.
+    """Map L, a, b of every pixel of an image, (H, W, 3) uint8 BGR, to ``scale * value + offset``, (3,) each.
 
-    Args:
-        image: (H, W, 3) uint8, BGR.
-        scale, offset: (3,), of L, a, b.
-        glass: whether the glass changes with the tissue. Else pixels with a green density below 0.10 stay as they are, and
-            up to 0.25 the change sets in gradually.
-
-    Returns:
-        (H, W, 3) uint8, BGR, a new array; colours outside RGB saturate.
+    Unless ``glass`` is set, pixels with a green density below 0.10 are kept, and the change rises linearly up to 0.25.
+    Colours outside RGB saturate.
     """
     matrix = np.column_stack([np.diag(scale), offset]).astype(np.float32)
     out = np.empty_like(image)
@@ -75,7 +58,7 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
         part = np.ascontiguousarray(image[top : top + rows])
         source = cv2.multiply(part, _ONE, scale=1 / 255, dtype=cv2.CV_32F)
         lab = cv2.transform(cv2.cvtColor(source, cv2.COLOR_BGR2LAB), matrix)
-        np.clip(lab[..., 0], 0, 100, out=lab[..., 0])  # beyond it OpenCV's conversion is not defined
+        np.clip(lab[..., 0], 0, 100, out=lab[..., 0])  # OpenCV's conversion is undefined beyond it
         mapped = cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)  # clipped to 0..1
         if not glass:
             share = cv2.LUT(cv2.cvtColor(part[..., 1], cv2.COLOR_GRAY2BGR), TISSUE_SHARE)
@@ -86,87 +69,65 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
     return out
 
 
+def match_lab(image: np.ndarray, own: LabStatistics, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Map an image with the statistics ``own`` to another mean and spread of L, a, b, (3,) each; the glass is kept."""
+    scale = spread / np.maximum(own.spread, 1.0)
+    return map_lab(image, scale, mean - scale * own.mean)
+
+
 @TRANSFORMS.register_module()
-class RandStainNA(BaseTransform):
-    """Give the tissue a colour drawn from those of many laboratories, so that colour no longer says where an image is from.
+class RandStainNA(ImageTransform):
+    """Give the tissue random colours from the range of many laboratories, so that colour no longer reveals the origin.
 
     After `Shen et al. 2022, RandStainNA <https://doi.org/10.1007/978-3-031-16434-7_21>`_: mean and spread of L, a and b
-    become numbers drawn from normal distributions, of which draws beyond two standard deviations are cut. They are mapped
-    from those of the whole ROI where the image is a crop of a prepared array, so that a crop of stroma and one of tumour
-    keep their difference; else from those of the image. Glass stays as it is. Seven numbers are drawn from ``np.random``
-    whatever the image; one with hardly any tissue stays as it is.
+    are sampled from normal distributions clipped at two standard deviations. If the image is a crop of a prepared array,
+    the map starts from the statistics of the whole ROI, so that crops of stroma and of tumour keep their difference;
+    otherwise from those of the image. Glass and images with hardly any tissue are kept. Always draws seven numbers from
+    ``np.random``.
 
-    Required Keys:
-
-    - img (np.uint8, (H, W, 3), BGR)
-    - img_path (optional): array of a prepared data set, of which ``img`` is a crop
-
-    Modified Keys:
-
-    - img
+    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional key: ``img_path``, the prepared array that ``img`` is
+    a crop of.
 
     Args:
-        mean, mean_between (tuple[float, float, float]): Mean of L, a, b over the tissue and its standard deviation between
-            images. Defaults to (56, 39, -22) and (8, 8, 8), which spans lung and colon of two laboratories (see
-            :data:`mmseg_ignite.datasets.transforms.shift.LABORATORIES`).
-        spread, spread_between (tuple[float, float, float]): The same for the standard deviation of L, a, b within an
-            image. Defaults to (14.8, 8.7, 9) and (1.8, 1.2, 1).
+        mean, mean_between (tuple[float, float, float]): Mean of L, a, b over the tissue (-128 to 128) and its standard
+            deviation between images (0 to 50). Defaults to (56, 39, -22) and (8, 8, 8), which covers lung and colon of two
+            laboratories (see :data:`mmseg_ignite.datasets.transforms.shift.LABORATORIES`).
+        spread, spread_between (tuple[float, float, float]): The same for the standard deviation of L, a, b within an image
+            (1 to 50; 0 to 20). Defaults to (14.8, 8.7, 9) and (1.8, 1.2, 1).
         prob (float): Probability of a change. Defaults to 1.0.
 
     Raises:
-        IgniteError: an argument out of range, or an array that cannot be read.
+        IgniteError: an argument is out of range, or the array cannot be read.
+
+    Example: ``dict(type='RandStainNA', prob=0.5)``
     """
 
     def __init__(
         self,
-        mean: tuple[float, float, float] = (56.0, 39.0, -22.0),
-        mean_between: tuple[float, float, float] = (8.0, 8.0, 8.0),
-        spread: tuple[float, float, float] = (14.8, 8.7, 9.0),
-        spread_between: tuple[float, float, float] = (1.8, 1.2, 1.0),
+        mean: _Triple = (56.0, 39.0, -22.0),
+        mean_between: _Triple = (8.0, 8.0, 8.0),
+        spread: _Triple = (14.8, 8.7, 9.0),
+        spread_between: _Triple = (1.8, 1.2, 1.0),
         prob: float = 1.0,
     ) -> None:
-        self.mean, self.mean_between = tuple(mean), _triple('mean_between', mean_between, 0, 50)
-        _triple('mean', mean, -128, 128)
-        self.spread, self.spread_between = (
-            _triple('spread', spread, 1, 50),
-            _triple('spread_between', spread_between, 0, 20),
-        )
+        self.mean = check_lab('mean', mean, -128, 128)
+        self.mean_between = check_lab('mean_between', mean_between, 0, 50)
+        self.spread = check_lab('spread', spread, 1, 50)
+        self.spread_between = check_lab('spread_between', spread_between, 0, 20)
         self.prob = check_prob('prob', prob)
 
-    def transform(self, results: dict) -> dict:
-        image = results['img']
-        check_image(image, type(self).__name__)
+    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         wanted = np.random.random() < self.prob
         numbers = np.clip(np.random.standard_normal((2, 3)), -2, 2)
-        own = _statistics_of(results) if wanted else None
-        if own is not None:
-            mean = self.mean + numbers[0] * self.mean_between
-            spread = np.maximum(self.spread + numbers[1] * self.spread_between, 1.0)
-            scale = spread / np.maximum(own.spread, 1.0)
-            results['img'] = map_lab(image, scale, mean - scale * own.mean)
-        return results
-
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(mean={self.mean}, mean_between={self.mean_between}, spread={self.spread}, '
-            f'spread_between={self.spread_between}, prob={self.prob})'
-        )
-
-
-def _triple(name: str, value: object, lowest: float, highest: float) -> tuple[float, float, float]:
-    try:
-        valid = len(value) == 3 and all(lowest <= v <= highest for v in value)
-    except TypeError:
-        valid = False
-    if not valid:
-        raise IgniteError(f'{name} is {value!r}; three numbers (L, a, b) from {lowest:g} to {highest:g} were expected.')
-    return tuple(value)
-
-
-def _statistics_of(results: dict) -> LabStatistics | None:
-    """Of the array that an image is a crop of, else of the image."""
-    path = str(results.get('img_path') or '')
-    return _statistics_of_array(path) if path.endswith('.npy') else lab_statistics(results['img'])
+        if not wanted:
+            return image
+        path = str(results.get('img_path') or '')
+        own = _statistics_of_array(path) if path.endswith('.npy') else lab_statistics(image)
+        if own is None:
+            return image
+        mean = self.mean + numbers[0] * self.mean_between
+        spread = np.maximum(self.spread + numbers[1] * self.spread_between, 1.0)
+        return match_lab(image, own, mean, spread)
 
 
 @lru_cache(maxsize=4096)
@@ -175,51 +136,36 @@ def _statistics_of_array(path: str) -> LabStatistics | None:
 
 
 @TRANSFORMS.register_module()
-class LABJitter(BaseTransform):
+class LABJitter(ImageTransform):
     """Shift and stretch the colour statistics of the tissue in L*a*b* at random.
 
-    RandStainNA (`Shen et al. 2022 <https://doi.org/10.1007/978-3-031-16434-7_21>`_) draws the mean and the spread of L, a and
-    b that an image is to have from normal distributions around those of the data. Here they are drawn around those of the
-    image itself: a crop of stroma keeps looking like stroma, and nothing has to be measured beforehand. Six numbers are drawn
-    from ``np.random`` whatever the image; one with hardly any tissue stays as it is.
+    Like :class:`RandStainNA`, but relative to the image's own statistics: a crop of stroma keeps looking like stroma, and
+    nothing has to be measured beforehand. Images with hardly any tissue are kept. Always draws seven numbers from
+    ``np.random``.
 
-    Required Keys:
-
-    - img (np.uint8, (H, W, 3), BGR)
-
-    Modified Keys:
-
-    - img
+    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; draws beyond two
-            of them are cut. Defaults to (6, 5, 6), the spread between slides of two laboratories.
+        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; shifts are
+            clipped at two of them. Defaults to (6, 5, 6), the standard deviation between slides of two laboratories.
         spread (float): Standard deviation of the logarithm of the stretch of L, a, b, 0 to 1. Defaults to 0.12.
         prob (float): Probability of a change. Defaults to 1.0.
-        glass (bool): Whether the glass changes with the tissue. Defaults to False.
+        glass (bool): Change the glass as well. Defaults to False.
+
+    Example: ``dict(type='LABJitter', mean=(4, 3, 4), prob=0.5)``
     """
 
     def __init__(
-        self,
-        mean: tuple[float, float, float] = (6.0, 5.0, 6.0),
-        spread: float = 0.12,
-        prob: float = 1.0,
-        glass: bool = False,
+        self, mean: _Triple = (6.0, 5.0, 6.0), spread: float = 0.12, prob: float = 1.0, glass: bool = False
     ) -> None:
-        self.mean, self.spread = _triple('mean', mean, 0, 50), check_prob('spread', spread)
+        self.mean, self.spread = check_lab('mean', mean, 0, 50), check_prob('spread', spread)
         self.prob, self.glass = check_prob('prob', prob), glass
 
-    def transform(self, results: dict) -> dict:
-        image = results['img']
-        check_image(image, type(self).__name__)
+    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         wanted = np.random.random() < self.prob
         shift, stretch = np.clip(np.random.standard_normal((2, 3)), -2, 2)
         own = lab_statistics(image) if wanted else None
-        if own is not None:
-            scale = np.exp(self.spread * stretch)
-            offset = own.mean * (1 - scale) + shift * self.mean
-            results['img'] = map_lab(image, scale, offset, self.glass)
-        return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(mean={self.mean}, spread={self.spread}, prob={self.prob}, glass={self.glass})'
+        if own is None:
+            return image
+        scale = np.exp(self.spread * stretch)
+        return map_lab(image, scale, own.mean * (1 - scale) + shift * self.mean, self.glass)

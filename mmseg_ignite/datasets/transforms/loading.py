@@ -1,4 +1,4 @@
-"""Reading from the prepared arrays."""
+"""Read images and labels from the prepared arrays."""
 
 import inspect
 from pathlib import Path
@@ -9,22 +9,22 @@ from mmcv.transforms import LoadImageFromFile
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
-from ...labels import IGNORE
+from ...labels import IGNORE, relabel_table
 from ..prepared import open_array
 
 
 @TRANSFORMS.register_module()
 class LoadIGNITERegion(LoadImageFromFile):
-    """Read a whole ROI with its labels from the prepared arrays, or an ordinary image file as mmseg does.
+    """Read a whole ROI with its labels from the prepared arrays, or an ordinary image file like mmseg.
 
-    For training crops see :class:`IGNITECropDataset`, which reads no more than a crop.
+    For training crops use :class:`IGNITECropDataset`, which reads only the crop.
 
     Required Keys:
 
-    - img_path: an array (.npy) of a prepared data set, or an image file; not needed where ``img`` holds the image already
+    - img_path: an array (.npy) of a prepared data set, or an image file; not needed if ``img`` is the image
     - seg_map_path (optional): an array of a prepared data set
-    - label_map (dict, optional)
-    - roi_box (top, left, bottom, right; optional): where the labels lie in a larger image; around them they are 255
+    - label_map (dict, optional): {train id: new id}
+    - roi_box (top, left, bottom, right; optional): position of the labels in a larger image; around them they are 255
 
     Added Keys:
 
@@ -33,8 +33,8 @@ class LoadIGNITERegion(LoadImageFromFile):
 
     Args:
         image (bool): Read the image. Defaults to True.
-        labels (bool): Read the labels, which are as large as ``ori_shape``. Defaults to True.
-        kwargs: Those of mmcv's LoadImageFromFile, for image files.
+        labels (bool): Read the labels, of the size ``ori_shape``. Defaults to True.
+        kwargs: Arguments of mmcv's LoadImageFromFile, for image files.
     """
 
     def __init__(self, image: bool = True, labels: bool = True, **kwargs) -> None:
@@ -42,7 +42,7 @@ class LoadIGNITERegion(LoadImageFromFile):
         self.image, self.labels = image, labels
 
     def transform(self, results: dict) -> dict | None:
-        """Read what is asked for."""
+        """Read image, labels or both."""
         if self.image:
             results = self._read_image(results)
         if self.labels and results is not None and results.get('seg_map_path') is not None:
@@ -55,7 +55,7 @@ class LoadIGNITERegion(LoadImageFromFile):
         if path is not None and Path(path).suffix != '.npy':
             return super().transform(results)
         if path is not None:
-            # One pass copies the rows out of the memory map and turns RGB into mmseg's BGR.
+            # One pass copies the rows out of the memory map and converts RGB to mmseg's BGR.
             results['img'] = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)
         results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
         return results
@@ -71,49 +71,42 @@ def _read_labels(results: dict) -> np.ndarray:
         around = np.full(results['ori_shape'], IGNORE, np.uint8)
         around[top:bottom, left:right] = labels
         labels = around
-    if results.get('label_map') is not None:
-        table = np.full(256, IGNORE, np.uint8)
-        table[list(results['label_map'])] = list(results['label_map'].values())
-        labels = table[labels]
-    return labels
+    label_map = results.get('label_map')
+    return labels if label_map is None else relabel_table(label_map)[labels]
 
 
 _STOCK = dict(LoadImageFromFile=dict(labels=False), LoadAnnotations=dict(image=False))
-"""mmseg's loaders, and what :class:`LoadIGNITERegion` reads in their place."""
+"""mmseg's loaders, and the arguments of the :class:`LoadIGNITERegion` that replaces them."""
 _OF_FILES = ('imdecode_backend', 'backend_args', 'file_client_args', '_scope_')
-"""Arguments of mmseg's loaders that say how a file is read and decoded; arrays need neither."""
+"""Arguments of mmseg's loaders on how to read and decode a file; arrays need neither."""
 
 
 def transform_name(transform: object) -> str:
-    """The class name of a transform, given as the settings of a config (a name, perhaps with scope, or a class) or built."""
+    """Return the class name of a transform: a built one, or its config with a class or a name (with or without scope)."""
     kind = transform.get('type') if isinstance(transform, dict) else type(transform)
     return kind.__name__ if inspect.isclass(kind) else str(kind).split('.')[-1]
 
 
 def read_arrays(pipeline: list[object]) -> list[object]:
-    """A pipeline in which mmseg's LoadImageFromFile and LoadAnnotations read the prepared arrays.
+    """Replace mmseg's LoadImageFromFile and LoadAnnotations in a pipeline by :class:`LoadIGNITERegion`.
 
     So one pipeline serves both IGNITEDataset and mmseg's inference functions, which look for these two names.
 
     Args:
-        pipeline: transforms, as settings or built.
-
-    Returns:
-        The same with :class:`LoadIGNITERegion` in their places.
+        pipeline: transforms, as configs or built.
 
     Raises:
-        IgniteError: one of them has an argument that would change what is read.
+        IgniteError: one of the two has an argument that would change what is read.
     """
-    return [_reading_arrays(t) if transform_name(t) in _STOCK else t for t in pipeline]
+    return [_replacement(t) if transform_name(t) in _STOCK else t for t in pipeline]
 
 
-def _reading_arrays(transform: object) -> dict:
+def _replacement(transform: object) -> dict:
     name = transform_name(transform)
-    arguments = dict(transform) if isinstance(transform, dict) else {}
-    for key, value in arguments.items():
+    for key, value in transform.items() if isinstance(transform, dict) else ():
         if key not in ('type', *_OF_FILES) and value not in (None, False, 'color'):
             raise IgniteError(
-                f'{name} of IGNITEDataset has {key}={value!r}; it reads 8-bit images and train ids from prepared arrays and '
-                'takes no such argument: leave it out.'
+                f'{name} of IGNITEDataset has {key}={value!r}, but 8-bit images and train ids are read from prepared arrays: '
+                'remove this argument.'
             )
     return dict(type=LoadIGNITERegion, **_STOCK[name])

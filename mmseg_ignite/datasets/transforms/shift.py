@@ -1,4 +1,4 @@
-"""How well a model holds on slides of another laboratory: the images of a test, as if stained and scanned elsewhere."""
+"""Test-time shift to the stain and scanner of another laboratory, to measure how robust a model is."""
 
 import zlib
 from pathlib import Path
@@ -6,33 +6,27 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
-from .lab import lab_statistics, map_lab
-from .stain import check_image, estimate_stains, map_from_light
+from .base import ImageTransform
+from .lab import lab_statistics, match_lab
+from .scanner import compress_jpeg
+from .stain import estimate_stains, map_from_light
 
 _LIGHT = 240.0
 BLUR_PX, JPEG_QUALITY = 0.7, 75
 
 
 class _Laboratory(NamedTuple):
-    """Stain of a laboratory: means over its ROIs, and how far those differ.
+    """Stain of a laboratory: means over its ROIs, and standard deviations between them (``_between``)."""
 
-    Attributes:
-        mean, mean_between: L, a, b of the tissue, and their standard deviation between ROIs.
-        spread, spread_between: standard deviation of L, a, b within an ROI, and that of it between ROIs.
-        vectors: haematoxylin and eosin (Macenko), R, G, B.
-        strengths, strengths_between: 99th percentile of their concentrations.
-    """
-
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of L, a, b over the tissue
     mean_between: tuple[float, float, float]
-    spread: tuple[float, float, float]
+    spread: tuple[float, float, float]  # standard deviation of L, a, b within an ROI
     spread_between: tuple[float, float, float]
-    vectors: tuple
-    strengths: tuple[float, float]
+    vectors: tuple  # haematoxylin and eosin (Macenko), R, G, B
+    strengths: tuple[float, float]  # 99th percentile of their concentrations
     strengths_between: tuple[float, float]
 
 
@@ -52,40 +46,34 @@ SHIFTS = {
     'lab-tinted': 'the same under a light that colours the glass',
     'scanner': 'Macenko stain vectors of another laboratory, colour matrix of another camera',
 }
-"""What each kind of shift does, beside blur and JPEG compression."""
+"""Kinds of shift, each followed by blur and JPEG compression."""
 
 
 @TRANSFORMS.register_module()
-class StainShift(BaseTransform):
-    """Show an image as if another laboratory had stained it and another scanner had read it. For tests, not for training.
+class StainShift(ImageTransform):
+    """Show an image as if another laboratory had stained and scanned it. For tests, not for training.
 
-    The shift is fixed: its numbers follow from ``seed`` and the name of the ROI, so every model is tested on the same
-    images. There are two families, and an augmentation is judged by the one that it does not resemble:
+    The shift is fixed: it depends only on ``seed`` and the name of the ROI, so every model is tested on the same images.
+    There are two families; judge an augmentation by the one that it does not resemble:
 
-    - 'lab': mean and standard deviation of L, a, b of the tissue become those of the laboratory of :data:`LABORATORIES`
-      whose mean is farther from the image's own, varied as far as its ROIs differ. The glass stays white.
-    - 'lab-tinted': the same; then the light has another colour: channels are multiplied by 0.84 to 1.
-    - 'scanner': both stains, as Macenko's method finds them, get vectors and strengths of that laboratory, and
-      a 3 x 3 matrix mixes R, G and B by up to 8 % and dims each by up to 8 %, as between two cameras. The glass takes part.
+    - 'lab': mean and standard deviation of L, a, b of the tissue become those of a laboratory of :data:`LABORATORIES`, the
+      one whose mean is farther from the image's own, with a variation of one standard deviation between its ROIs. The
+      glass stays white.
+    - 'lab-tinted': the same under coloured light: each channel is multiplied by 0.84 to 1.
+    - 'scanner': both stains, found by Macenko's method, get the vectors and strengths of that laboratory; then a 3 x 3
+      matrix mixes R, G and B by up to 8 % and dims each by up to 8 %, as between two cameras. The glass changes too.
 
     All end with a Gaussian blur of 0.7 px and JPEG of quality 75. An image with hardly any tissue keeps its stain and gets
     the rest.
 
-    Required Keys:
-
-    - img (np.uint8, (H, W, 3), BGR)
-    - roi or img_path (optional): names the image
-
-    Modified Keys:
-
-    - img
+    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional keys: ``roi`` or ``img_path``, which name the image.
 
     Args:
         kind (str): 'lab', 'lab-tinted' or 'scanner'. Defaults to 'lab'.
-        seed (int): Of the numbers that are drawn, 0 or more. Defaults to 0.
+        seed (int): Seed of the shift, 0 or more. Defaults to 0.
 
     Raises:
-        IgniteError: another kind or a negative seed.
+        IgniteError: an unknown kind or a negative seed.
 
     Example:
         In a config, right after the loaders of ``test_pipeline``::
@@ -100,70 +88,55 @@ class StainShift(BaseTransform):
             raise IgniteError(f'the seed of StainShift is {seed!r}; 0 or more was expected.')
         self.kind, self.seed = kind, seed
 
-    def transform(self, results: dict) -> dict:
-        image = results['img']
-        check_image(image, type(self).__name__)
+    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         rng = self._generator(results)
         own = lab_statistics(image)
         if own is not None:
             target = max(LABORATORIES.values(), key=lambda lab: np.linalg.norm(own.mean - lab.mean))
-            image = _restain(image, target, rng) if self.kind == 'scanner' else _recolour(image, own, target, rng)
+            if self.kind == 'scanner':
+                image = _restain(image, target, rng)
+            else:
+                mean = _vary(target.mean, target.mean_between, rng)
+                image = match_lab(image, own, mean, _vary(target.spread, target.spread_between, rng))
         if self.kind == 'lab-tinted':
-            image = _mix(image, np.diag(rng.uniform(0.84, 1, 3)))
+            image = cv2.transform(image, np.diag(rng.uniform(0.84, 1, 3)).astype(np.float32))
         elif self.kind == 'scanner':
-            image = _mix(image, _camera(rng))
-        image = cv2.GaussianBlur(image, (0, 0), BLUR_PX)
-        _, stream = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        results['img'] = cv2.imdecode(stream, cv2.IMREAD_COLOR)
-        return results
+            image = cv2.transform(image, _camera(rng).astype(np.float32))
+        return compress_jpeg(cv2.GaussianBlur(image, (0, 0), BLUR_PX), JPEG_QUALITY)
 
     def _generator(self, results: dict) -> np.random.Generator:
         name = str(results.get('roi') or Path(str(results.get('img_path') or '')).stem)
-        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ in the light alone
+        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ only in the light
         key = np.array([self.seed, zlib.crc32(f'{family}/{name}'.encode())], np.uint64)
         return np.random.Generator(np.random.Philox(key=key))
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(kind={self.kind!r}, seed={self.seed})'
-
 
 def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:
-    """An image, (H, W, 3) uint8 RGB, of the ROI ``name`` as :class:`StainShift` of this kind shows it, RGB."""
+    """Return an image of the ROI ``name``, (H, W, 3) uint8 RGB, after :class:`StainShift` of this kind."""
     bgr = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
     return cv2.cvtColor(StainShift(kind).transform(dict(img=bgr, roi=name))['img'], cv2.COLOR_BGR2RGB)
 
 
-def _drawn(centre: tuple[float, ...], between: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """Numbers around ``centre``, within one standard deviation."""
+def _vary(centre: tuple[float, ...], between: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return random numbers around ``centre``, within one standard deviation ``between``."""
     return np.array(centre) + np.array(between) * rng.uniform(-1, 1, len(centre))
 
 
-def _recolour(image: np.ndarray, own: tuple, target: _Laboratory, rng: np.random.Generator) -> np.ndarray:
-    mean = _drawn(target.mean, target.mean_between, rng)
-    spread = _drawn(target.spread, target.spread_between, rng)
-    scale = spread / np.maximum(own.spread, 1.0)
-    return map_lab(image, scale, mean - scale * own.mean)
-
-
 def _restain(image: np.ndarray, target: _Laboratory, rng: np.random.Generator) -> np.ndarray:
-    strengths = _drawn(target.strengths, target.strengths_between, rng)
+    strengths = _vary(target.strengths, target.strengths_between, rng)
     stains = estimate_stains(image, _LIGHT)
     if stains is None:
         return image
     wanted = np.array(target.vectors)
     wanted *= (strengths / stains.strengths / np.linalg.norm(wanted, axis=1))[:, None]
-    # The change of the two concentrations only: what neither stain explains, such as carbon, is kept.
+    # Only the two concentrations change: the residual of both stains, such as carbon, is kept.
     matrix = np.eye(3) + np.linalg.pinv(stains.vectors) @ (wanted - stains.vectors)
     return map_from_light(image, matrix, np.zeros(3), _LIGHT)
 
 
 def _camera(rng: np.random.Generator) -> np.ndarray:
-    """(3, 3): from B, G, R to B, G, R of another camera. Rows sum to the gains, 0.92 to 1."""
+    """Return a random (3, 3) map from B, G, R to the B, G, R of another camera. Rows sum to the gains, 0.92 to 1."""
     mixed = rng.uniform(-0.08, 0.08, (3, 3))
     np.fill_diagonal(mixed, 0)
     np.fill_diagonal(mixed, 1 - mixed.sum(1))
     return mixed * rng.uniform(0.92, 1, (3, 1))
-
-
-def _mix(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return cv2.transform(image, matrix.astype(np.float32))

@@ -9,7 +9,7 @@ from mmseg_ignite.datasets.transforms.orientation import RandomDihedral, apply_d
 
 
 def coordinates(height, width):
-    """A crop whose pixels and labels say where they come from; the labels are of several types."""
+    """Return a crop whose pixels and labels encode their position; the labels have several dtypes."""
     y, x = np.mgrid[:height, :width]
     return dict(
         img=np.stack([y, x, y ^ x], -1).astype(np.uint8),
@@ -51,7 +51,7 @@ def test_the_eight_symmetries_are_distinct():
 
 
 @pytest.mark.parametrize(('shape', 'numbers'), [((6, 6), range(8)), ((6, 7), (0, 2, 4, 6)), ((7, 6), (0, 2, 4, 6))])
-def test_each_comes_equally_often(shape, numbers):
+def test_symmetries_are_equally_likely(shape, numbers):
     transform, draws = RandomDihedral(), 4000
     seen = [transform(coordinates(*shape))['dihedral'] for _ in range(draws)]
     assert set(seen) == set(numbers)
@@ -60,7 +60,7 @@ def test_each_comes_equally_often(shape, numbers):
         assert abs(seen.count(number) - draws * share) < 5 * (draws * share * (1 - share)) ** 0.5
 
 
-def test_one_draw_whatever_the_shape():
+def test_draws_one_random_number_for_any_shape():
     seed = int(np.random.default_rng().integers(2**31))
     after, numbers = set(), set()
     for shape in ((5, 5), (5, 5), (5, 8), (1, 1)):
@@ -83,6 +83,7 @@ def test_views_become_contiguous():
 
 def test_within_a_stock_pipeline():
     init_default_scope('mmseg')
+    assert repr(RandomDihedral()) == 'RandomDihedral()'
     results = coordinates(16, 16)
     results['seg_fields'] = ['gt_seg_map']
     for step in (
@@ -94,7 +95,3 @@ def test_within_a_stock_pipeline():
     y, x = results['inputs'][0].long(), results['inputs'][1].long()
     assert (results['data_samples'].gt_sem_seg.data[0] == y * 16 + x).all()
     assert results['data_samples'].dihedral in range(8)
-
-
-def test_repr():
-    assert repr(RandomDihedral()) == 'RandomDihedral()'

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.registry import init_default_scope
-from mmseg.registry import TRANSFORMS
 
 from mmseg_ignite.datasets.transforms.stain import (
     HED,
@@ -20,7 +18,7 @@ from mmseg_ignite.errors import IgniteError
 
 RUIFROK_JOHNSTON = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 ODD_SHAPES = [(1, 1), (1, 7), (5, 1), (33, 47), (301, 211), (2, 20011), (20011, 1)]
-ROUNDED = 0.51  # half an intensity, and a little for the arithmetic in float32
+ROUNDED = 0.51  # half an intensity, plus a margin for float32 arithmetic
 
 
 def unit(vectors):
@@ -28,13 +26,13 @@ def unit(vectors):
 
 
 def density(image, light=255.0):
-    """(H, W, 3) float64 in R, G, B, by the plain formula."""
+    """Return optical densities, (H, W, 3) float64 in R, G, B, by the plain formula."""
     rgb = image[..., ::-1].astype(float)
     return -np.log(np.where(rgb == 0, 0.4, rgb) / light)
 
 
 def intensity(optical_density, light=255.0):
-    """BGR, not rounded, saturated."""
+    """Return BGR intensities, saturated but not rounded."""
     return np.clip(light * np.exp(-optical_density), 0, 255)[..., ::-1]
 
 
@@ -43,14 +41,14 @@ def noise(shape):
 
 
 def every_pair():
-    """All pairs of values of blue and green, red at random."""
+    """Return an image with all pairs of blue and green values and random red."""
     image = noise((256, 256))
     image[..., 0], image[..., 1] = np.mgrid[:256, :256]
     return image
 
 
 def tissue(size=128, light=240.0):
-    """H&E with stains of its own, and the stains: a fifth each of glass, of pure H and pure E, the rest mixed."""
+    """Return an H&E image and its random stains: a fifth each of glass, pure H and pure E, the rest mixed."""
     rng = np.random.default_rng()
     vectors = unit(np.array([[0.56, 0.72, 0.41], [0.21, 0.80, 0.55]]) + rng.uniform(-0.03, 0.03, (2, 3)))
     amounts = rng.uniform(1.0, 1.8, (size, size, 2))
@@ -62,7 +60,7 @@ def tissue(size=128, light=240.0):
 
 
 def macenko_by_hand(image, light=240.0):
-    """The paper step by step in float64 on every pixel: vectors (2, 3) and 99th percentiles."""
+    """Follow the paper step by step in float64 on every pixel; return vectors (2, 3) and 99th percentiles."""
     rows = density(image, light).reshape(-1, 3)
     rows = rows[(rows >= 0.15).all(1)]
     plane = np.linalg.svd(rows, full_matrices=False)[2][:2]
@@ -84,7 +82,7 @@ def run(transform, image):
 
 
 def fixed(values):
-    """Ranges of which only ``values`` can be drawn."""
+    """Return ranges that contain only ``values``."""
     return tuple((v, v) for v in values)
 
 
@@ -107,7 +105,7 @@ def test_map_density_on_any_shape_and_view(shape):
     image = noise(shape)
     expected = intensity(density(image) @ matrix)
     assert np.abs(map_density(image, matrix, offset) - expected).max() <= ROUNDED
-    mirrored = map_density(image[:, ::-1], matrix, offset)  # the views that mmcv's flip returns
+    mirrored = map_density(image[:, ::-1], matrix, offset)  # mmcv's flip returns such views
     assert np.abs(mirrored - expected[:, ::-1]).max() <= ROUNDED
 
 
@@ -117,11 +115,11 @@ def test_map_density_identity_keeps_all_values():
     np.testing.assert_array_equal(map_density(image, np.eye(3), np.zeros(3), np.linspace(0, 1, 256)), image)
 
 
-def test_far_brighter_than_white_is_white():
+def test_values_far_above_white_saturate():
     assert (map_density(noise((9, 9)), -5 * np.eye(3), np.full(3, -50.0)) == 255).all()
 
 
-def test_share_of_the_change_follows_green():
+def test_share_depends_on_green():
     image = every_pair()
     matrix, offset, share = np.random.default_rng().uniform(-1, 1, (3, 3)), np.full(3, 0.3), np.linspace(1, 0, 256)
     before = density(image)
@@ -131,10 +129,7 @@ def test_share_of_the_change_follows_green():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
-)
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_hed_jitter_is_deconvolution_scaled_and_shifted(sigma, bias):
     image = noise((32, 33))
     amounts = density(image) @ np.linalg.inv(RUIFROK_JOHNSTON)
@@ -142,13 +137,13 @@ def test_hed_jitter_is_deconvolution_scaled_and_shifted(sigma, bias):
     assert np.abs(run(HEDJitter(fixed(sigma), fixed(bias)), image) - expected).max() <= ROUNDED
 
 
-def test_hed_matrix_is_that_of_scikit_image():
+def test_hed_matrix_equals_scikit_image():
     color = pytest.importorskip('skimage.color')
     np.testing.assert_allclose(HED, color.rgb_from_hed)
 
 
-def test_hed_jitter_draws_from_its_ranges():
-    """The shift of haematoxylin, read off the red of a grey image, fills its range and stays within it."""
+def test_hed_jitter_samples_its_whole_ranges():
+    """Infer the shift of haematoxylin from the red of a grey image."""
     grey = np.full((1, 1, 3), 200, np.uint8)
     jitter = HEDJitter(sigma=0, bias=((0.2, 0.6), 0, 0))
     reds = np.array([run(jitter, grey)[0, 0, 2] for _ in range(300)])
@@ -166,7 +161,7 @@ def test_hed_jitter_defaults_keep_glass_nearly_white():
 
 
 @pytest.mark.parametrize('size', [128, 127, 96])
-def test_estimate_is_the_paper_on_every_pixel(size):
+def test_estimate_matches_the_paper_on_every_pixel(size):
     image, _ = tissue(size)
     vectors, strengths = macenko_by_hand(image)
     found = estimate_stains(image)
@@ -188,9 +183,9 @@ def test_known_stain_vectors_are_recovered(light):
     assert degrees_between(estimate_stains(image, light).vectors, vectors).max() < 1.0
 
 
-def test_normalize_is_the_paper():
+def test_normalize_matches_the_paper():
     image, _ = tissue()
-    image[:8] = noise((8, 128))  # colours that are no mixture of the stains
+    image[:8] = noise((8, 128))  # colours that are not a mixture of the stains
     target, strengths = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]]), np.array([1.9705, 1.0308])
     vectors, own = macenko_by_hand(image)
     amounts = np.linalg.lstsq(vectors.T, density(image, 240).reshape(-1, 3).T, rcond=None)[0]
@@ -215,6 +210,8 @@ def test_normalizing_the_reference_to_itself_changes_nothing():
 def test_reference_without_two_stains():
     with pytest.raises(IgniteError, match='7 x 5 px shows no two stains'):
         MacenkoNormalize.from_image(noise((5, 7)))
+    with pytest.raises(IgniteError, match='float32 image of shape'):
+        MacenkoNormalize.from_image(np.zeros((4, 5, 3), np.float32))
 
 
 def test_macenko_augment_keeps_the_residual():
@@ -231,7 +228,7 @@ def test_macenko_augment_keeps_the_residual():
     assert np.abs(out - expected).max() <= 1
 
 
-def test_macenko_augment_leaves_glass():
+def test_macenko_augment_keeps_glass():
     image, _ = tissue()
     image[:8] = 243
     options = dict(sigma=fixed((0.3, -0.3)), bias=fixed((0.2, 0.2)))
@@ -255,7 +252,7 @@ def test_identity_parameters_keep_all_values(glass):
 
 
 def one_stain(noise_level):
-    """Eosin alone, from pale to strong."""
+    """Return an image of eosin alone, from pale to strong."""
     rng = np.random.default_rng()
     amount = rng.uniform(0.9, 1.8, (128, 128, 1))
     image = intensity(amount * np.array([0.2159, 0.8012, 0.5581]), 240)
@@ -278,7 +275,7 @@ FEATURELESS = {
 
 
 @pytest.mark.parametrize('name', FEATURELESS)
-def test_macenko_leaves_images_without_two_stains(name):
+def test_macenko_keeps_images_without_two_stains(name):
     image = FEATURELESS[name]()
     with warnings.catch_warnings(), np.errstate(all='raise'):
         warnings.simplefilter('error')
@@ -299,24 +296,13 @@ def test_macenko_never_fails_on_random_colours(height, width, lowest, span):
             assert out.dtype == np.uint8 and out.shape == image.shape
 
 
-@pytest.mark.parametrize('kind', [HEDJitter, MacenkoAugment])
-def test_stream_is_decided_by_the_seed_alone(kind):
-    image, seed = tissue(64)[0], int(np.random.default_rng().integers(2**31))
-    results = []
-    for crop, prob in ((image, 1), (image, 1), (np.full_like(image, 255), 1), (noise((1, 1)), 1), (image, 0)):
-        np.random.seed(seed)
-        results.append((run(kind(prob=prob), crop), np.random.random()))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    assert len({after for _, after in results}) == 1
-
-
-def test_draws_differ_from_crop_to_crop():
+def test_random_numbers_differ_between_crops():
     image = tissue(64)[0]
     for transform in (HEDJitter(), MacenkoAugment()):
         assert len({run(transform, image).tobytes() for _ in range(5)}) == 5
 
 
-def test_prob_is_the_share_of_changed_images():
+def test_prob_is_the_fraction_of_changed_images():
     image = noise((2, 2))
     jitter = HEDJitter(sigma=fixed((0.2,) * 3), bias=fixed((0.5,) * 3), prob=0.3)
     changed = sum((run(jitter, image) != image).any() for _ in range(2000))
@@ -329,54 +315,3 @@ def test_real_tissue_has_stains(real_release):
         assert stains is not None, path.name
         assert 10 < degrees_between(*stains.vectors) < 40, path.name
         assert (stains.vectors > 0).all() and (stains.strengths > 0.5).all(), path.name
-
-
-@pytest.mark.parametrize('name', ['HEDJitter', 'MacenkoNormalize', 'MacenkoAugment'])
-def test_within_a_stock_pipeline(name):
-    init_default_scope('mmseg')
-    image, _ = tissue(96)
-    labels = np.random.default_rng().integers(0, 16, (96, 96), np.uint8)
-    results = dict(img=image, img_shape=(96, 96), ori_shape=(96, 96), gt_seg_map=labels, seg_fields=['gt_seg_map'])
-    for step in ('RandomFlip', name, 'PhotoMetricDistortion', name, 'PackSegInputs'):
-        results = TRANSFORMS.build(dict(type=step, **(dict(prob=1.0) if step == 'RandomFlip' else {})))(results)
-    assert results['inputs'].shape == (3, 96, 96)
-    np.testing.assert_array_equal(results['data_samples'].gt_sem_seg.data[0].numpy(), labels[:, ::-1])
-
-
-@pytest.mark.parametrize('transform', [HEDJitter(), MacenkoNormalize(), MacenkoAugment(), MacenkoNormalize.from_image])
-@pytest.mark.parametrize('image', [np.zeros((4, 5, 3), np.float32), np.zeros((4, 5), np.uint8)])
-def test_other_than_8_bit_colour_is_refused(transform, image):
-    with pytest.raises(IgniteError, match=f'{image.dtype} image of shape'):
-        transform(image) if transform == MacenkoNormalize.from_image else run(transform, image)
-
-
-@pytest.mark.parametrize(
-    ('build', 'words'),
-    [
-        (lambda: HEDJitter(sigma=-0.1), 'sigma is -0.1'),
-        (lambda: HEDJitter(sigma=1.5), 'sigma is 1.5'),
-        (lambda: HEDJitter(sigma=(0.1, 0.2)), r'sigma is \(0.1, 0.2\)'),
-        (lambda: HEDJitter(sigma=(0.1, (0.3, 0.2), 0.1)), r'sigma is .*0.3, 0.2'),
-        (lambda: HEDJitter(sigma='strong'), 'sigma is .strong.'),
-        (lambda: HEDJitter(sigma=None), 'sigma is None'),
-        (lambda: HEDJitter(bias=float('nan')), 'bias is nan'),
-        (lambda: HEDJitter(prob=1.1), 'prob is 1.1'),
-        (lambda: HEDJitter(prob='often'), 'prob is .often.'),
-        (lambda: MacenkoAugment(sigma=(0.1, 0.2, 0.3)), r'sigma is \(0.1, 0.2, 0.3\)'),
-        (lambda: MacenkoAugment(bias=6), 'bias is 6'),
-        (lambda: MacenkoAugment(light=0), 'light is 0'),
-        (lambda: MacenkoNormalize(light=256), 'light is 256'),
-        (lambda: MacenkoNormalize(vectors=((1, 2, 3), (2, 4, 6))), 'vectors is'),
-        (lambda: MacenkoNormalize(vectors=((1, 2), (3,))), 'vectors is'),
-        (lambda: MacenkoNormalize(strengths=(1, 0)), r'strengths is \(1, 0\)'),
-        (lambda: MacenkoNormalize(strengths=(1, float('inf'))), 'strengths is'),
-    ],
-)
-def test_arguments_are_checked(build, words):
-    with pytest.raises(IgniteError, match=words):
-        build()
-
-
-@pytest.mark.parametrize('transform', [HEDJitter((0.1, (0, 0.2), 0)), MacenkoNormalize(), MacenkoAugment(glass=True)])
-def test_repr_builds_the_same_again(transform):
-    assert repr(eval(repr(transform))) == repr(transform)
