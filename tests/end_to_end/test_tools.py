@@ -49,6 +49,11 @@ def tested(prepared, trained):
     return trained
 
 
+@pytest.fixture(scope='module')
+def predictor(trained):
+    return Predictor(DEMO_CONFIG, trained / 'iter_2.pth', device='cpu')
+
+
 def test_training_writes_checkpoint_and_curves(trained):
     assert (trained / 'iter_2.pth').is_file()
     assert Image.open(trained / 'curves.png').size[0] > 500
@@ -172,9 +177,8 @@ def with_context(prepared, tested, tmp_path_factory):
     return out
 
 
-def test_network_sees_the_context_and_the_roi_is_scored(prepared, tested, with_context):
+def test_network_sees_the_context_and_the_roi_is_scored(prepared, predictor, with_context):
     """Compare with predicting the image with context and cropping the labels to the ROI."""
-    predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
     index, matrix, differ = read_index(prepared), np.zeros((16, 16), np.int64), 0
     names = index['splits']['official']['test']
     assert {p.stem for p in (with_context / 'predictions').iterdir()} == set(names)
@@ -221,9 +225,9 @@ def test_overlays_with_context_show_the_roi_only(prepared, tested, with_context,
 
 
 @pytest.mark.parametrize('use_context', [False, True])
-def test_shift_applies_to_network_overlays_and_report(prepared, tested, tmp_path, use_context):
+def test_shift_applies_to_network_overlays_and_report(prepared, tested, predictor, tmp_path, use_context):
     """Compare labels and overlays with predictions of the shifted images."""
-    predictor, index = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu'), read_index(prepared)
+    index = read_index(prepared)
     arguments = ['--work-dir', tmp_path, '--out', tmp_path / 'out', '--shift', 'scanner']
     arguments += options(prepared, f'test_dataloader.dataset.use_context={use_context}')
     assert tool('test', DEMO_CONFIG, tested / 'iter_2.pth', *arguments) == 0
@@ -333,15 +337,13 @@ def test_mixed_precision_changes_few_labels(prepared, tested, tmp_path):
     np.testing.assert_array_equal(labels + 1, half)
 
 
-def test_predictor_accepts_arrays_of_any_size(tested):
-    predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
+def test_predictor_accepts_arrays_of_any_size(predictor):
     for shape in ((33, 700), (512, 513), (32, 32)):
         labels = predictor.predict(np.random.default_rng().integers(0, 256, (*shape, 3)).astype(np.uint8))
         assert labels.shape == shape and labels.dtype == np.uint8 and labels.max() < 16
 
 
-def test_predictor_refuses_invalid_images(tested):
-    predictor = Predictor(DEMO_CONFIG, tested / 'iter_2.pth', device='cpu')
+def test_predictor_refuses_invalid_images(predictor):
     for image in (np.zeros((31, 99, 3), np.uint8), np.zeros((99, 99), np.uint8), np.zeros((64, 64, 3))):
         with pytest.raises(IgniteError, match='image'):
             predictor.predict(image)
