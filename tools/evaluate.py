@@ -6,8 +6,8 @@ from mmseg_ignite.apis import read_groupings, rescore, score_folder
 from mmseg_ignite.cli import run
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.bootstrap import SAMPLES
-from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.label_files import ENCODINGS
+from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.report import LANGUAGES
 
 DATA = 'data/ignite'

@@ -8,7 +8,7 @@ from mmseg_ignite.apis.options import add_options_argument
 from mmseg_ignite.cli import run
 from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.distributed import is_main_process
-from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.report import LANGUAGES
 
 

@@ -19,9 +19,9 @@ from ..engine.ensembles import write_ensemble
 from ..engine.work_dirs import POINTER, latest_checkpoint
 from ..errors import IgniteError
 from ..evaluation import Evaluation
-from ..evaluation.confusion import table
 from ..evaluation.folds import fold_scores
 from ..evaluation.run import METRICS, RAW
+from ..evaluation.text_table import table
 from ..files import check_outputs, link_file, write_json
 from .checks import check_data, check_parts, is_ours
 from .configuration import load_config
