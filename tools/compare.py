@@ -1,4 +1,4 @@
-"""Compare two runs on the same ROIs: whether B is better than A, by how much, and how sure that is."""
+"""Compare two runs on the same ROIs: is B better than A, by how much, and with which confidence interval."""
 
 import argparse
 
@@ -10,15 +10,15 @@ from mmseg_ignite.evaluation.comparison import comparison_table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('a', metavar='RUN_A', help='folder of a run, or its confusion.npz')
-    parser.add_argument('b', metavar='RUN_B', help='the same of the other')
-    parser.add_argument('--out', metavar='FILE.json', help='write the figures')
-    parser.add_argument('--samples', type=int, default=SAMPLES, help='of the bootstrap (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    parser.add_argument('a', metavar='RUN_A', help='run folder or its confusion.npz')
+    parser.add_argument('b', metavar='RUN_B', help='run folder or confusion.npz of the other run')
+    parser.add_argument('--out', metavar='FILE.json', help='write the scores to this file')
+    parser.add_argument('--samples', type=int, default=SAMPLES, help='bootstrap samples (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the bootstrap (default: %(default)s)')
     parser.add_argument(
         '--allow-seen-patients',
         action='store_true',
-        help='compare runs on patients that a checkpoint was trained on too',
+        help='compare runs even if a checkpoint was trained on their patients',
     )
     args = parser.parse_args()
     result = compare_runs(args.a, args.b, args.out, args.samples, args.seed, args.allow_seen_patients)

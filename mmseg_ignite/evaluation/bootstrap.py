@@ -5,7 +5,7 @@ as there are, with replacement, and pools the counts of all their ROIs. ``scipy.
 counts of each sample; one matrix product of draws and counts per patient gives the same with less time and memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from .folds import FIGURES
 SAMPLES = 10_000
 LEVEL = 95
 FEW_PATIENTS = 5
-_CHUNK = 1000
-"""Samples computed at once: about 10 MB for 16 classes."""
 
 
 def units(metadata: Sequence[dict]) -> tuple[str, list[str]]:
@@ -36,16 +34,8 @@ def sum_by_unit(matrices: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return sums
 
 
-def _draws(patients: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield in chunks how often each sample contains each patient, (n, P) float64."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    for first in range(0, samples, _CHUNK):
-        size = min(_CHUNK, samples - first)
-        yield generator.multinomial(patients, np.full(patients, 1 / patients), size).astype(np.float64)
-
-
 def _scores(draws: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Score the samples (n, P) of the units' sums (P, 3 C)."""
+    """Score samples, given how often each contains each unit (S, P) and the sums of the units (P, 3 C)."""
     pooled = Marginals(*np.split(draws @ sums, 3, axis=-1))
     # A class that is only predicted has an IoU of 0 in the means over all classes, but no score of its own.
     absent = pooled.truth == 0
@@ -65,14 +55,14 @@ def _resample(
     unit, names = units(metadata)
     sums = [sum_by_unit(matrices, names) for matrices in runs]
     count = len(sums[0])
-    chunks = [[_scores(draws, s) for s in sums] for draws in _draws(count, samples, seed)]
-    found = [{k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*chunks)]
+    generator = np.random.Generator(np.random.Philox(seed))
+    draws = generator.multinomial(count, np.full(count, 1 / count), samples).astype(np.float64)
     about = dict(level=LEVEL, samples=samples, seed=seed, unit=unit, patients=count)
     if unit != 'patient':
         about['note'] = 'patients are unknown, so ROIs were resampled instead: the intervals are too narrow.'
     elif count < FEW_PATIENTS:
         about['note'] = f'only {count} patient{"s" if count != 1 else ""}: the intervals are not reliable.'
-    return about, sums, found
+    return about, sums, [_scores(draws, s) for s in sums]
 
 
 def _interval(values: np.ndarray) -> list[float] | None:

@@ -58,7 +58,7 @@ def comparison_table(result: dict, a: str = 'A', b: str = 'B') -> str:
             values = f'{row["a"]:>8.2f}{row["b"]:>8.2f}{row["difference"]:>+9.2f}'
             interval = '{:+.2f} .. {:+.2f}'.format(*row['interval'])
             lines.append(f'{name:<22}{values}{interval:>20}{row["b_better"]:>11.1f} %')
-    lines += [rule, f'{result["rois"]} ROIs, {result["patients"]} {result["unit"]}s drawn {result["samples"]:,} times']
+    lines += [rule, f'{result["rois"]} ROIs, {result["patients"]} {result["unit"]}s resampled {result["samples"]:,} times']
     if 'note' in result:
         lines.append(f'note: {result["note"]}')
     return '\n'.join([*lines, verdict(result)])

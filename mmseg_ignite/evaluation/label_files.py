@@ -29,10 +29,6 @@ def read_labels(path: str | Path) -> np.ndarray:
                 f'{path} is {header.colour} with {header.bits} bits; an 8-bit label PNG with one channel was expected: '
                 'save the class ids without conversion.'
             )
-        if header.colour == 'grayscale':  # OpenCV is faster than Pillow, but does not return palette indices
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if pixels is not None and pixels.shape == (header.height, header.width):
-                return pixels
         return decode(content, header)
     except OSError as error:
         raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error

@@ -8,6 +8,7 @@ MONAI's ``sliding_window_inference`` and mmseg's ``slide_inference`` hold the lo
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -187,43 +188,36 @@ def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
+@dataclass
 class _Tiling:
-    """The windows of an image and their predictions.
+    """The windows of an image, of equal size, and their predictions; see :func:`slide_labels` for the arguments."""
 
-    Attributes:
-        size: (H, W) of the image.
-        rows, columns: Spans of the windows.
-        device: Where the logits are added.
-        weight: (h, w) float32 weights shared by all windows, which have equal sizes; None if all are 1.
-    """
+    predict: Callable[[Windows], Tensor]
+    image: Windows
+    classes: int
+    crop_size: tuple[int, int]
+    stride: tuple[int, int]
+    window_batch: int
+    weights: str
+    device: torch.device | str | None
 
-    def __init__(
-        self,
-        predict: Callable[[Windows], Tensor],
-        image: Windows,
-        classes: int,
-        crop_size: tuple[int, int],
-        stride: tuple[int, int],
-        window_batch: int,
-        weights: str,
-        device: torch.device | str | None,
-    ) -> None:
-        shape, is_tensor = tuple(image.shape), isinstance(image, Tensor)
+    def __post_init__(self) -> None:
+        shape, self.is_tensor = tuple(self.image.shape), isinstance(self.image, Tensor)
         if len(shape) != 3 or 0 in shape:
-            form = '(3, H, W) tensor' if is_tensor else '(H, W, 3) array'
+            form = '(3, H, W) tensor' if self.is_tensor else '(H, W, 3) array'
             raise IgniteError(f'the image has the shape {shape}; a {form} was expected.')
-        if not _is_positive_integer(classes) or classes > 256:
-            raise IgniteError(f'the number of classes is {classes!r}; 1 to 256 were expected, as labels are uint8.')
-        if not _is_positive_integer(window_batch):
-            raise IgniteError(f'the window_batch is {window_batch!r}; an integer above 0 was expected.')
-        self.predict, self.image, self.is_tensor = predict, image, is_tensor
-        self.classes, self.window_batch = classes, window_batch
-        self.size = shape[1:] if is_tensor else shape[:2]
-        self.rows, self.columns = (grid(*axis) for axis in zip(self.size, crop_size, stride))
-        self.device = _device(image, device)
+        if not _is_positive_integer(self.classes) or self.classes > 256:
+            raise IgniteError(
+                f'the number of classes is {self.classes!r}; 1 to 256 were expected, as labels are uint8.'
+            )
+        if not _is_positive_integer(self.window_batch):
+            raise IgniteError(f'the window_batch is {self.window_batch!r}; an integer above 0 was expected.')
+        self.size = shape[1:] if self.is_tensor else shape[:2]
+        self.rows, self.columns = (grid(*axis) for axis in zip(self.size, self.crop_size, self.stride))
+        self.device = _device(self.image, self.device)
         self.window_size = tuple(spans[0][1] - spans[0][0] for spans in (self.rows, self.columns))
-        weight = window_weights(self.window_size, weights)
-        self.weight = None if weights == 'uniform' else weight.to(self.device)
+        weight = window_weights(self.window_size, self.weights)
+        self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
     def predict_row(
         self,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmseg.models.backbones import MixVisionTransformer
-from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, TransformerEncoderLayer
+from mmseg.models.backbones.mit import EfficientMultiheadAttention, TransformerEncoderLayer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -65,7 +65,9 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _block(block: TransformerEncoderLayer, x: Tensor, size: tuple[int, int]) -> Tensor:
     x = _attention(block.attn, block.norm1(x), x, size)
-    return _mix_ffn(block.ffn, block.norm2(x), x, size)
+    # Mix-FFN: 1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution.
+    branch = block.ffn.layers(_as_map(block.norm2(x), size))
+    return _residual(x, _as_tokens(branch), block.ffn.dropout_layer)
 
 
 def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
@@ -81,11 +83,6 @@ def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor,
     out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
     out = _pointwise(_as_map(out.transpose(1, 2).flatten(2), size), attn.out_proj.weight, attn.out_proj.bias)
     return _residual(identity, module.proj_drop(_as_tokens(out)), module.dropout_layer)
-
-
-def _mix_ffn(module: MixFFN, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
-    """Apply 1 x 1 convolution, 3 x 3 depth-wise convolution, GELU and 1 x 1 convolution: (N, L, C) to (N, L, C)."""
-    return _residual(identity, _as_tokens(module.layers(_as_map(x, size))), module.dropout_layer)
 
 
 def _residual(identity: Tensor, branch: Tensor, dropout: nn.Module) -> Tensor:
