@@ -37,11 +37,12 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) ->
     if truth.shape != prediction.shape:
         raise ValueError(f'the truth has shape {truth.shape}, the prediction {prediction.shape}')
     annotated = truth != IGNORE
-    rows, columns = truth[annotated].astype(np.int64), prediction[annotated].astype(np.int64)
+    rows, columns = truth[annotated], prediction[annotated]
     for what, ids in (('truth', rows), ('prediction', columns)):
         if ids.size and not 0 <= ids.min() <= ids.max() < classes:
             raise ValueError(f'the {what} holds ids outside 0..{classes - 1}')
-    return np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
+    pairs = rows.astype(np.int64) * classes + columns.astype(np.int64)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 class Marginals(NamedTuple):

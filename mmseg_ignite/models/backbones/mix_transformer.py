@@ -23,7 +23,7 @@ class FastMixVisionTransformer(MixVisionTransformer):
     checkpointing (``with_cp``) and inputs of any size.
 
     Example:
-        >>> maps = FastMixVisionTransformer(embed_dims=32)(torch.rand(1, 3, 512, 512))
+        >>> maps = FastMixVisionTransformer(embed_dims=32, num_heads=[1, 2, 5, 8])(torch.rand(1, 3, 512, 512))
         >>> [tuple(m.shape) for m in maps]
         [(1, 32, 128, 128), (1, 64, 64, 64), (1, 160, 32, 32), (1, 256, 16, 16)]
     """
