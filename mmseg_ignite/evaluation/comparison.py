@@ -7,7 +7,7 @@ from .bootstrap import SAMPLES, paired
 from .run import Evaluation
 
 
-def _listed(names: set[str]) -> str:
+def _list(names: set[str]) -> str:
     return ', '.join(sorted(names)[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
@@ -26,10 +26,10 @@ def compare(a: Evaluation, b: Evaluation, samples: int = SAMPLES, seed: int = 0)
     """
     only = {'A': set(a.names) - set(b.names), 'B': set(b.names) - set(a.names)}
     if any(only.values()):
-        details = ' and '.join(f'only {run} has {_listed(names)}' for run, names in only.items() if names)
+        details = ' and '.join(f'only {run} has {_list(names)}' for run, names in only.items() if names)
         raise IgniteError(f'the runs are not on the same ROIs: {details}; score both on the same split.')
     if a.classes != b.classes:
-        difference = _listed(set(a.classes) ^ set(b.classes)) or 'their order'
+        difference = _list(set(a.classes) ^ set(b.classes)) or 'their order'
         raise IgniteError(f'the runs have different classes ({difference}): compare runs with the same classes.')
     index = {name: i for i, name in enumerate(b.names)}
     order = [index[name] for name in a.names]
@@ -37,9 +37,7 @@ def compare(a: Evaluation, b: Evaluation, samples: int = SAMPLES, seed: int = 0)
     differ = (counts_a.sum(-1) != counts_b.sum(-1)).any(-1)
     if differ.any():
         names = {a.names[i] for i in np.flatnonzero(differ)}
-        raise IgniteError(
-            f'the ground truth of {_listed(names)} differs between the runs: score both on the same data.'
-        )
+        raise IgniteError(f'the ground truth of {_list(names)} differs between the runs: score both on the same data.')
     metadata = a.metadata if all('patient' in m for m in a.metadata) else [b.metadata[i] for i in order]
     return dict(rois=len(a.names), **paired(counts_a, counts_b, metadata, a.classes, samples, seed))
 
@@ -58,7 +56,10 @@ def comparison_table(result: dict, a: str = 'A', b: str = 'B') -> str:
             values = f'{row["a"]:>8.2f}{row["b"]:>8.2f}{row["difference"]:>+9.2f}'
             interval = '{:+.2f} .. {:+.2f}'.format(*row['interval'])
             lines.append(f'{name:<22}{values}{interval:>20}{row["b_better"]:>11.1f} %')
-    lines += [rule, f'{result["rois"]} ROIs, {result["patients"]} {result["unit"]}s resampled {result["samples"]:,} times']
+    lines += [
+        rule,
+        f'{result["rois"]} ROIs, {result["patients"]} {result["unit"]}s resampled {result["samples"]:,} times',
+    ]
     if 'note' in result:
         lines.append(f'note: {result["note"]}')
     return '\n'.join([*lines, verdict(result)])
