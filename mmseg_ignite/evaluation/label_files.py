@@ -26,7 +26,7 @@ def read_labels(path: str | Path) -> np.ndarray:
         header = check_png(content)
         if header.bits != 8 or header.colour not in ('grayscale', 'palette'):
             raise IgniteError(
-                f'{path} is {header.colour} with {header.bits} bits; an 8-bit label PNG with one channel was expected: '
+                f'{path} is {header.colour} of {header.bits} bits; an 8-bit label PNG with one channel was expected: '
                 'save the class ids without conversion.'
             )
         return decode(content, header)
