@@ -12,9 +12,9 @@ from ..engine.distributed import is_main_process
 from ..engine.ensembles import write_ensemble
 from ..errors import IgniteError
 from ..evaluation import Evaluation
-from ..evaluation.confusion import table
 from ..evaluation.folds import fold_scores
 from ..evaluation.run import METRICS
+from ..evaluation.text_table import table
 from ..files import check_outputs, link_file
 from .configuration import load_config
 from .fold_training import Fold
