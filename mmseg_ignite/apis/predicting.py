@@ -13,14 +13,12 @@ from ..errors import IgniteError
 from ..files import check_outputs, check_writable, printable, sha256, visible_files, write_result
 from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
-from ..report.palette import class_colours
 from ..version import __version__
-from ..visualization.overlay import OFFICIAL, Colours, colours_of
+from ..visualization.colours import PALETTES, Colours
 from ..visualization.writers import prediction_files, write_prediction
 from .predictor import TOLERANCE, Predictor, check_resolution, checkpoint_files
 
 RUN = 'run.json'
-PALETTES = ('official', 'colour-blind')
 
 
 def predict(
@@ -150,13 +148,6 @@ def _check_options(um_per_px: float | None = None, palette: str = 'official', ma
         raise IgniteError(f'the limit of pixels is {max_pixels}; a number above 0 was expected.')
 
 
-def _colours(palette: str) -> Colours:
-    if palette == 'official':
-        return OFFICIAL
-    safe = [class_colours(name, number) for number, name in enumerate(CLASSES)]
-    return colours_of([tuple(bytes.fromhex(c.safe[1:])) for c in safe], [c.hatched for c in safe])
-
-
 def _run(
     predictor: Predictor,
     files: _Files,
@@ -167,7 +158,7 @@ def _run(
     max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
     """Predict the files one by one, and record in ``run.json`` what was done, also if it is interrupted."""
-    faults, images, colours, total = [], [], _colours(palette), len(files.paths)
+    faults, images, colours, total = [], [], PALETTES[palette], len(files.paths)
     training = dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source)
     try:
         for number, path in enumerate(files.paths, 1):
