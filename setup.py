@@ -37,7 +37,7 @@ setup(
     entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
     package_data={
         'mmseg_ignite.report': ['templates/*', 'static/*', '*.yml'],
-        'mmseg_ignite.visualization': ['templates/*', 'static/*'],
+        'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
     },
     cmdclass=dict(build_py=BuildWithConfigs),
     install_requires=[

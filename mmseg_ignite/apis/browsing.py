@@ -104,10 +104,8 @@ def _facts(cfg: Config, dataset: IGNITEDataset, members: dict[str, list[dict]]) 
 
 
 def _notes(dataset: IGNITEDataset, sampled: SampledCrops | None) -> list[str]:
-    notes = []
     untrained = [name for name, new in zip(CLASSES, trained_ids(dataset)) if new == IGNORE]
-    if untrained:
-        notes.append(f'Not trained in this config, and counted as not annotated: {", ".join(untrained)}.')
+    notes = [f'Not trained in this config, and counted as not annotated: {", ".join(untrained)}.'] if untrained else []
     if sampled is not None:
         notes.append(
             f'Of the pixels of {sampled.count:,} sampled crops, {percent(sampled.annotated)} are annotated; the rest is '

@@ -71,9 +71,9 @@ def encode_item(item: GalleryItem, matrix: np.ndarray, classes: tuple[str, ...])
         um_per_px=item.um_per_px,
         um=item.um_per_px / scale if item.um_per_px else None,
         bar=_scale_bar(item.um_per_px, width),
-        image=_base64(_jpeg(item.image, size)),
-        truth=_base64(_ids(item.truth, size)),
-        prediction=_base64(_ids(item.prediction, size)),
+        image=_jpeg(item.image, size),
+        truth=_ids(item.truth, size),
+        prediction=_ids(item.prediction, size),
         mIoU=result['mIoU'],
         aAcc=result['aAcc'],
         pixels=int(matrix.sum()),
@@ -88,16 +88,12 @@ def _shown(metadata: dict) -> dict:
     return {k: v for k, v in shown.items() if v not in (None, '')}
 
 
-def _jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
-    return cv2.imencode('.jpg', resize(image, size)[..., ::-1], _JPEG)[1].tobytes()
+def _jpeg(image: np.ndarray, size: tuple[int, int]) -> str:
+    return b64encode(cv2.imencode('.jpg', resize(image, size)[..., ::-1], _JPEG)[1].tobytes()).decode()
 
 
-def _ids(labels: np.ndarray, size: tuple[int, int]) -> bytes:
-    return zlib.compress(np.ascontiguousarray(resize(labels, size)).tobytes(), 7)  # level 9 takes eight times as long
-
-
-def _base64(content: bytes) -> str:
-    return b64encode(content).decode()
+def _ids(labels: np.ndarray, size: tuple[int, int]) -> str:
+    return b64encode(zlib.compress(resize(labels, size).tobytes(), 7)).decode()  # level 9 takes eight times as long
 
 
 def _scale_bar(um_per_px: float | None, width: int) -> dict | None:

@@ -65,7 +65,7 @@ def write_report(
     page = _template().stream(
         language=language,
         metrics=metrics,
-        headline=[_headline(metrics, key) for key in _HEADLINE if metrics.get(key) is not None],
+        headline=_HEADLINE,
         context=_context(metrics),
         classes=classes,
         absent=sum(c['gone'] for c in classes),
@@ -74,8 +74,6 @@ def write_report(
         pixels=int(counts.sum()),
         unpredicted=counts.shape[2] > len(classes),
         strata={column: rows for column, rows in (metrics.get('strata') or {}).items() if rows},
-        groupings=metrics.get('groupings') or {},
-        gone_groups=_absent_groups(metrics),
         folds=_folds(metrics),
         few=FEW_PATIENTS,
         curves=_curve_charts(curves or {}),
@@ -122,12 +120,6 @@ def _provenance(metrics: dict) -> list[dict]:
     ]
 
 
-def _absent_groups(metrics: dict) -> set[str]:
-    """Return the groups of the published protocol that are in neither ground truth nor prediction."""
-    groups = ((metrics.get('groupings') or {}).get('ignite-6') or {}).get('groups') or {}
-    return {name for name, row in groups.items() if not row['pixels'] and not row['predicted_pixels']}
-
-
 def _folds(metrics: dict) -> list[dict]:
     """Return the rows of the table of folds: each fold, mean, standard deviation, and the ensemble if it was tested."""
     folds = metrics.get('folds')
@@ -136,20 +128,6 @@ def _folds(metrics: dict) -> list[dict]:
     summary = dict(mean=folds['mean'], sd=folds['sd'], ensemble=metrics.get('ensemble'))
     rows = [dict(row, name=row['fold']) for row in folds['rows']]
     return rows + [dict(row, key=key, summary=True) for key, row in summary.items() if row]
-
-
-def _headline(metrics: dict, key: str) -> dict:
-    """Return value and interval of a headline score, over the classes present and over all classes.
-
-    ``scale`` is the factor to percent of the bar.
-    """
-    intervals = (metrics.get('intervals') or {}).get('figures') or {}
-    scale, digits = (100, 3) if key == 'kappa' else (1, 1)
-    total = f'{key}_all_classes'
-    return dict(
-        key=key, value=metrics[key], digits=digits, interval=intervals.get(key), scale=scale,
-        everything=metrics.get(total), everything_interval=intervals.get(total),
-    )  # fmt: skip
 
 
 def _classes(evaluation: object, counts: np.ndarray) -> list[dict]:
@@ -176,12 +154,12 @@ def _script_data(classes: list[dict], counts: np.ndarray) -> dict:
 
 def _curve_charts(curves: Scalars) -> list[tuple[str, Markup]]:
     """Return (key of the translations, SVG) of losses, learning rate and validation scores, as far as they were logged."""
-    result = []
-    for key, names in panels(curves).items():
-        y_range = (0.0, 100.0) if key == 'validation' else None
-        if svg := charts.line_chart({n: list(curves[n].items()) for n in names}, 'iteration', y_range):
-            result.append((key, svg))
-    return result
+    limits = dict(validation=(0.0, 100.0))
+    found = {
+        key: charts.line_chart({name: list(curves[name].items()) for name in names}, 'iteration', limits.get(key))
+        for key, names in panels(curves).items()
+    }
+    return [(key, svg) for key, svg in found.items() if svg]
 
 
 def _regions(gallery: Iterable[GalleryItem], evaluation: object, counts: np.ndarray) -> Iterator[dict]:

@@ -55,21 +55,14 @@ def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
     columns = min(COLUMNS, len(crops))
     cell_width, cell_height = 2 * PANEL + _GAP, PANEL + _CAPTION_LINES * _LINE + _GAP
     width, top = columns * cell_width + _GAP, 2 * _LINE
-    entries = _layout_legend(crops, width - 2 * _GAP)
     bottom = top + -(-len(crops) // columns) * cell_height
-    sheet = Image.new('RGB', (width, bottom + (entries[-1][3] + 1) * _ROW + _GAP), 'white')
+    sheet = Image.new('RGB', (width, bottom + (len(CLASSES) + 1) * _ROW + _GAP), 'white')
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_GAP, _LINE // 2), title, width - 2 * _GAP)
     for i, crop in enumerate(crops):
         row, column = divmod(i, columns)
         _draw_crop(sheet, draw, crop, _GAP + column * cell_width, top + row * cell_height)
-    for colour, text, x, row in entries:
-        left, upper = _GAP + x, bottom + row * _ROW
-        if colour is not None:
-            draw.rectangle((left, upper + 4, left + _SWATCH, upper + 4 + _SWATCH), colour, outline='black', width=2)
-            left += _SWATCH + 10
-        _write(draw, (left, upper), text, width)
-    return sheet
+    return sheet.crop((0, 0, width, _draw_legend(draw, crops, bottom, width) + _GAP))
 
 
 def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: int, top: int) -> None:
@@ -101,20 +94,22 @@ def _number_positions(labels: np.ndarray) -> list[tuple[int, int, int]]:
     return positions
 
 
-def _layout_legend(crops: list[Crop], width: int) -> list[tuple[tuple | None, str, int, int]]:
-    """Return colour (None for unannotated tissue), text, left edge (px) and row of each entry of the legend."""
-    seen = classes_in(crops)
-    entries = [(PALETTE[i], f'{i + 1} {CLASSES[i]}') for i in seen if i < len(CLASSES)]
-    if seen[-1] >= len(CLASSES):
-        entries.append((None, 'in H&E colours: not annotated'))
-    placed, x, row = [], 0, 0
-    for colour, text in entries:
-        needed = int(font(_TEXT).getlength(text)) + (_SWATCH + 10 if colour is not None else 0)
-        if x and x + needed > width:
-            x, row = 0, row + 1
-        placed.append((colour, text, x, row))
-        x += needed + 2 * _GAP
-    return placed
+def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: int) -> int:
+    """Draw the classes on the sheet, wrapped to ``width`` px; return the bottom (px)."""
+    left = _GAP
+    for train_id in classes_in(crops):
+        known = train_id < len(CLASSES)
+        text = f'{train_id + 1} {CLASSES[train_id]}' if known else 'in H&E colours: not annotated'
+        swatch = _SWATCH + 10 if known else 0
+        needed = swatch + int(font(_TEXT).getlength(text))
+        if left > _GAP and left + needed > width - _GAP:
+            left, top = _GAP, top + _ROW
+        if known:
+            box = (left, top + 4, left + _SWATCH, top + 4 + _SWATCH)
+            draw.rectangle(box, PALETTE[train_id], outline='black', width=2)
+        _write(draw, (left + swatch, top), text, width)
+        left += needed + 2 * _GAP
+    return top + _ROW
 
 
 def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from mmengine.fileio import load
 from rich.progress import track
 
 from ..datasets import IGNITEDataset
@@ -14,7 +15,8 @@ from . import dataset_plots as plots
 from .dataset_page import Picture
 from .writers import save_result
 
-FIGURES = ('class_pixels', 'drawn_classes', 'class_presence', 'roi_sizes', 'resolutions', 'stains')
+_CAPTIONS = load(Path(__file__).with_name('captions.yml'))
+FIGURES = tuple(_CAPTIONS)
 """Stems of the files, in the order of the page."""
 _STAIN_WINDOW, _STAIN_STEP, _STAIN_ROIS = 1024, 4, 4  # px in the middle of an ROI, every n-th pixel, ROIs per patient
 
@@ -26,40 +28,29 @@ def write_figures(
     stream = getattr(dataset, 'stream', None)
     crop_size, um_range = (stream.crop_size, stream.um_per_px) if stream else (None, None)
     stains = _patient_stains(dataset.data_root, members)
-    unclear = ', '.join(p.patient for p in stains if p.stains is None)
     figures = dict(
-        class_pixels=('Pixels of each class', plots.plot_class_pixels(members),
-            'Each step of the axis is a factor of ten. A class whose dot is far to the left in train is hard to learn; a '
-            'class that is absent from val or test is not scored there.',
-            'Dots: pixels of each class in each part, logarithmic; the table above has the numbers.'),
-        drawn_classes=crops and ('Classes in the sampled crops', plots.plot_sampled_crops(crops),
-            'The line from the white to the coloured dot is the effect of class-aware sampling; the numbers are the share '
-            'in the data, the share in the crops, and their ratio.',
-            'Shares of each class in data and crops; the table above has the numbers.'),
-        class_presence=('Classes by ROI', plots.plot_class_presence(members),
-            'A row with colour in few columns is a class that few ROIs, and perhaps one patient, represent.',
-            'Matrix of classes and ROIs: which ROI contains which class; the table above has the numbers of ROIs and '
-            'patients.'),
-        roi_sizes=('Sizes of the ROIs', plots.plot_roi_sizes(members, crop_size, um_range),
-            'ROIs inside the box are smaller than a crop; there, the tissue is mirrored without labels.'
-            if stream else 'Each dot is an ROI.',
-            'Scatter plot: height and width of each ROI.'),
-        resolutions=('Resolution of the ROIs', plots.plot_resolutions(members, um_range),
-            'ROIs far from the others look larger or smaller to the network, unless crops are scaled to a common range.',
-            'Histogram: um per px of the ROIs.'),
-        stains=('Stains of the patients', plots.plot_stains(stains),
-            'Patients whose dots are far apart have slides that look different; if a colour is separate from the others, '
-            'the difference is one of scanner or laboratory.'
-            + (f' Haematoxylin and eosin could not be separated for patient(s) {unclear}.' if unclear else ''),
-            'Scatter plot: strength of haematoxylin and eosin of each patient, and the colours of both.'),
-    )  # fmt: skip
+        class_pixels=plots.plot_class_pixels(members),
+        drawn_classes=plots.plot_sampled_crops(crops) if crops else None,
+        class_presence=plots.plot_class_presence(members),
+        roi_sizes=plots.plot_roi_sizes(members, crop_size, um_range),
+        resolutions=plots.plot_resolutions(members, um_range),
+        stains=plots.plot_stains(stains),
+    )
+    notes = {}
+    if stream:
+        notes['roi_sizes'] = (
+            ' An ROI that does not extend beyond the crop box is smaller than a crop; the rest of the crop is filled with '
+            'mirrored tissue without labels.'
+        )
+    if unclear := ', '.join(p.patient for p in stains if p.stains is None):
+        notes['stains'] = f' Haematoxylin and eosin could not be separated for patient(s) {unclear}.'
     pictures = []
-    for name in FIGURES:
+    for name, caption in _CAPTIONS.items():
         path = out / f'{name}.png'
-        if figures[name]:
-            title, figure, text, alt = figures[name]
+        if figure := figures[name]:
             save_result(path, lambda partial, figure=figure: figure.savefig(partial, dpi=110))
-            pictures.append(Picture(title, text, alt, path.read_bytes()))
+            text = caption['text'] + notes.get(name, '')
+            pictures.append(Picture(caption['title'], text, caption['alt'], path.read_bytes()))
         elif is_ours(path):
             path.unlink()
     return pictures

@@ -229,7 +229,11 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
     _class_axis(axis, shown)
     axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], xlim=(-0.5, len(rois) - 0.5))
     axis.set(ylim=(len(shown) - 0.5, -1.3))
-    _mark_parts(axis, {name: len(part) for name, part in zip(members, parts)})
+    for name, part, start in zip(members, parts, np.cumsum([0, *map(len, parts)])):
+        if part:
+            axis.text(start - 0.5, -1.4, name, va='bottom', size=10)
+        if start:
+            axis.axvline(start - 0.5, color='black', linewidth=1.2)
     holders = ([r for r in rois if r['pixels'][label]] for label in shown)
     counts = [(row, (str(len(found)), str(patients_of(found)))) for row, found in enumerate(holders)]
     for row, texts in [(-0.95, ('ROIs', 'patients')), *counts]:
@@ -237,17 +241,6 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
             _row_text(axis, x, row, text, ha='right')
     _list_omitted(figure, shown)
     return figure
-
-
-def _mark_parts(axis: Axes, sizes: dict[str, int]) -> None:
-    """Label the parts above their columns and separate them by lines."""
-    start = 0
-    for name, size in sizes.items():
-        if size:
-            axis.text(start - 0.5, -1.4, name, va='bottom', size=10)
-        if start:
-            axis.axvline(start - 0.5, color='black', linewidth=1.2)
-        start += size
 
 
 def plot_stains(patients: list[PatientStains]) -> Figure:
@@ -258,12 +251,12 @@ def plot_stains(patients: list[PatientStains]) -> Figure:
     figure = Figure(figsize=(13, max(5.2, 0.8 * rows)), layout='constrained')
     axis, grid = figure.subplots(1, 2, width_ratios=(1, 1.35))
     groups = [name for name, _ in Counter(getattr(p, key) for p in found).most_common()]
-    shown = groups if len(groups) <= len(_GROUP_COLOURS) else groups[: len(_GROUP_COLOURS) - 1]
-    for i, group in enumerate([*shown, None] if len(shown) < len(groups) else shown):
+    shown = groups if len(groups) <= len(_GROUP_COLOURS) else [*groups[: len(_GROUP_COLOURS) - 1], None]
+    for colour, group in zip(_GROUP_COLOURS, shown):
         own = [p for p in found if (getattr(p, key) == group if group is not None else getattr(p, key) not in shown)]
         label = f'{plain(group) if group is not None else "others"} ({len(own)})'
         points = np.array([p.stains.strengths for p in own])
-        axis.scatter(*points.T, color=_GROUP_COLOURS[i], edgecolor=EDGE, linewidth=0.5, s=45, label=label)
+        axis.scatter(*points.T, color=colour, edgecolor=EDGE, linewidth=0.5, s=45, label=label)
     _grid(axis)
     axis.set(xlabel='haematoxylin strength (optical density)', ylabel='eosin strength (optical density)')
     if found:

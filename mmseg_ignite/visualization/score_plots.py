@@ -98,7 +98,6 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
     kept = (marginals.truth > 0) | (marginals.predicted > 0)
     omitted = [name for name, keep in zip(classes, kept) if not keep]
     pooled = pooled[kept][:, [*kept, *[True] * (pooled.shape[1] - len(classes))]]
-    patients = None if patients is None else patients[kept]
     classes = tuple(name for name, keep in zip(classes, kept) if keep)
     truth = pooled.sum(1, keepdims=True)
     share = np.divide(100.0 * pooled, truth, out=np.full(pooled.shape, np.nan), where=truth > 0)
@@ -109,15 +108,15 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.5:  # shares that round to 0 stay blank, so that mistakes stand out
-            colour = 'white' if value > 55 else 'black'
-            style = dict(ha='center', va='center', color=colour, in_layout=False)
+            style = dict(ha='center', va='center', color='white' if value > 55 else 'black', in_layout=False)
             axis.text(column, row - 0.14, f'{value:.0f}', fontsize=_FONT - 1, **style)
             axis.text(column, row + 0.26, _short(pooled[row, column]), fontsize=_FONT - 3.5, **style)
     for row in np.flatnonzero(truth[:, 0] == 0):
         axis.text(0, row, 'absent', fontsize=_FONT - 1, **_ABSENT)
     ticks, columns = np.arange(len(classes)), (*classes, 'no prediction')[: pooled.shape[1]]
     axis.set_xticks(np.arange(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=_FONT)
-    labels = [f'{name}\n{_extent(t, patients, row)}' for row, (name, t) in enumerate(zip(classes, truth[:, 0]))]
+    held = [''] * len(classes) if patients is None else [f', {n} patient{"s" * (n != 1)}' for n in patients[kept]]
+    labels = [f'{name}\n{_short(total)} px{text}' for name, total, text in zip(classes, truth[:, 0], held)]
     axis.set_yticks(ticks, labels, fontsize=_FONT - 1)
     axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
     axis.set_yticks(ticks[1:] - 0.5, minor=True)
@@ -139,11 +138,6 @@ def _short(pixels: int) -> str:
             value = pixels / unit
             return f'{value:.1f}{letter}' if value < 9.95 else f'{value:.0f}{letter}'
     return str(pixels)
-
-
-def _extent(pixels: int, patients: np.ndarray | None, row: int) -> str:
-    text = f'{_short(pixels)} px'
-    return text if patients is None else f'{text}, {patients[row]} patient{"s" if patients[row] != 1 else ""}'
 
 
 def _list_omitted(figure: Figure, names: list[str], width: float) -> None:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,7 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
     train_ids = np.full(256, IGNORE, np.uint8)
     train_ids[ids[ids != IGNORE]] = np.flatnonzero(ids != IGNORE)
     order = np.random.default_rng(seed % 2**64).permutation(len(dataset))
-    n = 0
-    while True:
+    for n in count():
         if isinstance(dataset, IGNITECropDataset):
             source = dataset.stream.read(seed, n, with_image=False)
             roi, position = source['entry'], source['place']
@@ -59,7 +58,6 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
                 sample = dataset[number]
         image, labels, scale = _unpack(sample)
         yield Crop(image, train_ids[labels], name, um_per_px / scale, n, train_id)
-        n += 1
 
 
 def _unpack(sample: dict) -> tuple[np.ndarray, np.ndarray, float]:
@@ -76,10 +74,10 @@ def _unpack(sample: dict) -> tuple[np.ndarray, np.ndarray, float]:
     return np.ascontiguousarray(image[::-1].transpose(1, 2, 0)), truth.data[0].numpy().astype(np.uint8), float(scale)
 
 
-def count_crops(dataset: IGNITECropDataset, seed: int, count: int) -> SampledCrops:
+def count_crops(dataset: IGNITECropDataset, seed: int, total: int) -> SampledCrops:
     """Count the labels of the first crops of the stream."""
     pixels, holding = np.zeros((2, NUM_CLASSES), np.int64)
-    for n in track(range(count), 'counting crops'):
+    for n in track(range(total), 'counting crops'):
         counts = count_classes(dataset.stream.read(seed, n, with_image=False)['gt_seg_map'])
         pixels += counts
         holding += counts > 0
@@ -88,17 +86,17 @@ def count_crops(dataset: IGNITECropDataset, seed: int, count: int) -> SampledCro
     found = np.zeros((3, NUM_CLASSES), np.int64)
     found[:2, trained] = np.stack([pixels, holding])[:, ids[trained]]
     found[2, trained] = class_pixels(dataset.stream.rois)[trained]
-    annotated = pixels.sum() / (count * np.prod(dataset.stream.crop_size))
-    return SampledCrops(count, found[0], found[1], float(annotated), found[2])
+    annotated = pixels.sum() / (total * np.prod(dataset.stream.crop_size))
+    return SampledCrops(total, found[0], found[1], float(annotated), found[2])
 
 
-def write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, seed: int) -> list[Picture]:
+def write_sheets(out: Path, dataset: IGNITEDataset, config: str, total: int, seed: int) -> list[Picture]:
     """Write contact sheets of the first crops; return as many of them, as JPEG, as fit on the page."""
-    names = sheet_names(count)
+    names = sheet_names(total)
     for path in visible_files(out, ('.png',)):
         if re.fullmatch(r'crops_\d{2,}\.png', path.name) and path.name not in names and is_ours(path):
             path.unlink()  # left by an earlier call with more crops
-    samples, pictures, budget = islice(sample_crops(dataset, seed), count), [], _PAGE_BYTES
+    samples, pictures, budget = islice(sample_crops(dataset, seed), total), [], _PAGE_BYTES
     for name in track(names, 'drawing contact sheets'):
         crops = list(islice(samples, _PER_SHEET))
         sheet = draw_contact_sheet(crops, f'{config}: crops {crops[0].number} to {crops[-1].number} of seed {seed}')
@@ -112,12 +110,10 @@ def write_sheets(out: Path, dataset: IGNITEDataset, config: str, count: int, see
 
 
 def _sheet_picture(name: str, crops: list[Crop], total: int, content: bytes) -> Picture:
-    classes = ', '.join(CLASSES[i] for i in classes_in(crops) if i < NUM_CLASSES) or 'none'
-    first, last = crops[0].number, crops[-1].number
-    return Picture(
-        f'Crops {first} to {last}',
+    title = f'Crops {crops[0].number} to {crops[-1].number}'
+    text = (
         f'What the network will see, augmentation included; {name} of {total} in the folder is sharper. Class colours are '
-        'painted over gray tissue. Tissue in its own H&E colours is not annotated; near-white or light gray is Background.',
-        f'Training crops {first} to {last}, each beside its labels. Classes on the sheet: {classes}.',
-        content,
+        'painted over gray tissue. Tissue in its own H&E colours is not annotated; near-white or light gray is Background.'
     )
+    classes = ', '.join(CLASSES[i] for i in classes_in(crops) if i < NUM_CLASSES) or 'none'
+    return Picture(title, text, f'{title} of the training, each beside its labels. Classes: {classes}.', content)
