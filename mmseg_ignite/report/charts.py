@@ -58,12 +58,14 @@ def reliability(bins: list[dict]) -> Markup:
 
 def entropy_chart(bins: list[dict]) -> Markup:
     """Return the share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; empty without pixels."""
-    seen = [
-        ((b['from'] + b['to']) / 2, b['error'], b['pixels']) for b in bins if b['pixels'] and b['error'] is not None
-    ]
-    labels = dict(x_label='entropy_axis', y_label='error_axis', alt='entropy')
-    x_range = bins[0]['from'], bins[-1]['to']
-    return _chart({'': _weighted(seen)}, x_range, (0, 100), _COLOURS[1:], **labels) if seen else Markup('')
+    seen = [b for b in bins if b['pixels'] and b['error'] is not None]
+    if not seen:
+        return Markup('')
+    points = _weighted([((b['from'] + b['to']) / 2, b['error'], b['pixels']) for b in seen])
+    limits = bins[0]['from'], bins[-1]['to']
+    return _chart(
+        {'': points}, limits, (0, 100), _COLOURS[1:], x_label='entropy_axis', y_label='error_axis', alt='entropy'
+    )
 
 
 def _thin(points: Points) -> Points:
