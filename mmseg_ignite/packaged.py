@@ -1,10 +1,7 @@
 """What is installed beside the code: configs, and the tools that the command ``mmseg-ignite`` runs."""
 
 import difflib
-from functools import lru_cache
 from pathlib import Path
-
-from mmengine.config import Config
 
 from .errors import IgniteError
 
@@ -48,9 +45,3 @@ def did_you_mean(name: str, candidates: list[str]) -> str:
     by_name = {Path(one).name: one for one in candidates}
     close = difflib.get_close_matches(Path(name).name, by_name, 2, 0.6)
     return f': did you mean {" or ".join(by_name[one] for one in close)}?' if close else ': check the path.'
-
-
-@lru_cache
-def default_crops() -> dict:
-    """``crops`` of ``configs/_base_/datasets/ignite.py``, which the training data of every config of ours begin with."""
-    return Config.fromfile(str(PACKAGED / 'configs' / '_base_' / 'datasets' / 'ignite.py')).crops.to_dict()

@@ -1,5 +1,6 @@
 """Fixtures: a small synthetic release, its prepared form, and the real tissue where it is at hand."""
 
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 import mmseg_ignite  # noqa: F401  registers everything before a test touches a registry
+from mmseg_ignite.apis import load_config
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,35 @@ def config_texts_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, 'pretty_text', property(once))
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_errors_of_closed_streams():
+    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, 'raiseExceptions', False)
+        yield
+
+
+def small_options(prepared, iterations=2):
+    """Options with which the demo config trains for a few iterations on the small prepared data set."""
+    workers = {'num_workers': 0, 'persistent_workers': False}
+    return {
+        'data_root': str(prepared),
+        'crops.crop_size': (64, 64),
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': iterations,
+        'train_cfg.val_interval': 100,
+        'default_hooks.checkpoint.interval': iterations,
+        'default_hooks.checkpoint.max_keep_ckpts': 3,
+        **{f'{part}_dataloader.{key}': value for part in ('train', 'val', 'test') for key, value in workers.items()},
+    }
+
+
+def small_config(prepared, work_dir, iterations=2, **options):
+    """The demo config with :func:`small_options` and others."""
+    return load_config(DEMO_CONFIG, {**small_options(prepared, iterations), **options}, str(work_dir))
 
 
 def tool(name, *arguments):

@@ -1,8 +1,9 @@
-"""Compare two runs on the same ROIs: whether B is better than A, by how much, and how sure that is."""
+"""Compare two runs on the same ROIs: whether B is better than A, by how much, and how certain that is."""
 
 import argparse
 
 from mmseg_ignite.apis import compare_runs
+from mmseg_ignite.apis.arguments import add_bootstrap
 from mmseg_ignite.cli import run
 from mmseg_ignite.evaluation.bootstrap import SAMPLES
 from mmseg_ignite.evaluation.comparison import comparison_table
@@ -11,14 +12,13 @@ from mmseg_ignite.evaluation.comparison import comparison_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('a', metavar='RUN_A', help='folder of a run, or its confusion.npz')
-    parser.add_argument('b', metavar='RUN_B', help='the same of the other')
+    parser.add_argument('b', metavar='RUN_B', help='folder of the other run, or its confusion.npz')
     parser.add_argument('--out', metavar='FILE.json', help='write the figures')
-    parser.add_argument('--samples', type=int, default=SAMPLES, help='of the bootstrap (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: %(default)s)')
+    add_bootstrap(parser, SAMPLES)
     parser.add_argument(
         '--allow-seen-patients',
         action='store_true',
-        help='compare runs on patients that a checkpoint was trained on too',
+        help='compare runs even if a checkpoint was trained on patients that it scored',
     )
     args = parser.parse_args()
     result = compare_runs(args.a, args.b, args.out, args.samples, args.seed, args.allow_seen_patients)

@@ -13,7 +13,6 @@ resume = False
 randomness = dict(seed=0)
 custom_hooks = [
     dict(type='FiniteLossHook'),
-    dict(type='ClassWeightHook'),
     dict(type='ScoreSmoothingHook'),
     dict(type='TrainingCurvesHook'),
     dict(type='ValidationOverlayHook', rois=4),

@@ -12,7 +12,6 @@ from ..datasets.ignite import PROTOCOL
 from ..datasets.prepared import check_context, read_index, select
 from ..errors import IgniteError
 from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
-from ..files import check_writable
 from ..labels import NUM_CLASSES
 from .options import find_type, suggest
 from .values import LOADERS, check_values
@@ -76,6 +75,20 @@ def _name(cfg: Config) -> str:
 def _and(names: Iterable[str]) -> str:
     *first, last = names
     return f'{", ".join(first)} and {last}' if first else last
+
+
+def check_run(cfg: Config, task: str) -> None:
+    """Check everything that a 'training' or a 'test' needs of a resolved config.
+
+    Raises:
+        IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names` and :func:`check_data`.
+    """
+    loaders = ('test_dataloader',) if task == 'test' else ('train_dataloader', 'val_dataloader')
+    check_parts(cfg, task)
+    if task != 'test':
+        check_score_names(cfg)
+    check_classes(cfg, *loaders)
+    check_data(cfg, *loaders)
 
 
 def check_parts(cfg: Config, task: str) -> None:
@@ -161,7 +174,7 @@ def check_classes(cfg: Config, *loaders: str) -> None:
     for name, dataset in (datasets if loaders else named or datasets).items():
         classes = (dataset.get('metainfo') or {}).get('classes')
         expected = NUM_CLASSES if classes is None else len(classes)
-        for place, head in _heads(cfg):
+        for place, head in heads(cfg):
             found = head.get('num_classes', expected)
             if found == expected:
                 continue
@@ -173,7 +186,8 @@ def check_classes(cfg: Config, *loaders: str) -> None:
             )
 
 
-def _heads(cfg: Config) -> Iterator[tuple[str, Mapping]]:
+def heads(cfg: Config) -> Iterator[tuple[str, Mapping]]:
+    """Yield the decode and auxiliary heads of a config with their names."""
     for name in ('decode_head', 'auxiliary_head'):
         head = cfg.model.get(name)
         for number, one in enumerate(head if isinstance(head, (list, tuple)) else [head]):
@@ -241,8 +255,3 @@ def check_data(cfg: Config, *loaders: str) -> None:
             raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
         if dataset.get('use_context'):
             check_context(rois, root)
-
-
-def check_work_dir(cfg: Config) -> None:
-    """Raise IgniteError if the work dir cannot be made or written."""
-    check_writable(cfg.work_dir)

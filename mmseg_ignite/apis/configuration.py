@@ -10,10 +10,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
-from ..engine.distributed import is_main_process
+from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.runner import QuietRunner
 from ..errors import IgniteError
-from ..packaged import PREFIX, config_path, default_crops, did_you_mean, packaged_configs
+from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
 from .checks import LOADERS, check_config, is_ours
 from .options import apply_options
 
@@ -70,43 +70,56 @@ def load_config(
 
 
 def resolved(cfg: Config, options: dict | None = None) -> Config:
-    """A checked copy of a config whose data sets have all that they need; the config itself stays as it is.
+    """Return a checked copy of a config whose data sets have all settings they need.
 
-    - Top-level ``data_root`` and ``protocol`` reach every data set of this package that does not set its own. As options of
-      a command they reach all of them, but for one with an option of its own (``val_dataloader.dataset.protocol=...``).
-    - Top-level ``crops`` reach the training data: each setting in which the data set does not differ from
-      ``configs/_base_/datasets/ignite.py``.
-    - Loaders without workers get no settings that torch allows with workers only.
+    - Top-level ``data_root`` and ``protocol`` are copied into every data set of this package, ``crops`` into the training
+      data. A value that a data set sets itself is never overwritten.
+    - Loaders without workers lose the settings that torch allows with workers only.
+
+    Args:
+        options: those of the command line, already merged; one of a shared setting must reach every data set.
 
     Raises:
-        IgniteError: see :func:`.checks.check_config`.
+        IgniteError: see :func:`.checks.check_config`, or an option reaches no data set, or one that sets another value.
     """
-    cfg, options = copy.deepcopy(cfg), {key.removeprefix('+') for key in options or {}}
+    cfg = copy.deepcopy(cfg)
     for name in LOADERS:
         loader = cfg.get(name)
         if loader and loader.get('num_workers', 0) == 0:
             loader.pop('prefetch_factor', None)
             loader['persistent_workers'] = False
         if loader and is_ours(dataset := loader.get('dataset')):
-            for key, default in (('data_root', DATA_ROOT), ('protocol', PROTOCOL)):
-                if key not in dataset or (key in options and f'{name}.dataset.{key}' not in options):
-                    dataset[key] = cfg.get(key, default)
-            _share_crops(cfg, dataset)
-    shared = {option.split('.')[0] for option in options} & {'data_root', 'protocol', 'crops'}
-    if shared and not any(is_ours((cfg.get(name) or {}).get('dataset')) for name in LOADERS):
-        raise IgniteError(
-            f'the option {min(shared)} reaches no data set, since the config has none of mmseg_ignite: leave it out.'
-        )
-    cfg.settings_are_shared = True
+            dataset.setdefault('data_root', cfg.get('data_root', DATA_ROOT))
+            dataset.setdefault('protocol', cfg.get('protocol', PROTOCOL))
+            if str(dataset.get('type')).endswith('IGNITECropDataset'):
+                dataset['crops'] = {**copy.deepcopy(cfg.get('crops') or {}), **(dataset.get('crops') or {})}
+    _check_reach(cfg, [key.removeprefix('+') for key in options or {}])
     check_config(cfg)
     return cfg
 
 
-def _share_crops(cfg: Config, dataset: dict) -> None:
-    if 'crops' in cfg and ('crops' in dataset or str(dataset.get('type')).endswith('IGNITECropDataset')):
-        own, default = dataset.get('crops') or {}, default_crops()
-        own = {key: value for key, value in own.items() if key not in default or value != default[key]}
-        dataset['crops'] = {**copy.deepcopy(cfg.crops), **own}
+def _check_reach(cfg: Config, options: list[str]) -> None:
+    """Raise IgniteError if an option of a shared setting does not reach a data set."""
+    datasets = {f'{name}.dataset': (cfg.get(name) or {}).get('dataset') for name in LOADERS}
+    datasets = {name: dataset for name, dataset in datasets.items() if is_ours(dataset)}
+    for option in options:
+        key, *rest = option.split('.')
+        if key not in ('data_root', 'protocol', 'crops'):
+            continue
+        if not datasets:
+            raise IgniteError(
+                f'the option {key} reaches no data set, since the config has none of mmseg_ignite: remove the option.'
+            )
+        for name, dataset in datasets.items():
+            wanted, found = cfg[key], dataset.get(key)
+            wanted, found = (
+                (wanted, found) if not rest else (wanted[rest[0]], (found or {}).get(rest[0], wanted[rest[0]]))
+            )
+            if key in dataset and found != wanted and '.'.join([name, option]) not in options:
+                raise IgniteError(
+                    f'the option {option} does not reach {name}, which sets {found!r} itself: use the option '
+                    f'{name}.{option} for it.'
+                )
 
 
 def build_runner(cfg: Config, training: bool = False) -> Runner:
@@ -115,9 +128,10 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
     Raises:
         IgniteError: a part cannot be built.
     """
+    prepare_launch(cfg)
     with building(cfg):
         runner = QuietRunner.from_cfg(cfg)
-        if training:  # in the order of Runner.train, which passes over what is built
+        if training:  # in the order of Runner.train, which skips what is built
             runner.train_loop  # noqa: B018  builds it, and the data set
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

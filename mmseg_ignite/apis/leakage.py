@@ -1,53 +1,53 @@
-"""Whether a checkpoint has seen the patients that are to be scored."""
+"""Refusing scores of patients that a checkpoint has seen in its training."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..datasets.prepared import INDEX
-from ..engine.checkpoints import open_checkpoint
-from ..engine.ensembles import ensemble_patients, is_ensemble, read_ensemble
-from ..engine.training_record import TrainingRecord, check_unseen, seen_patients
-from ..engine.work_dirs import find_checkpoint
+from ..engine.ensembles import Ensemble
+from ..engine.training_record import TrainingRecord
+from ..errors import IgniteError
 from ..provenance import file_sha256
 
 
-def seen_by(
-    checkpoint: str | Path,
+def seen_patients(
+    ensemble: Ensemble,
+    metas: Sequence[dict | None],
     data: str | Path,
     entries: Sequence[dict],
     allowed: bool = False,
     count_validation: bool = True,
-    metas: Sequence[dict] | None = None,
 ) -> list[str]:
-    """The patients of ROIs whom a checkpoint, or a member of an ensemble, was trained or chosen on.
-
-    A checkpoint without a training record, as other tools write them, gives a warning.
+    """Return the patients to be scored whom a network was trained on or selected by; warn if a checkpoint does not say.
 
     Args:
-        data: the prepared data set of the ROIs.
-        entries: index entries of the ROIs.
-        allowed: do not refuse them.
-        count_validation: a patient by whom a checkpoint was chosen counts too.
-        metas: ``meta`` of the checkpoints. Defaults to None: they are read.
+        metas: ``meta`` of the members' checkpoints.
+        data: prepared data set of the ROIs.
+        entries: index entries of the ROIs to be scored.
+        allowed: return such patients instead of refusing them.
+        count_validation: count patients whose validation selected a checkpoint.
 
     Raises:
-        IgniteError: there are such patients, and they are not allowed; a checkpoint cannot be read.
+        IgniteError: there are such patients and they are not allowed.
     """
-    ensemble = is_ensemble(checkpoint)
-    if metas is None:
-        members = read_ensemble(checkpoint) if ensemble else [find_checkpoint(checkpoint)]
-        metas = [open_checkpoint(member).get('meta') for member in members]
     records = [TrainingRecord.of_meta(meta) for meta in metas]
+    known = {*ensemble.patients}
+    for record in filter(None, records):
+        known.update(record.train_patients, record.val_patients if count_validation else ())
     patients = {str(entry['patient']) for entry in entries}
-    stated = ensemble_patients(checkpoint) if ensemble else set()
-    seen = sorted(patients & stated | set(seen_patients(records, patients, count_validation)))
-    if not stated and (silent := records.count(None)):
-        who = f'{silent} of the {len(records)} members of {checkpoint}' if ensemble else checkpoint
+    seen = sorted(patients & known)
+    if not ensemble.patients and (silent := records.count(None)):
+        who = ensemble.path if ensemble.is_single else f'{silent} of the {len(records)} members of {ensemble.path}'
         warnings.warn(f'{who} does not state its training patients, so whether it has seen those scored is unknown.')
-    if not allowed:
+    if seen and not allowed:
         checksum = file_sha256(Path(data) / INDEX)
-        same = not any(record and record.data_sha256 not in (None, checksum) for record in records)
-        advice = ' (protocol=fold0 for the ensemble of a cross-validation)' if ensemble else ''
-        check_unseen(checkpoint, seen, len(patients), same, advice)
+        other = any(record and record.data_sha256 not in (None, checksum) for record in records)
+        doubt = ' The prepared data set is not the one of the training; names may mean other people in it.' * other
+        fold = '' if ensemble.is_single else ' (protocol=fold0 for the ensemble of a cross-validation)'
+        raise IgniteError(
+            f'{ensemble.path} was trained or validated on {len(seen)} of the {len(patients)} patients to be scored, e.g. '
+            f'{seen[0]}; its scores would be too high.{doubt} Test with the protocol of its training{fold}, or pass '
+            '--allow-seen-patients.'
+        )
     return seen

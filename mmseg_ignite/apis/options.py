@@ -4,9 +4,7 @@ A key must name a setting of the config, or a new one that its reader knows: a p
 loader, of the crop stream, and so on. ``+KEY=VALUE`` adds any other.
 """
 
-import argparse
 import ast
-import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,35 +29,6 @@ _TOP = ('data_root', 'protocol', 'crops', 'default_scope', 'auto_scale_lr', 'com
 
 class OptionText(str):
     """The value of an option as typed; it is parsed when the setting that it replaces is known."""
-
-
-class OptionsAction(argparse.Action):
-    """Collect ``KEY=VALUE`` arguments in a dictionary of :class:`OptionText`."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: object = None
-    ) -> None:
-        found = dict(getattr(namespace, self.dest) or {})
-        for item in values:
-            key, equals, text = item.partition('=')
-            if not key or not equals:
-                raise IgniteError(f'{option} got {item!r}; KEY=VALUE was expected, e.g. data_root=data/ignite.')
-            found[key] = OptionText(text)
-        setattr(namespace, self.dest, found)
-
-
-def add_options_argument(
-    parser: argparse.ArgumentParser, text: str = 'data_root and protocol reach all data sets'
-) -> None:
-    """Add ``--cfg-options`` to a tool's arguments."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        default={},
-        metavar='KEY=VALUE',
-        help=f'override settings of the config, +KEY=VALUE to add one that the config does not know; {text}',
-    )
 
 
 def parse_value(text: str) -> object:
@@ -117,7 +86,7 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
     Raises:
         IgniteError: a key that names nothing, or a value of another type than the setting it replaces.
     """
-    before, values = copy.deepcopy(cfg._cfg_dict), {}
+    before, values = cfg.to_dict(), {}
     for key, value in options.items():
         name = key.removeprefix('+')
         present = _find(before, name)
@@ -127,12 +96,12 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
         if name == key:
             _check_kind(name, present, value)
         values[name] = value
-        _clear_nones(cfg._cfg_dict, name, value)
+        _clear_nones(cfg, name, value)
     cfg.merge_from_dict(values)
     for key in options:
         if not key.startswith('+'):
             _check_variable(key, before)
-            _check_key(key, before, cfg._cfg_dict)
+            _check_key(key, before, cfg.to_dict())
 
 
 def _parsed(text: OptionText, present: object) -> object:
@@ -169,12 +138,12 @@ def _check_places(cfg: Mapping, name: str) -> None:
             raise IgniteError(f'the option {name} names no setting: {place} is {node!r}, which has no settings inside.')
 
 
-def _clear_nones(cfg: Mapping, name: str, value: object) -> None:
+def _clear_nones(cfg: Config, name: str, value: object) -> None:
     """Remove a None that an option fills with settings, into which mmengine would not merge them."""
     parts = name.split('.')
     for part in parts if isinstance(value, Mapping) else parts[:-1]:
-        if isinstance(cfg, Mapping) and part in cfg and cfg[part] is None:
-            del cfg[part]
+        if isinstance(cfg, (Config, Mapping)) and cfg.get(part, _MISSING) is None:
+            cfg.pop(part)
             return
         cfg = _find(cfg, part)
 

@@ -1,4 +1,4 @@
-"""Predicting files: label maps, overlays, and a record of how each was made."""
+"""Predicting files: label PNGs, overlays, and a record of how each was made."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,14 +9,16 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..engine.ensembles import Ensemble
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable, printable, sha256, visible_files, write_result
+from ..files import check_outputs, check_writable, printable, visible_files, write_result
 from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
+from ..provenance import file_sha256
 from ..version import __version__
 from ..visualization.colours import PALETTES, Colours
 from ..visualization.writers import prediction_files, write_prediction
-from .predictor import TOLERANCE, Predictor, check_resolution, checkpoint_files
+from .predictor import TOLERANCE, Predictor, check_resolution
 
 RUN = 'run.json'
 
@@ -31,7 +33,7 @@ def predict(
     report: Callable[[str], None] = print,
     **options: object,
 ) -> list[str]:
-    """Predict images and folders of images with a checkpoint. All that can be checked is checked before the model is built.
+    """Predict images and folders of images with a checkpoint; check everything before the model is built.
 
     Args:
         cfg: config of the model; it is not changed.
@@ -40,13 +42,16 @@ def predict(
         report: called with a line of text for each image.
 
     Returns:
-        The faults, a sentence each; empty if all went well.
+        One sentence for each image that could not be predicted.
 
     Raises:
-        IgniteError: as :class:`Predictor` and :func:`predict_files`.
+        IgniteError: see :class:`Predictor` and :func:`predict_files`.
+
+    Example:
+        >>> predict(load_config(config), 'work_dirs/b0/iter_20000.pth', ['slides/'], 'predictions', um_per_px=0.5)
     """
-    members = checkpoint_files(checkpoint)
-    inputs = [path for path in (cfg.filename, checkpoint, *members) if path]
+    ensemble = Ensemble.read(checkpoint)
+    inputs = [path for path in (cfg.filename, ensemble.path, *ensemble.members) if path]
     files = _Files(images, out, inputs)
     _check_options(**options)
     check_writable(out)
@@ -54,7 +59,7 @@ def predict(
     facts = dict(
         config=cfg.filename and printable(cfg.filename),
         checkpoint=printable(checkpoint),
-        checkpoints=[dict(file=printable(path), sha256=sha256(path)) for path in members],
+        checkpoints=[dict(file=printable(path), sha256=file_sha256(path)) for path in predictor.ensemble.members],
         device=str(next(predictor.model.parameters()).device),
         amp=amp,
     )
@@ -70,26 +75,27 @@ def predict_files(
     palette: str = 'official',
     max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
-    """Predict images and folders of images; one bad image is named and does not stop the others.
+    """Predict images and folders of images; report an image that fails and continue with the others.
 
-    Writes ``STEM.png`` (raw ids 1..16), ``STEM_overlay.png`` and ``run.json`` into ``out``; see docs/prediction.md.
+    Write ``STEM.png`` (raw ids 1..16), ``STEM_overlay.png`` and ``run.json`` to ``out``; see docs/prediction.md.
 
     Args:
         predictor: the model.
-        paths: images, and folders whose images are taken; hidden files in folders are left out.
-        out: the folder to write.
+        paths: images, and folders whose visible images are predicted.
+        out: output folder.
         report: called with a line of text for each image.
-        um_per_px: resolution of all images, um/px. Defaults to None: what each file states, else that of the training.
+        um_per_px: resolution of all images, um/px. Defaults to None: what each file states, else the resolution of the
+            training.
         palette: colours of the overlays, 'official' or 'colour-blind'.
-        max_pixels: an image that states more in its header is not decoded.
+        max_pixels: images with more pixels in their header are not decoded.
 
     Returns:
-        The faults, a sentence each; empty if all went well.
+        One sentence for each image that could not be predicted.
 
     Raises:
-        IgniteError: before anything is predicted: a path that does not exist, a folder without images, an implausible
-            option, or outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`) or cannot be. Later:
-            ``run.json`` cannot be written, as the disk is full.
+        IgniteError: before anything is predicted: a path does not exist, a folder contains no image, an option is
+            implausible, or outputs may not be written (see :func:`mmseg_ignite.files.check_outputs`). Afterwards:
+            ``run.json`` cannot be written, e.g. because the disk is full.
     """
     files = _Files(paths, out)
     _check_options(um_per_px, palette, max_pixels)
@@ -98,11 +104,11 @@ def predict_files(
 
 
 class _Files:
-    """The images to predict, and the names of what is written for them; checked.
+    """The images to predict, with their output paths checked.
 
     Attributes:
-        paths: images in their order.
-        out: folder of the outputs.
+        paths: images in order.
+        out: output folder.
         faults: {path: why it cannot be predicted}.
     """
 
@@ -112,14 +118,13 @@ class _Files:
         taken: dict[Path, Path] = {}
         for path in self.paths:
             written = prediction_files(self.out, path.stem)
-            other = next((taken[w] for w in written if w in taken), None)
-            if other is None:
+            clash = next((output for output in written if output in taken), None)
+            if clash is None:
                 taken.update(dict.fromkeys(written, path))
             else:
-                clash = next(w for w in written if w in taken)
                 self.faults[path] = (
-                    f'{printable(path)} and {printable(other)} would both write {printable(clash.name)}: predict them into '
-                    'two folders.'
+                    f'{printable(path)} and {printable(taken[clash])} would both write {printable(clash.name)}: predict them '
+                    'into two folders.'
                 )
         check_outputs([*taken, self.out / RUN], [*self.paths, *inputs])
 
@@ -130,7 +135,7 @@ def _expand(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = visible_files(path, SUFFIXES)
             if not inside:
-                raise IgniteError(f'{printable(path)} holds no image ({", ".join(SUFFIXES)}): check the folder.')
+                raise IgniteError(f'{printable(path)} contains no image ({", ".join(SUFFIXES)}): check the folder.')
             found += inside
         elif path.exists():
             found.append(path)
@@ -157,23 +162,29 @@ def _run(
     palette: str = 'official',
     max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
-    """Predict the files one by one, and record in ``run.json`` what was done, also if it is interrupted."""
-    faults, images, colours, total = [], [], PALETTES[palette], len(files.paths)
-    training = dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source)
+    """Predict the files one by one and record each in ``run.json``, even if interrupted."""
+    faults, entries, colours, total = [], [], PALETTES[palette], len(files.paths)
     try:
         for number, path in enumerate(files.paths, 1):
-            said, fault = '', files.faults.get(path)
+            line, entry, fault = '', {}, files.faults.get(path)
             if fault is None:
-                said, entry, fault = _one(predictor, path, files.out, um_per_px, colours, max_pixels)
+                line, entry, fault = _predict_file(predictor, path, files.out, um_per_px, colours, max_pixels)
             if fault is not None:
                 faults.append(fault)
                 entry = dict(file=printable(path), error=fault)
-            images.append(entry)
-            report(f'[{number}/{total}] ' + (said if fault is None else f'skipped: {fault}'))
+            entries.append(entry)
+            report(f'[{number}/{total}] ' + (line if fault is None else f'skipped: {fault}'))
     finally:
-        content = dict(package=f'mmseg_ignite {__version__}', **facts, training=training, palette=palette)
-        _write_record(files.out / RUN, {**content, 'classes': _class_ids(), 'images': images})
-    if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in images):
+        record = dict(
+            package=f'mmseg_ignite {__version__}',
+            **facts,
+            training=dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source),
+            palette=palette,
+            classes={name: number for number, name in enumerate(CLASSES, 1)},  # the raw ids of label PNGs
+            images=entries,
+        )
+        _write_record(files.out / RUN, record)
+    if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
         report(
             f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
             'assumed: state theirs with --um-per-px.'
@@ -189,30 +200,25 @@ def _write_record(path: Path, content: dict) -> None:
         raise IgniteError(f'{printable(path)} cannot be written ({reason}): choose another folder.') from error
 
 
-def _class_ids() -> dict[str, int]:
-    """The raw ids that label PNGs hold."""
-    return {name: number for number, name in enumerate(CLASSES, 1)}
-
-
-def _one(
+def _predict_file(
     predictor: Predictor, path: Path, out: Path, um_per_px: float | None, colours: Colours, max_pixels: int
 ) -> tuple[str, dict, str | None]:
-    """Predict one file and write what comes of it: a line of text, the entry of run.json, and the fault if there is one."""
+    """Predict one file; return a line of text, its entry in run.json, and the fault if there is one."""
     name = printable(path)
     try:
         read = read_image(path, max_pixels)
         known, source = (um_per_px, 'option') if um_per_px else (read.um_per_px, read.resolution_source)
         size = predictor.working_size(read.pixels.shape[:2], known)
-        with _WindowProgress(predictor.windows(size), path.name) as advance:
-            labels = predictor.predict(read, known, advance)
+        with _WindowProgress(predictor.windows(size), path.name) as on_progress:
+            labels = predictor.predict(read, known, on_progress)
         write_prediction(out, path.stem, read.pixels, labels, um_per_px=known, colours=colours)
     except IgniteError as error:
         text = str(error)
         return '', {}, text if name in text else f'{name}: {text}'
-    except Exception as error:  # of this file alone: no memory, a decoder's own error, ...
+    except Exception as error:  # affects this file only: out of memory, an error of a decoder, ...
         text = (str(error) or 'no further details').splitlines()[0]
         kind = 'there is not enough memory' if _out_of_memory(error) else f'{type(error).__name__}: {text}'
-        return '', {}, f'{name} cannot be predicted ({kind}): cut it into parts, or look into the file.'
+        return '', {}, f'{name} cannot be predicted ({kind}): cut it into parts, or check the file.'
     entry = dict(
         file=name,
         labels=printable(f'{path.stem}.png'),
@@ -228,18 +234,17 @@ def _one(
         orientation=read.orientation,
         pages=read.pages,
     )
-    notes = _notes(predictor, read, entry)
-    target = printable(out / f'{path.stem}.png')
-    return f'{name} -> {target}' + (f' ({"; ".join(notes)})' if notes else ''), entry, None
+    notes = '; '.join(_notes(predictor, read, entry))
+    return f'{name} -> {printable(out / f"{path.stem}.png")}' + (f' ({notes})' if notes else ''), entry, None
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Python's, CUDA's, and the RuntimeError of torch on a CPU."""
+    """Return whether Python, CUDA or torch on a CPU (a RuntimeError) ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)
 
 
 def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> list[str]:
-    """What a user should know of an image that was not taken as it is."""
+    """Return what was changed or assumed about an image."""
     notes = []
     known, stated = entry['um_per_px'], read.um_per_px
     if known:
@@ -260,20 +265,16 @@ def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> list[str]:
 
 
 class _WindowProgress:
-    """A line on the terminal with windows done and time left, for an image of several windows."""
+    """A progress bar of windows on the terminal, for an image of several windows."""
 
     def __init__(self, windows: int, name: str) -> None:
-        columns = (
+        self.bar = Progress(
             TextColumn('{task.description}', markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn('windows'),
-        )
-        console = Console(stderr=True)
-        self.bar = Progress(
-            *columns,
             TimeRemainingColumn(),
-            console=console,
+            console=Console(stderr=True),
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -281,7 +282,7 @@ class _WindowProgress:
         )
         self.task = self.bar.add_task(printable(name), total=windows)
 
-    def __enter__(self) -> Callable[[float], object]:
+    def __enter__(self) -> Callable[[int], object]:
         self.bar.start()
         return lambda windows: self.bar.advance(self.task, windows)
 

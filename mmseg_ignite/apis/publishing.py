@@ -1,4 +1,4 @@
-"""What is left of a scored run: its figures, a report to look at, pictures for papers."""
+"""Writing the results of a scored run: figures, a report, pictures for papers."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from ..datasets.prepared import CONTEXT, image_path, label_path, open_array, rea
 from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
-from ..evaluation.folds import FIGURES as FIGURES_OF_FOLDS
+from ..evaluation.folds import FIGURES as FOLD_FIGURES
 from ..evaluation.label_files import find_prediction, read_prediction
 from ..evaluation.per_roi import worst_first
 from ..evaluation.run import METRICS, RUN_FILES, score_roi
@@ -24,46 +24,56 @@ from ..visualization.score_plots import FIGURE_FILES, write_figures
 
 REPORT, FIGURES, PREDICTIONS = 'report.html', 'figures', 'predictions'
 ENSEMBLE, ENSEMBLE_TEST = 'ensemble.json', 'test'
-"""Of a cross-validation: the ensemble, and the run folder in which it is tested."""
+"""In the work dir of a cross-validation: the ensemble, and the run folder of its test."""
 
 
 def run_files(folder: str | Path, report: str | None = 'en') -> list[Path]:
-    """The paths that :func:`publish` writes."""
+    """Return the paths that :func:`publish` writes."""
     names = RUN_FILES if report is None else (*RUN_FILES, REPORT, *(f'{FIGURES}/{name}' for name in FIGURE_FILES))
     return [Path(folder) / name for name in names]
 
 
-def publish(folder: str | Path, evaluation: Evaluation, context: dict, report: str | None = 'en', **options) -> dict:
+def publish(
+    folder: str | Path,
+    evaluation: Evaluation,
+    context: dict,
+    report: str | None = 'en',
+    recount: bool = True,
+    **options: object,
+) -> dict:
     """Write a run (see :func:`mmseg_ignite.evaluation.write_run`), its ``report.html`` and ``figures`` (PNG, SVG, PDF).
 
     Args:
-        context: what the counts do not know. With ``data`` (a prepared data set), ``predictions`` (a folder of label PNGs)
-            and ``encoding`` (theirs) the report shows all ROIs; with ``checkpoint`` the training that its folder holds, else
-            that of ``folder``.
-        report: language of the report, 'en' or 'ko'; None writes neither report nor figures.
+        context: facts that the counts do not hold. With ``data`` (a prepared data set), ``predictions`` (a folder of label
+            PNGs) and ``encoding`` (of these PNGs) the report shows all ROIs. The training curves are those beside
+            ``checkpoint``, else those in ``folder``.
+        report: language of the report, 'en' or 'ko'; None for neither report nor figures.
+        recount: see :func:`regions`; False if the predictions were scored just now.
         options: those of :func:`write_run`.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
 
     Raises:
-        IgniteError: outputs that may not be written (see :func:`mmseg_ignite.files.check_outputs`), or regions that cannot
-            be shown, see :func:`regions`.
+        IgniteError: outputs may not be written (see :func:`mmseg_ignite.files.check_outputs`), or ROIs cannot be shown (see
+            :func:`regions`).
     """
     folder = Path(folder)
     check_outputs(run_files(folder, report))
     result = write_run(folder, evaluation, context, **options)
-    if report is not None:
-        gallery = ()
-        if fault := _fault(evaluation, context):
-            warnings.warn(f'{folder / REPORT} shows no regions: {fault}.')
-        else:
-            gallery = regions(
-                evaluation, context['data'], context['predictions'], context['encoding'], context.get('shift'),
-                bool(context.get('use_context')),
-            )  # fmt: skip
-        write_report(folder / REPORT, result, evaluation, gallery, _curves(folder, context.get('checkpoint')), report)
-        write_figures(folder / FIGURES, result, evaluation)
+    if report is None:
+        return result
+    gallery = ()
+    if reason := _not_shown(evaluation, context):
+        warnings.warn(f'{folder / REPORT} shows no regions: {reason}.')
+    else:
+        shift, use_context = context.get('shift'), bool(context.get('use_context'))
+        sources = (context['data'], context['predictions'], context['encoding'])
+        gallery = regions(evaluation, *sources, shift, use_context, recount)
+    checkpoint = context.get('checkpoint')
+    curves = (read_scalars(Path(checkpoint).parent) if checkpoint else {}) or read_scalars(folder)
+    write_report(folder / REPORT, result, evaluation, gallery, curves, report)
+    write_figures(folder / FIGURES, result, evaluation)
     return result
 
 
@@ -74,36 +84,35 @@ def regions(
     encoding: str = 'raw',
     shift: str | None = None,
     use_context: bool = False,
+    recount: bool = True,
 ) -> Iterator[GalleryItem]:
-    """The ROIs of a run, worst first, one in memory at a time: image and truth of the prepared data, prediction of its PNG.
-
-    Each is counted again, so that nothing else is shown than what was scored.
+    """Yield the ROIs of a run, worst first, one in memory at a time.
 
     Args:
-        data: the prepared data set.
+        data: prepared data set, for images and ground truth.
         predictions: folder of ``NAME.png`` or ``NAME_with_context.png``.
-        encoding: theirs, see :func:`mmseg_ignite.evaluation.label_files.read_prediction`.
-        shift: the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` that was scored, which is shown too.
-        use_context: whether images with context were scored, whose colours a shift goes by.
+        encoding: of the PNGs, see :func:`mmseg_ignite.evaluation.label_files.read_prediction`.
+        shift: kind of the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` under which the ROIs were scored;
+            it is shown too.
+        use_context: whether images with context were scored, from whose colours a shift is computed.
+        recount: score every ROI again and refuse one whose counts differ from the evaluation.
 
     Raises:
-        IgniteError: a file is missing or damaged, or is of another prediction or truth than was scored.
+        IgniteError: a file is missing or damaged, or belongs to another prediction or ground truth than was scored.
     """
-    places = _places(evaluation.classes)
+    table = _train_id_table(evaluation.classes)
     contexts = {roi['name']: roi.get('context') for roi in read_index(data)['rois']}
     for r in worst_first(evaluation.counts, evaluation.metadata):
         name, known = roi_name(evaluation.names[r]), evaluation.metadata[r]
         path = find_prediction(predictions, name) or Path(predictions) / f'{name}.png'
         truth = np.asarray(open_array(label_path(data, name)))
         prediction = read_prediction(path, truth.shape, encoding, contexts.get(name))
-        if places is not None:
-            truth, prediction = cv2.LUT(truth, places), cv2.LUT(prediction, places)
-        counted = score_roi(known, truth, prediction, len(evaluation.classes))
-        unpredicted = 0 if evaluation.unpredicted is None else evaluation.unpredicted[r]
-        if (counted['matrix'] != evaluation.matrices[r]).any() or (counted['unpredicted'] != unpredicted).any():
+        if table is not None:
+            truth, prediction = cv2.LUT(truth, table), cv2.LUT(prediction, table)
+        if recount and not _same_counts(evaluation, r, truth, prediction):
             raise IgniteError(
-                f'{path} or its ground truth in {data} is not that which was scored: score it again, or leave the report '
-                'away with --no-report.'
+                f'{path} or its ground truth in {data} differs from what was scored: score it again, or omit the report with '
+                '--no-report.'
             )
         image = np.asarray(open_array(image_path(data, name + CONTEXT if use_context and shift else name)))
         if shift is not None:
@@ -112,36 +121,42 @@ def regions(
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
 
 
-def _places(classes: tuple[str, ...]) -> np.ndarray | None:
-    """Table from train ids to places in a list of fewer classes: (256,) uint8, 255 for the others; None if all are there."""
+def _same_counts(evaluation: Evaluation, r: int, truth: np.ndarray, prediction: np.ndarray) -> bool:
+    counted = score_roi(evaluation.metadata[r], truth, prediction, len(evaluation.classes))
+    unpredicted = 0 if evaluation.unpredicted is None else evaluation.unpredicted[r]
+    return (counted['matrix'] == evaluation.matrices[r]).all() and (counted['unpredicted'] == unpredicted).all()
+
+
+def _train_id_table(classes: tuple[str, ...]) -> np.ndarray | None:
+    """Return the (256,) uint8 table from train ids to indices of fewer classes, 255 for the others; None for all classes."""
     if classes == CLASSES:
         return None
-    places = np.full(256, IGNORE, np.uint8)
-    places[release_ids(classes)[: len(classes)]] = np.arange(len(classes))
-    return places
+    table = np.full(256, IGNORE, np.uint8)
+    table[release_ids(classes)[: len(classes)]] = np.arange(len(classes))
+    return table
 
 
-def _fault(evaluation: Evaluation, context: dict) -> str | None:
-    """Why the ROIs of a run cannot be shown; None if they can."""
+def _not_shown(evaluation: Evaluation, context: dict) -> str | None:
+    """Return why the ROIs of a run cannot be shown; None if they can."""
     data, predictions = context.get('data'), context.get('predictions')
     if release_ids(evaluation.classes) is None:
-        return 'its classes are not those of the data'
+        return 'its classes differ from those of the data'
     if data is None or predictions is None:
-        return 'the run does not say where its predictions and its data are'
+        return 'the run does not state where its predictions and its data are'
     try:
         known = {roi['name'] for roi in read_index(data)['rois']}
     except IgniteError as error:
         return str(error).rstrip('.')
     for name in map(roi_name, evaluation.names):
         if name not in known:
-            return f'{data} does not hold {name}'
+            return f'{data} does not contain {name}'
         if find_prediction(predictions, name) is None:
-            return f'{predictions} does not hold {name}.png'
+            return f'{predictions} does not contain {name}.png'
     return None
 
 
 def ensemble_scores(folder: str | Path) -> dict | None:
-    """The scores of a cross-validation's ensemble, if it was tested in the folder ``test`` of its work dir; else None.
+    """Return the scores of a cross-validation's ensemble if it was tested in the folder ``test`` of its work dir, else None.
 
     Args:
         folder: the work dir of the cross-validation.
@@ -149,18 +164,9 @@ def ensemble_scores(folder: str | Path) -> dict | None:
     Returns:
         dict: mIoU, mDice, aAcc (percent), classes_present, rois, patients, split and protocol.
     """
+    keys = (*FOLD_FIGURES, 'classes_present', 'rois', 'patients', 'split', 'protocol')
     try:
         found = json.loads((Path(folder) / ENSEMBLE_TEST / METRICS).read_text(encoding='utf-8'))
-        if Path(found['checkpoint']).name != ENSEMBLE:
-            return None
-        return {
-            key: found.get(key)
-            for key in (*FIGURES_OF_FOLDS, 'classes_present', 'rois', 'patients', 'split', 'protocol')
-        }
+        return {key: found.get(key) for key in keys} if Path(found['checkpoint']).name == ENSEMBLE else None
     except (OSError, ValueError, KeyError, TypeError):  # not tested, or not by us
         return None
-
-
-def _curves(folder: Path, checkpoint: str | None) -> dict[str, dict[int, float]]:
-    """What the training logged, in the checkpoint's folder or in that of the run; empty if nothing."""
-    return (read_scalars(Path(checkpoint).parent) if checkpoint else {}) or read_scalars(folder)

@@ -1,4 +1,4 @@
-"""Scoring without a model: a saved run anew, another tool's label PNGs, two runs against each other."""
+"""Scoring without a model: a saved run again, label PNGs of another tool, two runs against each other."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +9,7 @@ import numpy as np
 
 from ..datasets.prepared import CONTEXT as WITH_CONTEXT
 from ..datasets.prepared import INDEX, label_path, metadata, open_array, read_index, select
-from ..engine.ensembles import is_ensemble
-from ..engine.work_dirs import find_checkpoint
+from ..engine.ensembles import Ensemble
 from ..environment import cores
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
@@ -22,14 +21,14 @@ from ..evaluation.run import METRICS, score_roi
 from ..files import check_outputs, visible_files, write_result
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..provenance import file_sha256, provenance
-from .leakage import seen_by
+from .leakage import seen_patients
 from .publishing import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
     'checkpoint', 'config', 'data', 'split', 'protocol', 'use_context', 'predictions', 'encoding', 'cropped', 'provenance',
     'seen_patients', 'folds', 'ensemble', 'shift',
 )  # fmt: skip
-"""Keys of metrics.json that the counts do not know, kept when a run is scored anew."""
+"""Keys of metrics.json that do not follow from the counts; they are kept when a run is scored again."""
 
 
 def rescore(
@@ -41,20 +40,20 @@ def rescore(
     data: str | Path | None = None,
     report: str | None = 'en',
 ) -> dict:
-    """Make all figures of a saved run anew, e.g. with other groupings; nothing is predicted.
+    """Compute all figures of a saved run again, e.g. with other groupings; nothing is predicted.
 
     Args:
-        run: the run's folder, or its ``confusion.npz``.
-        out: folder to write. Defaults to None: the run's own.
-        data: the prepared data set, if it is no longer where the run says. The report shows the ROIs if that and the run's
-            predictions are still there.
+        run: folder of the run, or its ``confusion.npz``.
+        out: output folder. Defaults to None: the folder of the run.
+        data: the prepared data set, if it was moved since the run. The report shows the ROIs if the data set and the
+            predictions of the run still exist.
         report: language of the report, 'en' or 'ko'; None for no report.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
 
     Raises:
-        IgniteError: no such run, or a grouping is wrong.
+        IgniteError: there is no such run, or a grouping is wrong.
     """
     evaluation, run = Evaluation.load(run), Path(run)
     folder = run if run.is_dir() else run.parent
@@ -66,7 +65,7 @@ def rescore(
 
 
 def _context(folder: Path) -> dict:
-    """What an earlier metrics.json says of the run beside its figures; nothing if there is none."""
+    """Return the facts in an earlier metrics.json that do not follow from the counts; empty if there is none."""
     try:
         found = json.loads((folder / METRICS).read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -75,7 +74,7 @@ def _context(folder: Path) -> dict:
         return {}
     context = {key: found[key] for key in CONTEXT if key in found}
     if Path(context.get('predictions') or '').name == PREDICTIONS and (folder / PREDICTIONS).is_dir():
-        context['predictions'] = str(folder / PREDICTIONS)  # the run's own, also where it was moved or copied
+        context['predictions'] = str(folder / PREDICTIONS)  # the folder may have been moved or copied
     if 'folds' in context and (tested := ensemble_scores(folder)):
         context['ensemble'] = tested
     return context
@@ -96,74 +95,75 @@ def score_folder(
     checkpoint: str | Path | None = None,
     allow_seen_patients: bool = False,
 ) -> dict:
-    """Score label PNGs of any tool, ``NAME.png`` for each ROI of a part of a prepared data set.
+    """Score label PNGs of any tool, ``NAME.png`` for each ROI of one part of a prepared data set.
 
     Args:
-        predictions: folder of 8-bit PNGs with one channel (or palettes). ``NAME_overlay.png`` and hidden files beside them
-            are ignored. Instead of all NAME.png it may hold NAME_with_context.png, predictions of the ROIs with the tissue
-            around them: these are cropped to the ROIs, and ``cropped`` in metrics.json is true.
-        data: a prepared data set, whose labels are the truth.
-        out: folder to write.
-        encoding: 'raw', ids 1..16, 0 where nothing was predicted; 'train', ids 0..15, 255 where nothing was predicted; 'auto'
-            takes that which alone fits: raw if a pixel is 16, train if one is 255. A pixel without prediction is an error of
-            its class.
+        predictions: folder of 8-bit PNGs with one channel (or palettes). ``NAME_overlay.png`` and hidden files are ignored.
+            The folder may instead contain NAME_with_context.png for all ROIs, predicted with the tissue around the ROI; these
+            are cropped to the ROI, and ``cropped`` in metrics.json is true.
+        data: prepared data set with the ground truth.
+        out: output folder.
+        encoding: 'raw': ids 1..16, 0 where nothing was predicted; 'train': ids 0..15, 255 where nothing was predicted;
+            'auto': raw if a pixel is 16, train if a pixel is 255. A pixel without prediction counts as an error of its class.
         report: language of the report, 'en' or 'ko'; None for no report.
-        checkpoint: the checkpoint (of a work dir the latest one) or ensemble that predicted them, so that patients it was
-            trained on are noticed.
-        allow_seen_patients: score these all the same; the report warns of it.
+        checkpoint: the checkpoint, work dir or ensemble that made the predictions; its training patients are refused.
+        allow_seen_patients: also score patients that the checkpoint was trained on; the report warns of it.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
 
     Raises:
-        IgniteError: a checkpoint that is missing or has seen a patient to be scored; files missing, too many, damaged, of
-            another size, with other values; an encoding that cannot be determined.
+        IgniteError: the checkpoint is missing or has seen a patient to be scored; files are missing, unexpected, damaged, of
+            another size or with other values; the encoding cannot be determined.
+
+    Example:
+        >>> score_folder('nnunet_predictions', 'data/ignite', 'work_dirs/nnunet')['mIoU']  # percent
     """
-    if checkpoint is not None and not is_ensemble(checkpoint):
-        checkpoint = find_checkpoint(checkpoint)
-    if encoding not in (*ENCODINGS, 'auto'):
-        raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
-    check_groupings(groupings, CLASSES)  # before the work
-    if samples:
-        check_bootstrap(samples, seed)
-    if boundary_tolerance_um is not None:
-        check_tolerance(boundary_tolerance_um)
+    ensemble = None if checkpoint is None else Ensemble.read(checkpoint)
+    _check_settings(encoding, groupings, samples, seed, boundary_tolerance_um)
     entries = select(read_index(data), protocol, split, str(data))
     if not entries:
         raise IgniteError(f'{data} has no ROI in the {split} part of {protocol}: nothing to score.')
-    seen = [] if checkpoint is None else seen_by(checkpoint, data, entries, allow_seen_patients)
+    context = dict(data=str(data), predictions=str(predictions), encoding=encoding, split=split, protocol=protocol)
+    checksums = {} if ensemble is None else ensemble.checksums()
+    context['provenance'] = provenance(data_sha256=file_sha256(Path(data) / INDEX), seed=seed, **checksums)
+    if ensemble is not None:
+        context['checkpoint'] = str(ensemble.path)
+        if seen := seen_patients(ensemble, ensemble.metas(), data, entries, allow_seen_patients):
+            context['seen_patients'] = seen
     folder = Path(predictions)
     inputs = [folder / f'{e["name"]}{suffix}.png' for e in entries for suffix in ('', WITH_CONTEXT)]
     check_outputs(run_files(out, report), inputs)
-    cropped = _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}')
+    if _check_files(folder, [e['name'] for e in entries], f'the {split} part of {protocol}'):
+        context['cropped'] = True
     files = {e['name']: find_prediction(folder, e['name']) for e in entries}
     if encoding == 'auto':
-        encoding = _tell_encoding(folder, files.values())
+        context['encoding'] = encoding = _detect_encoding(folder, files.values())
 
-    def one(entry: dict) -> dict:
+    def score(entry: dict) -> dict:
         truth = np.asarray(open_array(label_path(data, entry['name'])))
         prediction = read_prediction(files[entry['name']], truth.shape, encoding, entry.get('context'))
         known = dict(roi=entry['name'], patient=entry['patient'], um_per_px=entry['um_per_px'], **metadata(entry))
         return score_roi(known, truth, prediction, NUM_CLASSES, boundary_tolerance_um)
 
-    evaluation = Evaluation.collect(list(_parallel(one, entries)), CLASSES, boundary_tolerance_um)
-    context = dict(data=str(data), predictions=str(predictions), encoding=encoding, split=split, protocol=protocol)
-    context['provenance'] = provenance(
-        data_sha256=file_sha256(Path(data) / INDEX),
-        checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint),
-        seed=seed,
-    )
-    if checkpoint is not None:
-        context['checkpoint'] = str(checkpoint)
-    if seen:
-        context['seen_patients'] = seen
-    if cropped:
-        context['cropped'] = True
-    return publish(out, evaluation, context, report, groupings=groupings, samples=samples, seed=seed)
+    evaluation = Evaluation.collect(list(_parallel(score, entries)), CLASSES, boundary_tolerance_um)
+    options = dict(groupings=groupings, samples=samples, seed=seed)
+    return publish(out, evaluation, context, report, recount=False, **options)
+
+
+def _check_settings(encoding: str, groupings: dict | None, samples: int, seed: int, tolerance: float | None) -> None:
+    """Check the settings of :func:`score_folder` before any work."""
+    if encoding not in (*ENCODINGS, 'auto'):
+        raise IgniteError(f'{encoding!r} is not an encoding of label PNGs: choose one of {", ".join(ENCODINGS)}, auto.')
+    check_groupings(groupings, CLASSES)
+    if samples:
+        check_bootstrap(samples, seed)
+    if tolerance is not None:
+        check_tolerance(tolerance)
 
 
 def _parallel(call: Callable, items: Iterable) -> Iterator:
-    """Results in order; the first error ends it and starts no further call."""
+    """Yield results in order; cancel the remaining calls at the first error."""
     with ThreadPoolExecutor(cores()) as pool:
         try:
             yield from pool.map(call, items)
@@ -173,15 +173,15 @@ def _parallel(call: Callable, items: Iterable) -> Iterator:
 
 
 def _check_files(folder: Path, names: list[str], part: str) -> bool:
-    """Whether the predictions are NAME_with_context.png; raise unless all are there, of one kind, and nothing else."""
+    """Return whether the predictions are NAME_with_context.png; raise unless all exist, of one kind, and nothing else."""
     if not folder.is_dir():
-        raise IgniteError(f'{folder} is not a folder; one of label PNGs was expected: check the path.')
+        raise IgniteError(f'{folder} is not a folder; a folder of label PNGs was expected: check the path.')
     found = {path.stem for path in visible_files(folder, ('.png',)) if path.suffix == '.png' and path.is_file()}
     plain, around = (sorted(name for name in names if name + suffix in found) for suffix in ('', WITH_CONTEXT))
     if plain and around:
         raise IgniteError(
-            f'{folder} holds both predictions of ROIs ({plain[0]}.png) and of ROIs with context '
-            f'({around[0]}{WITH_CONTEXT}.png): keep one kind of them there.'
+            f'{folder} contains predictions of ROIs ({plain[0]}.png) and of ROIs with context '
+            f'({around[0]}{WITH_CONTEXT}.png): keep only one kind.'
         )
     missing = sorted(set(names) - set(plain or around))
     if missing:
@@ -190,25 +190,24 @@ def _check_files(folder: Path, names: list[str], part: str) -> bool:
             'or choose another split or protocol.'
         )
     known = {name + suffix for name in names for suffix in ('', WITH_CONTEXT, '_overlay', f'{WITH_CONTEXT}_overlay')}
-    extra = sorted(found - known)
-    if extra:
+    if extra := sorted(found - known):
         raise IgniteError(
-            f'{folder} holds PNGs that belong to no ROI of {part} ({len(extra)}, e.g. {extra[0]}.png): move them away, or '
+            f'{folder} contains PNGs that belong to no ROI of {part} ({len(extra)}, e.g. {extra[0]}.png): move them away, or '
             'choose another split or protocol.'
         )
     return bool(around)
 
 
-def _tell_encoding(folder: Path, files: Iterable[Path]) -> str:
-    """The encoding that alone fits the values of the files; reads no more of them than it needs."""
+def _detect_encoding(folder: Path, files: Iterable[Path]) -> str:
+    """Return the only encoding that fits the values of the files; read no more files than necessary."""
     for counts in _parallel(lambda path: histogram(read_labels(path)), files):
         if counts[NUM_CLASSES]:
             return 'raw'
         if counts[IGNORE]:
             return 'train'
     raise IgniteError(
-        f'the PNGs of {folder} hold neither {NUM_CLASSES} (raw ids 1..16) nor 255 (train ids 0..15), so their encoding '
-        'cannot be told: say --encoding raw or --encoding train.'
+        f'the PNGs of {folder} contain neither {NUM_CLASSES} (raw ids 1..16) nor 255 (train ids 0..15), so their encoding '
+        'is ambiguous: use --encoding raw or --encoding train.'
     )
 
 
@@ -220,18 +219,18 @@ def compare_runs(
     seed: int = 0,
     allow_seen_patients: bool = False,
 ) -> dict:
-    """Whether run B is better than run A, see :func:`mmseg_ignite.evaluation.compare`; written as JSON if asked.
+    """Compare run B with run A, see :func:`mmseg_ignite.evaluation.compare`; write the result as JSON if asked.
 
     Raises:
-        IgniteError: no such runs, they do not compare, or one scored patients that its checkpoint was trained on and
-            ``allow_seen_patients`` is False.
+        IgniteError: there are no such runs, they are not comparable, or one scored patients that its checkpoint was trained
+            on and ``allow_seen_patients`` is False.
     """
     for run in (a, b):
         folder = Path(run) if Path(run).is_dir() else Path(run).parent
         if (seen := _context(folder).get('seen_patients')) and not allow_seen_patients:
             raise IgniteError(
                 f'{run} scored {len(seen)} patients that its checkpoint was trained or validated on, e.g. {seen[0]}, so a '
-                'comparison would favour it: test it on unseen patients, or insist with --allow-seen-patients.'
+                'comparison would favour it: test it on unseen patients, or pass --allow-seen-patients.'
             )
     if out is not None:
         check_outputs([out], [path for run in (a, b) for path in (run, *run_files(run))])
@@ -245,10 +244,10 @@ def compare_runs(
 
 
 def read_groupings(path: str | Path) -> dict:
-    """Groupings of a JSON file, {grouping: {group: [class names] or 'rest'}}; what is in them is checked when scoring.
+    """Read groupings from a JSON file, {grouping: {group: [class names] or 'rest'}}; they are checked when scoring.
 
     Raises:
-        IgniteError: no such file, or no JSON.
+        IgniteError: there is no such file, or it is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))

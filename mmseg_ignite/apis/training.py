@@ -1,4 +1,4 @@
-"""Training by mmengine's runner."""
+"""Training with mmengine's runner."""
 
 import contextlib
 import os
@@ -7,15 +7,16 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.registry import DATASETS
 
 from ..engine.checkpoints import open_checkpoint, safe_checkpoints
-from ..engine.distributed import is_main_process, prepare_launch
+from ..engine.distributed import is_main_process
 from ..engine.encoder_weights import inherit_records, set_encoder_weights
 from ..engine.hooks.time_budget_hook import ENDLESS
 from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
 from ..errors import IgniteError
 from ..files import check_place, printable
-from .checks import check_classes, check_data, check_parts, check_score_names
+from .checks import check_run, heads
 from .configuration import build_runner, building, resolved
 
 
@@ -29,34 +30,34 @@ def train(
     minutes: float | None = None,
     overwrite: bool = False,
 ) -> Runner:
-    """Train a config; checkpoints and logs go to ``cfg.work_dir``.
+    """Train a config; write checkpoints and logs to ``cfg.work_dir``.
 
     Args:
-        cfg: a config, which stays as it is.
-        resume: continue from the newest checkpoint of the work dir; start afresh if there is none.
-        amp: automatic mixed precision, see :class:`HalfOptimWrapper <mmseg_ignite.engine.HalfOptimWrapper>`.
+        cfg: config; it is not changed.
+        resume: continue from the latest checkpoint of the work dir; start from scratch if there is none.
+        amp: train in mixed precision, see :class:`HalfOptimWrapper <mmseg_ignite.engine.HalfOptimWrapper>`.
         weights: see :func:`mmseg_ignite.engine.set_encoder_weights`.
-        tensorboard: log scalars and pictures to TensorBoard beside mmengine's own files.
-        minutes: train for this time, see :class:`TimeBudgetHook <mmseg_ignite.engine.hooks.TimeBudgetHook>`; the config's
-            schedule and number of iterations do not count then.
-        overwrite: replace the earlier training in the work dir, if there is one; it is put back if this one cannot start.
+        tensorboard: also log scalars and pictures to TensorBoard.
+        minutes: train for this time instead of the config's schedule and number of iterations, see :class:`TimeBudgetHook
+            <mmseg_ignite.engine.hooks.TimeBudgetHook>`.
+        overwrite: replace an earlier training in the work dir; it is restored if this one cannot start.
 
     Raises:
-        IgniteError: data, weights or the checkpoint to resume are missing or wrong, the work dir holds another training or
+        IgniteError: data, weights or the checkpoint to resume are missing or wrong, the work dir contains another training or
             cannot be written, a score to save by is unknown, the loss is not finite, or TensorBoard is not installed.
+
+    Example:
+        >>> cfg = load_config('configs/segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py', {'data_root': 'data/ignite'})
+        >>> runner = train(cfg, amp=True)
     """
     if resume and overwrite:
         raise IgniteError(
-            '--resume continues the training in the work dir and --overwrite replaces it: give one of them.'
+            '--resume continues the training in the work dir and --overwrite replaces it: choose one of them.'
         )
     cfg = resolved(cfg)
-    check_parts(cfg, 'training')
-    check_score_names(cfg)
-    check_classes(cfg, 'train_dataloader', 'val_dataloader')
-    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    check_run(cfg, 'training')
     check_place(cfg.work_dir)
-    if printable(cfg.work_dir) != str(cfg.work_dir):
-        name = printable(cfg.work_dir)
+    if (name := printable(cfg.work_dir)) != str(cfg.work_dir):
         raise IgniteError(f'the name of the work dir {name} is not UTF-8, which mmengine cannot write: rename it.')
     if amp:
         _set_half(cfg)
@@ -65,47 +66,47 @@ def train(
     if tensorboard:
         _add_tensorboard(cfg)
     _set_hooks(cfg)
+    _set_class_pixels(cfg)
     cfg.resume = resume or bool(cfg.get('resume'))
     resumed = _set_start(cfg, weights, overwrite)
     if (cfg.get('randomness') or {}).get('deterministic'):
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else CUDA's matrix products are refused
-    prepare_launch(cfg)
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # required by deterministic CUDA matrix products
     fresh = not resumed and is_main_process()
     with fresh_start(cfg.work_dir, overwrite) if fresh else contextlib.nullcontext():
+        if not cfg.get('load_from'):
+            with building(cfg):
+                set_encoder_weights(cfg, weights)
+            inherit_records(cfg)
         runner = build_runner(cfg, training=True)
     runner.train()
     return runner
 
 
 def _set_start(cfg: Config, weights: str | None, overwrite: bool) -> bool:
-    """Choose the weights to start from, and read them, so that a fault is found before the data are opened.
+    """Choose the checkpoint to start from, if any, and check that it can be read.
 
     Returns:
-        Whether an earlier training of the work dir is continued.
+        Whether an earlier training in the work dir is continued.
     """
     latest = latest_checkpoint(cfg.work_dir) if cfg.resume else None
     if latest is not None:
         _check_resumable(latest)
         cfg.load_from = str(latest)
-        cfg.model.backbone.init_cfg = None  # the checkpoint brings all weights: nothing to fetch
-        return True
-    if cfg.resume and not cfg.get('load_from') and (best := replaced_files(cfg.work_dir)):
+    elif cfg.resume and not cfg.get('load_from') and (best := replaced_files(cfg.work_dir)):
         raise IgniteError(
-            f'{cfg.work_dir} holds {best[0].name}, from which no training can be resumed: start again with --overwrite, or '
-            'from these weights in another work dir with --cfg-options load_from=FILE.'
+            f'{cfg.work_dir} contains {best[0].name}, from which no training can be resumed: start again with --overwrite, '
+            'or from these weights in another work dir with --cfg-options load_from=FILE.'
         )
-    for path in filter(None, (cfg.get('load_from'), weights)):
-        if overwrite and Path(path).absolute() in [old.absolute() for old in replaced_files(cfg.work_dir)]:
-            raise IgniteError(f'{path} is part of the training that --overwrite replaces: copy it elsewhere first.')
-    if cfg.get('load_from'):
-        cfg.load_from = str(find_checkpoint(cfg.load_from))
-        open_checkpoint(cfg.load_from)
-        cfg.model.backbone.init_cfg = None
     else:
-        with building(cfg):
-            set_encoder_weights(cfg, weights)
-        inherit_records(cfg)
-    return False
+        for path in filter(None, (cfg.get('load_from'), weights)):
+            if overwrite and Path(path).absolute() in [old.absolute() for old in replaced_files(cfg.work_dir)]:
+                raise IgniteError(f'{path} belongs to the training that --overwrite replaces: copy it elsewhere first.')
+        if cfg.get('load_from'):
+            cfg.load_from = str(find_checkpoint(cfg.load_from))
+            open_checkpoint(cfg.load_from)
+    if cfg.get('load_from'):
+        cfg.model.backbone.init_cfg = None  # the checkpoint has all weights: download nothing
+    return latest is not None
 
 
 def _check_resumable(latest: Path) -> None:
@@ -122,7 +123,7 @@ def _check_resumable(latest: Path) -> None:
 
 
 def _set_hooks(cfg: Config) -> None:
-    """Give any config the hooks that keep a run safe, in place of stock's checkpoint hook."""
+    """Add the hooks that keep a run safe to any config; replace the stock checkpoint hook."""
     hooks = cfg.get('default_hooks') or {}
     checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
     if checkpoint is not None and checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
@@ -134,24 +135,48 @@ def _set_hooks(cfg: Config) -> None:
     cfg.custom_hooks = custom
 
 
+def _set_class_pixels(cfg: Config) -> None:
+    """Fill in ``class_pixels`` of every TissueLoss that has a temperature from the index of the training data."""
+    losses = []
+    for _, head in heads(cfg):
+        loss = head.get('loss_decode')
+        losses += loss if isinstance(loss, (list, tuple)) else [loss] if loss else []
+    losses = [
+        loss
+        for loss in losses
+        if str(loss.get('type')).split('.')[-1] == 'TissueLoss'
+        and loss.get('temperature')
+        and not loss.get('class_pixels')
+    ]
+    if not losses:
+        return
+    with building(cfg):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if not hasattr(dataset, 'class_pixels'):
+        raise IgniteError(
+            f'{type(dataset).__name__} does not know how many pixels its classes have, which the temperature of TissueLoss '
+            'requires: give the loss its class_pixels or class_weight.'
+        )
+    for loss in losses:
+        loss['class_pixels'] = dataset.class_pixels.tolist()
+
+
 def _set_half(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind == 'OptimWrapper':
         cfg.optim_wrapper.type = 'HalfOptimWrapper'
     elif kind not in ('HalfOptimWrapper', 'AmpOptimWrapper'):
         raise IgniteError(
-            f'--amp goes with the OptimWrapper, the config has {kind}: set the precision in the config instead.'
+            f'--amp requires the OptimWrapper, but the config has {kind}: set the precision in the config instead.'
         )
 
 
 def _set_time(cfg: Config, minutes: float) -> None:
     if not 0 < minutes < float('inf'):
-        raise IgniteError(
-            f'the training is to take {minutes} minutes; a number above 0 was expected: correct --minutes.'
-        )
+        raise IgniteError(f'--minutes is {minutes}; a number above 0 was expected.')
     if cfg.train_cfg.get('type') != 'IterBasedTrainLoop':
         raise IgniteError(
-            f'--minutes goes with the IterBasedTrainLoop, the config has {cfg.train_cfg.get("type")}: leave it out.'
+            f'--minutes requires the IterBasedTrainLoop, but the config has {cfg.train_cfg.get("type")}: remove the option.'
         )
     cfg.param_scheduler, cfg.train_cfg.max_iters = None, ENDLESS
     hook = dict(type='TimeBudgetHook', seconds=60.0 * minutes)
@@ -160,7 +185,7 @@ def _set_time(cfg: Config, minutes: float) -> None:
 
 def _add_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
-        raise IgniteError("--tensorboard needs the package tensorboard: pip install 'mmseg_ignite[tensorboard]'.")
+        raise IgniteError("--tensorboard requires the package tensorboard: pip install 'mmseg_ignite[tensorboard]'.")
     cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
     backends = cfg.visualizer.setdefault('vis_backends', [])
     if not any(b.type == 'TensorboardVisBackend' for b in backends):

@@ -14,7 +14,9 @@ from .prepared import CONTEXT, check_context, image_path, label_path, metadata, 
 from .transforms.loading import read_arrays, transform_name
 
 DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'
-"""Defaults of the data sets, and of the configs."""
+"""Defaults of the data sets and the configs."""
+DEFAULT_CROPS = dict(um_per_px=(0.4, 0.625), rotation='any')
+"""Settings of the configs' crops that differ from the defaults of CropStream."""
 _FIXED = dict(reduce_zero_label=False, ignore_index=IGNORE, img_suffix='.npy', seg_map_suffix='.npy')
 
 
@@ -134,8 +136,8 @@ class IGNITECropDataset(IGNITEDataset):
     same numbers for the same (seed, n) wherever they run.
 
     Args:
-        crops (dict): Arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``. Defaults
-            to None: its defaults.
+        crops (dict): Arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, over
+            :data:`DEFAULT_CROPS`. Defaults to None: no changes.
         kwargs: Those of :class:`IGNITEDataset`.
 
     A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
@@ -144,7 +146,7 @@ class IGNITECropDataset(IGNITEDataset):
     """
 
     def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: dict | None = None, **kwargs) -> None:
-        self._crops = dict(crops or {})
+        self._crops = {**DEFAULT_CROPS, **(crops or {})}
         loaders = [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]
         if loaders:
             raise IgniteError(

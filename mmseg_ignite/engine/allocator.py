@@ -1,4 +1,4 @@
-"""Memory that a process has freed and will want again."""
+"""Memory that a process has freed and will soon need again."""
 
 import ctypes
 import os
@@ -7,14 +7,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed instead of giving it back to the system.
+    """Make glibc keep freed memory instead of returning it to the system.
 
-    By default each tensor above 32 MB (the output of one layer) is mapped anew from the system, which zeroes its pages one
-    by one as they are first touched; on a CPU that takes a third of the time of stock's training step (docs/performance.md).
-    It costs some resident memory. For processes that are ours: the tools call it, the library never.
+    By default every tensor above 32 MB (the output of one layer) is mapped from the system, which zeroes its pages one by one
+    as they are first touched; on a CPU that takes a third of a training step of stock mmseg (docs/performance.md). Keeping it
+    costs some resident memory. The tools call this for their own process; the library never does.
 
     Returns:
-        Whether it was done: not where the user has set glibc's ``MALLOC_...`` or another allocator by ``LD_PRELOAD``, nor
+        Whether it was done: not if the user has set glibc's ``MALLOC_...`` or another allocator with ``LD_PRELOAD``, and not
         on systems without glibc.
     """
     if 'LD_PRELOAD' in os.environ or any(name.startswith(('MALLOC_', 'GLIBC_TUNABLES')) for name in os.environ):

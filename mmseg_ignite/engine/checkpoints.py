@@ -1,4 +1,4 @@
-"""The one place where checkpoint files are opened and loaded into models. Code in a file is never run."""
+"""Opening checkpoint files and loading them into models. Code in a file is never run."""
 
 import contextlib
 import pickle
@@ -11,8 +11,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ..errors import IgniteError
+from .compatibility import local_checkpoint_loader
 
-try:  # NumPy 2 moved its private reconstruction function; checkpoints of either may come
+try:  # NumPy 2 moved its private reconstruction function; checkpoints of both versions exist
     from numpy._core.multiarray import _reconstruct, scalar
 except ImportError:
     from numpy.core.multiarray import _reconstruct, scalar
@@ -21,7 +22,7 @@ _STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 def _statistic(owner: object, name: str) -> object:
-    """Stands in for ``getattr``, by which the log history refers to its own four methods, and for nothing else."""
+    """Replace ``getattr``, with which the log history refers to its own four methods, and allow nothing else."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(f'Unsupported attribute {name!r}')
     return getattr(HistoryBuffer, name)
@@ -29,18 +30,18 @@ def _statistic(owner: object, name: str) -> object:
 
 _DTYPES = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)}
 SAFE_GLOBALS = [HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype, *_DTYPES]
-for _module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # NumPy 2 and 1 name them differently
+for _module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # names in NumPy 2 and 1
     SAFE_GLOBALS += [(_reconstruct, f'{_module}._reconstruct'), (scalar, f'{_module}.scalar')]
 
 
 def open_checkpoint(path: str | Path, map_location: object = None) -> dict:
-    """Read a checkpoint with ``weights_only=True`` and no fallback: a hostile file cannot run code.
+    """Read a checkpoint with ``weights_only=True`` and no fallback, so that a hostile file cannot run code.
 
-    Besides tensors and plain containers only mmengine's log history and NumPy arrays are let in, which its runner
-    stores for resuming.
+    Tensors, plain containers, mmengine's log history and NumPy arrays are accepted; mmengine's runner stores the latter two
+    for resuming.
 
     Raises:
-        IgniteError: missing, truncated, not a checkpoint, holding other objects, or weights that are NaN or infinite.
+        IgniteError: the file is missing, truncated, not a checkpoint or contains other objects, or weights are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,19 +51,21 @@ def open_checkpoint(path: str | Path, map_location: object = None) -> dict:
         with torch.serialization.safe_globals([g for g in SAFE_GLOBALS if g not in known]):
             checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = (
-            'holds objects other than weights' if 'unsupported' in str(error).lower() else 'is no PyTorch checkpoint'
-        )
+        foreign = 'unsupported' in str(error).lower()
+        reason = 'contains objects other than weights' if foreign else 'is not a PyTorch checkpoint'
         raise IgniteError(
             f'{path} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was '
             'expected: check where the file comes from.'
         ) from error
     except Exception as error:  # a damaged file may raise anything: struct.error, EOFError, KeyError, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise IgniteError(
-            f'{path} cannot be read as a checkpoint ({_first_line(error)}): it may be truncated; take another one.'
+            f'{path} cannot be read as a checkpoint ({reason}): it may be truncated; use another one.'
         ) from error
     if not isinstance(checkpoint, dict):
-        raise IgniteError(f'{path} holds a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.')
+        raise IgniteError(
+            f'{path} contains a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.'
+        )
     _check_finite(checkpoint.get('state_dict', checkpoint), path)
     return checkpoint
 
@@ -72,20 +75,24 @@ def _check_finite(weights: object, path: Path) -> None:
     wrong = [k for k, v in tensors if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.isfinite().all()]
     if wrong:
         raise IgniteError(
-            f'{path} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}), so its training diverged: take an '
+            f'{path} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}), so its training diverged: use an '
             'earlier checkpoint.'
         )
 
 
 @contextlib.contextmanager
 def safe_checkpoints() -> Iterator[None]:
-    """Let mmengine open local files by :func:`open_checkpoint` too: for ``with``, or as a decorator.
+    """Make mmengine open local files with :func:`open_checkpoint` too, as a context manager or decorator.
 
-    Its own loader falls back to unpickling whatever a file holds. Training and testing of :mod:`mmseg_ignite.apis` run
-    inside, so that ``resume``, ``load_from`` and ``init_cfg`` never run a file's code; on leaving, mmengine's loader is
-    back. Put it around calls of plain mmengine or mmseg, e.g. ``mmseg.apis.init_model``, to have the same there.
+    mmengine's own loader falls back to unpickling whatever a file contains. ``train`` and ``test`` of
+    :mod:`mmseg_ignite.apis` run inside this context, so that ``resume``, ``load_from`` and ``init_cfg`` never run a file's
+    code; on exit mmengine's loader is restored.
+
+    Example:
+        >>> with safe_checkpoints():
+        ...     model = mmseg.apis.init_model(config, checkpoint)
     """
-    plain = CheckpointLoader._schemes['']
+    plain = local_checkpoint_loader()
     CheckpointLoader.register_scheme('', _load_from_local, force=True)
     try:
         yield
@@ -97,21 +104,17 @@ def _load_from_local(filename: str, map_location: object = None) -> dict:
     return open_checkpoint(filename, map_location)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
 def load_weights(model: torch.nn.Module, path: str | Path, skip_prefix: str | None = None) -> dict:
-    """Load a checkpoint's weights into a model, every key and shape exactly.
+    """Load a checkpoint's weights into a model; keys and shapes must match exactly.
 
     Args:
-        skip_prefix: skip the model's keys that start with it. Defaults to None: none.
+        skip_prefix: skip the model's keys that start with this prefix. Defaults to None: skip none.
 
     Returns:
         The checkpoint's ``meta`` (empty for bare weights).
 
     Raises:
-        IgniteError: as :func:`open_checkpoint`, or the checkpoint belongs to another model.
+        IgniteError: see :func:`open_checkpoint`, or the checkpoint belongs to another model.
     """
     checkpoint = open_checkpoint(path)
     weights = checkpoint.get('state_dict', checkpoint)

@@ -1,4 +1,4 @@
-"""Choosing the device that computes."""
+"""Choosing the device to compute on."""
 
 import torch
 from mmengine.device import get_device
@@ -7,20 +7,20 @@ from ..errors import IgniteError
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of a name, tried out.
+    """Return a device after trying it.
 
     Args:
-        name: e.g. 'cpu', 'cuda:1'. Defaults to None: the best that the machine has.
+        name: e.g. 'cpu', 'cuda:1'. Defaults to None: the best device of the machine.
 
     Raises:
-        IgniteError: no such device here.
+        IgniteError: there is no such device.
     """
     try:
         device = torch.device(name or get_device())
         torch.ones(1, device=device).item()
-    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ... as the backend likes
-        there = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ... depending on the backend
+        known = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
-            there.append('mps')
-        raise IgniteError(f'the device {name} cannot be used here; one of {", ".join(there)} was expected.') from error
+            known.append('mps')
+        raise IgniteError(f'the device {name} cannot be used; one of {", ".join(known)} was expected.') from error
     return device

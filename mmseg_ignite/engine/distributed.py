@@ -5,14 +5,14 @@ import gc
 import os
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 
 def prepare_launch(cfg: Config) -> None:
-    """Make a distributed run possible without CUDA, and see to its orderly end.
+    """Make a distributed run possible without CUDA, and end it cleanly.
 
-    mmengine's own start-up selects a CUDA device unasked, and SyncBN exists on CUDA only, so the gloo group is
-    started here and SyncBN becomes BN (statistics of each process's own batch).
+    mmengine always selects a CUDA device, and SyncBN requires CUDA, so without CUDA the gloo group is started here and SyncBN
+    becomes BN (statistics of each process's own batch).
     """
     if cfg.get('launcher', 'none') == 'none':
         return
@@ -29,9 +29,9 @@ def prepare_launch(cfg: Config) -> None:
 
 
 def _end_group() -> None:
-    """Stop the group's threads: one that still holds a tensor when the interpreter ends aborts the process, its work done.
+    """Stop the threads of the group: a thread that still has a tensor when the interpreter exits aborts the process.
 
-    The runner's reference cycles keep the wrapped model and with it the group alive, so these are collected too.
+    Collect the runner's reference cycles, too, which keep the wrapped model and thereby the group alive.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -39,16 +39,14 @@ def _end_group() -> None:
 
 
 def _replace_sync_bn(node: object) -> None:
-    if isinstance(node, (dict, ConfigDict)):
+    if isinstance(node, dict):
         if node.get('type') == 'SyncBN':
             node['type'] = 'BN'
-        for child in node.values():
-            _replace_sync_bn(child)
-    elif isinstance(node, (list, tuple)):
-        for child in node:
-            _replace_sync_bn(child)
+        node = list(node.values())
+    for child in node if isinstance(node, (list, tuple)) else ():
+        _replace_sync_bn(child)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints; valid before the process group exists."""
+    """Return whether this process prints; valid before the process group exists."""
     return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0

@@ -1,4 +1,4 @@
-"""The ImageNet-1k weights of MiT-B0..B5: fetched with a checksum, or taken from a file, or left out."""
+"""Initial weights of the encoder (MiT-B0..B5, ImageNet-1k): downloaded with a checksum, read from a file, or random."""
 
 import hashlib
 import re
@@ -18,26 +18,26 @@ from .training_record import TrainingRecord
 
 
 def _check_hash(path: Path) -> None:
-    """The last eight hex digits of an OpenMMLab name are the head of the file's SHA-256."""
+    """Check a file against the first eight hex digits of its SHA-256, with which OpenMMLab's file names end."""
     expected = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
     if expected and (found := hashlib.sha256(path.read_bytes()).hexdigest()[:8]) != expected[1]:
         raise IgniteError(
-            f'{path} has the SHA-256 {found}..., its name promises {expected[1]}...: delete it and fetch '
-            'it again, or rename it if it holds other weights.'
+            f'{path} has the SHA-256 {found}..., but its name states {expected[1]}...: delete it and download '
+            'it again, or rename it if it contains other weights.'
         )
 
 
 def fetch(url: str) -> Path:
-    """Download weights to torch's cache (once), check them, and return the file.
+    """Download weights to torch's cache unless they are there, check them, and return the file.
 
     Raises:
-        IgniteError: a name without a checksum, no network, or a wrong checksum.
+        IgniteError: the name has no checksum, the download fails, or the checksum is wrong.
     """
     checksum = re.search(r'-([0-9a-f]{8,})\.pth$', url)
     if checksum is None:
         raise IgniteError(
-            f'{url} has no checksum in its name (NAME-0123abcd.pth), so the download could not be checked: fetch the file '
-            'yourself and give it with --weights FILE.'
+            f'{url} has no checksum in its name (NAME-0123abcd.pth), so the download could not be checked: download the file '
+            'yourself and pass --weights FILE.'
         )
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
     if not path.is_file():
@@ -46,7 +46,7 @@ def fetch(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), checksum[1])
         except (URLError, OSError, RuntimeError, ValueError) as error:
             raise IgniteError(
-                f'{url} cannot be fetched ({error}): give the file with --weights FILE, or train from '
+                f'{url} cannot be downloaded ({error}): pass the file with --weights FILE, or train from '
                 'random weights with --weights none.'
             ) from error
     _check_hash(path)
@@ -54,16 +54,16 @@ def fetch(url: str) -> Path:
 
 
 def set_encoder_weights(cfg: Config, choice: str | None) -> None:
-    """Decide where the encoder of a config starts, and check it before anything is built.
+    """Choose the initial weights of a config's encoder, and check them before anything is built.
 
-    A file may hold an encoder or a whole segmentor, in mmseg's names or in those of SegFormer's authors (``mit_b0.pth``).
+    A file may contain an encoder or a whole segmentor, with the names of mmseg or of SegFormer's authors (``mit_b0.pth``).
 
     Args:
-        cfg: changed in place: ``model.backbone.init_cfg``.
-        choice: None keeps the config's own; 'none' is random weights; else a file.
+        cfg: its ``model.backbone.init_cfg`` is changed in place.
+        choice: None for the weights of the config, 'none' for random weights, or a file.
 
     Raises:
-        IgniteError: the file is missing, damaged or does not hold this encoder.
+        IgniteError: the file is missing, damaged or does not contain this encoder.
     """
     backbone = cfg.model.backbone
     if choice == 'none':
@@ -89,9 +89,9 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
 
 
 def inherit_records(cfg: Config) -> None:
-    """Let a training know which patients the weights that its parts start from have seen.
+    """Record the patients that the initial weights of a model have seen, as ``inherited_record`` of the config.
 
-    Reads every local file that an ``init_cfg`` or ``pretrained`` of the model names, and sets ``inherited_record``.
+    Every local file in an ``init_cfg`` or ``pretrained`` of the model is read.
 
     Raises:
         IgniteError: such a file is missing or damaged.
@@ -127,10 +127,10 @@ def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) ->
         return
     if is_hugging_face(weights):
         raise IgniteError(
-            f"{path} has the names of Hugging Face's SegformerModel, which are not read yet: take OpenMMLab's or the "
-            "authors' file of the same MiT size."
+            f"{path} has the names of Hugging Face's SegformerModel, which are not supported yet: use the file of OpenMMLab "
+            'or of the authors for the same MiT size.'
         )
     raise IgniteError(
-        f'{path} does not hold weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
-        f'missing or of another shape, e.g. {wrong[0]}): take the file of the same MiT size.'
+        f'{path} does not contain weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
+        f'missing or of another shape, e.g. {wrong[0]}): use the file of the same MiT size.'
     )

@@ -1,122 +1,146 @@
-"""What is given as a checkpoint: one file of weights, or an ensemble, a JSON file that lists several.
+"""What a user gives as a checkpoint: one file, a work dir, or a JSON file that lists the members of an ensemble.
 
     {"format": 1, "checkpoints": ["fold0/iter_20000.pth", "fold1/iter_20000.pth"], "patients": [1, 2]}
 
-The paths are relative to the JSON file's folder and stay in it, so that the folder can be moved as a whole. ``patients``,
-which may be missing, are those that a member was trained on.
+Paths are relative to the JSON file and inside its folder, so that the folder can be moved as a whole. ``patients`` (optional)
+are the patients that a member was trained on.
 """
+
+from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..errors import IgniteError
 from ..files import write_result
-from .checkpoints import load_weights
+from ..provenance import file_sha256
+from .checkpoints import load_weights, open_checkpoint
 from .work_dirs import find_checkpoint
 
 FORMAT = 1
 
 
-def is_ensemble(checkpoint: str | Path) -> bool:
-    """Whether a path is that of an ensemble: by its suffix."""
-    return Path(checkpoint).suffix.lower() == '.json'
+@dataclass(frozen=True)
+class Ensemble:
+    """The networks that predict together, read once; a single checkpoint is an ensemble of one.
 
+    Attributes:
+        path: the checkpoint file, or the JSON file of the ensemble.
+        members: checkpoint files of the networks.
+        patients: names of the training patients that the JSON file states.
 
-def set_members(model: dict, checkpoint: str | Path) -> tuple[dict, list[Path]]:
-    """The model that goes with a checkpoint or an ensemble, and the checkpoints to load by :func:`load_members`.
-
-    Args:
-        model: ``model`` of a config; it is not changed.
-
-    Returns:
-        The model as it is and the checkpoint; or a TissueEnsemble of such and the checkpoints of its members.
-
-    Raises:
-        IgniteError: the checkpoint is missing; as :func:`read_ensemble`; or an ensemble for another model than
-            TissueSegmentor.
+    Example:
+        >>> ensemble = Ensemble.read('work_dirs/b0-folds/ensemble.json')
+        >>> model = MODELS.build(ensemble.model_config(cfg.model))
+        >>> metas = ensemble.load_into(model)
     """
-    if not is_ensemble(checkpoint):
-        return model, [find_checkpoint(checkpoint)]
-    members = read_ensemble(checkpoint)
-    kind = str(model.get('type')).split('.')[-1]
-    if kind not in ('TissueSegmentor', 'TissueEnsemble'):
-        raise IgniteError(
-            f"{checkpoint} is an ensemble, which goes with model.type='TissueSegmentor', and the config has {kind}: set "
-            'that type, or give one checkpoint.'
-        )
-    return type(model)(model, type='TissueEnsemble', size=len(members)), members
+
+    path: Path
+    members: tuple[Path, ...]
+    patients: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, checkpoint: str | Path) -> Ensemble:
+        """Read a checkpoint path: a ``.pth`` file, a work dir (its latest checkpoint), or a ``.json`` file.
+
+        Raises:
+            IgniteError: a file is missing, the JSON file is not valid, or a member is listed twice or outside its folder.
+        """
+        path = Path(checkpoint)
+        if path.suffix.lower() != '.json':
+            path = find_checkpoint(path)
+            return cls(path, (path,))
+        content = _read_json(path)
+        patients = content.get('patients')
+        known = map(str, patients) if isinstance(patients, list) else ()
+        return cls(path, tuple(_members(path, content['checkpoints'])), frozenset(known))
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one checkpoint file rather than a JSON file."""
+        return self.members == (self.path,)
+
+    def model_config(self, model: dict) -> dict:
+        """Return the ``model`` of a config for these networks: unchanged, or as a TissueEnsemble.
+
+        Raises:
+            IgniteError: several networks of another segmentor than TissueSegmentor.
+        """
+        if self.is_single:
+            return model
+        kind = str(model.get('type')).split('.')[-1]
+        if kind not in ('TissueSegmentor', 'TissueEnsemble'):
+            raise IgniteError(
+                f"{self.path} is an ensemble and requires model.type='TissueSegmentor', but the config has {kind}: change "
+                'the type, or give one checkpoint.'
+            )
+        return type(model)(model, type='TissueEnsemble', size=len(self.members))
+
+    def load_into(self, model: torch.nn.Module) -> list[dict]:
+        """Load every member's weights into a model built from :meth:`model_config`; keys and shapes must match exactly.
+
+        Returns:
+            The ``meta`` of each checkpoint, empty for bare weights.
+
+        Raises:
+            IgniteError: a checkpoint is missing, damaged or belongs to another model.
+        """
+        if len(self.members) == 1:
+            return [load_weights(model, self.members[0])]
+        return [
+            load_weights(network, member, skip_prefix='others.' if network is model else None)
+            for network, member in zip(model.members, self.members, strict=True)
+        ]
+
+    def metas(self) -> list[dict | None]:
+        """Read the ``meta`` of each checkpoint without a model; None for bare weights."""
+        return [open_checkpoint(member).get('meta') for member in self.members]
+
+    def checksums(self) -> dict:
+        """SHA-256 of the file and, for an ensemble, of its members, as :func:`provenance` takes them."""
+        members = None if self.is_single else [file_sha256(member) for member in self.members]
+        return dict(checkpoint_sha256=file_sha256(self.path), members_sha256=members)
 
 
-def load_members(model: torch.nn.Module, checkpoints: Sequence[Path]) -> list[dict]:
-    """Load each member's checkpoint, every key and shape exactly.
-
-    Args:
-        model: built of what :func:`set_members` returns.
-
-    Returns:
-        The ``meta`` of each checkpoint, empty for bare weights.
-
-    Raises:
-        IgniteError: a checkpoint is missing, damaged or of another model.
-    """
-    members = model.members if len(checkpoints) > 1 else [model]
-    return [
-        load_weights(member, checkpoint, 'others.' if member is model and len(members) > 1 else None)
-        for member, checkpoint in zip(members, checkpoints, strict=True)
-    ]
-
-
-def read_ensemble(path: str | Path) -> list[Path]:
-    """The checkpoints of an ensemble.
-
-    Raises:
-        IgniteError: missing, no JSON or not of this form; a checkpoint is missing, named twice or not inside the folder.
-    """
-    path = Path(path)
+def _read_json(path: Path) -> dict:
     if not path.is_file():
-        raise IgniteError(
-            f'{path} is not a file; an ensemble, a JSON list of checkpoints, was expected: check the path.'
-        )
+        raise IgniteError(f'{path} is not a file; a JSON list of checkpoints was expected: check the path.')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise IgniteError(f'{path} cannot be read as JSON ({error}): write it again.') from error
     names = content.get('checkpoints') if isinstance(content, dict) else None
-    if (
-        names is None
-        or content.get('format') != FORMAT
-        or not (isinstance(names, list) and names and all(isinstance(name, str) for name in names))
-    ):
+    valid = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    if not valid or content.get('format') != FORMAT:
         raise IgniteError(
-            f'{path} is not a valid ensemble file (format {FORMAT}); {{"format": {FORMAT}, "checkpoints": '
-            '["fold0/iter_20000.pth", ...]} was expected: correct it.'
+            f'{path} is not a valid ensemble file (format {FORMAT}): expected {{"format": {FORMAT}, "checkpoints": '
+            '["fold0/iter_20000.pth", ...]}.'
         )
-    places = [os.path.normpath(name) for name in names]
-    for name, place in zip(names, places):
-        if os.path.isabs(place) or place.split(os.sep)[0] == os.pardir:
+    return content
+
+
+def _members(path: Path, names: list[str]) -> list[Path]:
+    relative = [os.path.normpath(name) for name in names]
+    for name, part in zip(names, relative):
+        if os.path.isabs(part) or part.split(os.sep)[0] == os.pardir:
             raise IgniteError(
-                f'{path} names {name}; a path relative to its folder and inside it was expected: put the checkpoints '
+                f'{path} lists {name}; a path relative to its folder and inside it was expected: move the checkpoints '
                 'beside it.'
             )
-        if not (path.parent / place).is_file():
-            raise IgniteError(f'{path} names {name}, which is not a file in {path.parent}: put the checkpoint there.')
-        if places.count(place) > 1:
-            raise IgniteError(f'{path} names {name} twice; each member counts once: leave one out.')
-    return [path.parent / place for place in places]
-
-
-def ensemble_patients(path: str | Path) -> set[str]:
-    """The patients that an ensemble states its members were trained on; empty if it states none."""
-    known = json.loads(Path(path).read_text(encoding='utf-8')).get('patients')
-    return set(map(str, known)) if isinstance(known, list) else set()
+        if not (path.parent / part).is_file():
+            raise IgniteError(f'{path} lists {name}, which is not a file in {path.parent}: put the checkpoint there.')
+        if relative.count(part) > 1:
+            raise IgniteError(f'{path} lists {name} twice; each member counts once: remove one.')
+    return [path.parent / part for part in relative]
 
 
 def write_ensemble(path: str | Path, checkpoints: Sequence[str | Path], patients: Iterable[object] = ()) -> None:
-    """Write an ensemble of checkpoints that lie in its folder, and the patients that a member was trained on."""
+    """Write the JSON file of an ensemble beside its checkpoints, with the patients that a member was trained on."""
     path = Path(path)
     names = [Path(checkpoint).relative_to(path.parent).as_posix() for checkpoint in checkpoints]
     known = dict(patients=sorted(set(patients), key=str)) if patients else {}

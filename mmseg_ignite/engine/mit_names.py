@@ -1,4 +1,4 @@
-"""The names that the authors of SegFormer gave the weights of MiT, in mmseg's terms."""
+"""Converting the weight names of SegFormer's authors to those of mmseg."""
 
 import re
 
@@ -20,20 +20,20 @@ _BLOCKS = {
 
 
 def is_original(weights: dict[str, Tensor]) -> bool:
-    """Whether a state dict has the names of the authors' files (NVlabs/SegFormer, ``mit_b0.pth`` to ``mit_b5.pth``)."""
+    """Return whether a state dict has the authors' names (NVlabs/SegFormer, ``mit_b0.pth`` to ``mit_b5.pth``)."""
     return any(re.match(r'(backbone\.)?patch_embed1\.proj\.', name) for name in weights)
 
 
 def is_hugging_face(weights: dict[str, Tensor]) -> bool:
-    """Whether a state dict has the names of transformers' SegformerModel."""
+    """Return whether a state dict has the names of transformers' SegformerModel."""
     return any('encoder.patch_embeddings.' in name for name in weights)
 
 
 def from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder in the authors' names as a state dict of mmseg's MixVisionTransformer.
+    """Convert an encoder with the authors' names to a state dict of mmseg's MixVisionTransformer.
 
-    Linear layers of the feed-forward part become 1 x 1 convolutions; queries, keys and values become one matrix, in this
-    order. The classifier, and a decode head if the file has one, are left out.
+    Linear layers of the feed-forward part become 1 x 1 convolutions; queries, keys and values are concatenated in this
+    order. The classifier and any decode head are dropped.
     """
     result: dict[str, Tensor] = {}
     for name, value in weights.items():

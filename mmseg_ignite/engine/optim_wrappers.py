@@ -1,4 +1,4 @@
-"""Mixed precision in the half type that suits the device."""
+"""Mixed precision in the half-precision type that suits the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ..errors import IgniteError
 
 
 def half_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16, which needs no loss scaling, where the device computes in it (CPUs, NVIDIA since Ampere); else float16."""
+    """Return bfloat16, which needs no loss scaling, if the device supports it (CPUs, NVIDIA since Ampere), else float16."""
     device = torch.device(device)
     if device.type == 'cuda' and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
@@ -20,14 +20,14 @@ def half_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def half_is_faster(device: str | torch.device) -> bool:
-    """Whether the device computes in :func:`half_dtype`: not a CPU without AVX512-BF16 or AMX, which emulates it."""
+    """Return whether the device computes in :func:`half_dtype`; a CPU without AVX512-BF16 or AMX only emulates it."""
     if torch.device(device).type != 'cpu':
         return True
     return any(getattr(torch.cpu, f'_is_{what}_supported', bool)() for what in ('avx512_bf16', 'amx_tile'))
 
 
 def use_half_precision(model: nn.Module) -> None:
-    """Let a model predict under autocast in :func:`half_dtype` of its device, in mmengine's validation and test loops too."""
+    """Make ``model.test_step``, which mmengine's validation and test loops call, run under autocast in :func:`half_dtype`."""
     device, predict = next(model.parameters()).device, model.test_step
 
     def test_step(data: object) -> object:
@@ -39,18 +39,18 @@ def use_half_precision(model: nn.Module) -> None:
 
 @OPTIM_WRAPPERS.register_module()
 class HalfOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper for any device: automatic mixed precision in :func:`half_dtype` of the parameters' device.
+    """Automatic mixed precision on any device, in :func:`half_dtype` of the parameters' device.
 
-    The loss is scaled dynamically in float16, and not at all in bfloat16, which has float32's range and so spares CUDA the
-    wait for the check of the gradients.
+    The loss is scaled dynamically in float16. bfloat16 has the range of float32 and needs no scaling, so CUDA does not wait
+    for a check of the gradients.
 
     Args:
-        dtype (str, optional): 'bfloat16' or 'float16' instead; 'fastest' is :func:`half_dtype` where :func:`half_is_faster`
-            and float32 elsewhere. Defaults to None.
-        kwargs: those of :class:`mmengine.optim.OptimWrapper`, e.g. ``clip_grad``, ``accumulative_counts``.
+        dtype (str, optional): 'bfloat16', 'float16', or 'fastest': :func:`half_dtype` if :func:`half_is_faster`, else
+            float32. Defaults to None: :func:`half_dtype`.
+        kwargs: arguments of :class:`mmengine.optim.OptimWrapper`, e.g. ``clip_grad``, ``accumulative_counts``.
 
     Raises:
-        IgniteError: another dtype.
+        IgniteError: an unknown dtype.
     """
 
     def __init__(self, dtype: str | None = None, **kwargs) -> None:
@@ -67,7 +67,7 @@ class HalfOptimWrapper(OptimWrapper):
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """Gradients of the scaled loss."""
+        """Compute the gradients of the scaled loss."""
         super().backward(self.loss_scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs) -> None:
@@ -79,11 +79,11 @@ class HalfOptimWrapper(OptimWrapper):
         self.loss_scaler.update()
 
     def state_dict(self) -> dict:
-        """The optimizer's and, under ``loss_scaler``, the scaler's."""
+        """Return the state of the optimizer and, as ``loss_scaler``, of the scaler."""
         return {**super().state_dict(), 'loss_scaler': self.loss_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Of this wrapper or of another: a run may be resumed on another device."""
+        """Load the state of this or another wrapper, since a run may be resumed on another device."""
         state = dict(state_dict)
         scaler = state.pop('loss_scaler', None)
         if scaler and self.loss_scaler.is_enabled():
@@ -92,7 +92,7 @@ class HalfOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast the forward pass."""
+        """Run the forward pass under autocast."""
         half = self.dtype != torch.float32
         precision = torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
         with super().optim_context(model), precision:

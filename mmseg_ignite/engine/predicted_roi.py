@@ -1,4 +1,4 @@
-"""What a predicted sample says of its ROI."""
+"""Image, ground truth and prediction of a predicted ROI."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,35 +16,35 @@ from ..labels import CLASSES, release_ids
 def region_of(
     sample: SegDataSample, classes: Sequence[str], shift: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
+    """Return image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
 
-    Tissue around the ROI is cut off, and the ids of a model of fewer classes become those of the release.
+    Tissue around the ROI is cropped away, and the ids of a model with fewer classes are mapped to train ids.
 
     Args:
-        classes: of the data set.
-        shift: the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` that the network was shown, if any.
+        classes: names of the data set's classes.
+        shift: kind of the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` of the images, if any.
 
     Returns:
         (H, W, 3) uint8 RGB, memory-mapped unless shifted; (H, W) uint8 train ids, 255 unannotated; (H, W) uint8 train ids.
 
     Raises:
-        IgniteError: an image with context, and nothing says where the ROI lies in it.
+        IgniteError: the image has context, and the sample does not state the position of the ROI in it.
     """
     table = None if tuple(classes) == CLASSES else release_ids(classes)
     box = sample.get('roi_box')
     if box is None and Path(sample.img_path).stem.endswith(CONTEXT):
         raise IgniteError(
-            f"{sample.img_path} shows tissue around an ROI, and its sample has no 'roi_box' that says where this lies: add "
-            'it to the meta_keys of PackSegInputs.'
+            f"{sample.img_path} has tissue around its ROI, but the sample has no 'roi_box', the position of the ROI: add it "
+            'to the meta_keys of PackSegInputs.'
         )
     top, left, bottom, right = box or (0, 0, None, None)
-    place = slice(top, bottom), slice(left, right)
+    box = slice(top, bottom), slice(left, right)
     labels = [
-        getattr(sample, key).data.squeeze(0).cpu().numpy().astype(np.uint8)[place]
+        getattr(sample, key).data.squeeze(0).cpu().numpy().astype(np.uint8)[box]
         for key in ('gt_sem_seg', 'pred_sem_seg')
     ]
     truth, prediction = labels if table is None else [cv2.LUT(x, table) for x in labels]
     image = open_array(sample.img_path)
     if shift is not None:
         image = shifted_rgb(image, sample.get('roi') or roi_name(sample.img_path), shift)
-    return image[place], truth, prediction
+    return image[box], truth, prediction

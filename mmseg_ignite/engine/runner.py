@@ -1,4 +1,4 @@
-"""mmengine's runner with a readable console, which writes over no file of others."""
+"""mmengine's runner with a readable console, which never overwrites files of others."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ class QuietRunner(Runner):
     """A Runner whose console shows progress, scores and warnings; its log file holds everything."""
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
-        """The runner's logger, with :func:`mmseg_ignite.messages.quiet_console`."""
+        """Build the logger and apply :func:`mmseg_ignite.messages.quiet_console`."""
         logger = super().build_logger(*args, **kwargs)
         quiet_console(logger)
         return logger
 
     @master_only
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir, beside a config of the same name that somebody wrote there."""
+        """Write the resolved config to the work dir; a config of the same name by somebody else is kept."""
         path = Path(self.work_dir) / (Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py')
         if path.exists() and not is_ours(path):
             path = path.with_name(f'{path.stem}_{self.timestamp}.py')

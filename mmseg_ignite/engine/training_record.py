@@ -1,15 +1,14 @@
-"""What a checkpoint states about its training: the patients it has seen, the data, the resolution."""
+"""The training record in a checkpoint: the patients it has seen, the data, the resolution."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.prepared import INDEX
-from ..errors import IgniteError
 from ..provenance import file_sha256
 from ..version import __version__
 
@@ -19,15 +18,15 @@ KEY = 'mmseg_ignite'
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Stored in every checkpoint that our tools write.
+    """Facts about a training, stored in every checkpoint that the tools write.
 
     Attributes:
-        train_patients: names of the patients whose pixels the weights were fitted to, this run's and those of the
-            checkpoints that it started from.
-        val_patients: names of the patients by which checkpoints were chosen.
+        train_patients: names of the patients whose pixels the weights were fitted to, in this run and in the trainings of
+            its initial weights.
+        val_patients: names of the patients whose scores selected checkpoints.
         data_sha256: SHA-256 of the prepared data set's index; None if unknown.
         um_per_px: median resolution of the training ROIs, um/px; None if unknown.
-        version: of this package.
+        version: version of this package.
     """
 
     train_patients: list[str]
@@ -38,7 +37,7 @@ class TrainingRecord:
 
     @classmethod
     def of_meta(cls, meta: object) -> TrainingRecord | None:
-        """Read the record of a checkpoint's ``meta``; None if it has none that can be read."""
+        """Read the record in a checkpoint's ``meta``; return None if there is no valid one."""
         found = meta.get(KEY) if isinstance(meta, Mapping) else None
         if not isinstance(found, Mapping):
             return None
@@ -55,7 +54,7 @@ class TrainingRecord:
 
     @classmethod
     def of_datasets(cls, train: object, val: object = None) -> TrainingRecord:
-        """Describe a training on data sets whose samples may know their ``patient`` and ``um_per_px``."""
+        """Record a training on data sets whose samples may have ``patient`` and ``um_per_px``."""
         samples, validated = _infos(train), _infos(val)
         resolutions = [info['um_per_px'] for info in samples if info.get('um_per_px')]
         root = getattr(train, 'data_root', None)
@@ -68,7 +67,7 @@ class TrainingRecord:
         )
 
     def following(self, earlier: TrainingRecord | None) -> TrainingRecord:
-        """This record of a run that started from the weights of an earlier one."""
+        """Return this record with the patients of an earlier training, whose weights this one started from."""
         if earlier is None:
             return self
         return replace(
@@ -78,7 +77,7 @@ class TrainingRecord:
         )
 
     def as_meta(self) -> dict:
-        """The record as plain containers, for ``meta``."""
+        """Return the record as plain containers for ``meta``."""
         return {KEY: asdict(self)}
 
 
@@ -90,44 +89,3 @@ def _infos(dataset: object) -> list[dict]:
 
 def _patients(infos: list[dict]) -> list[str]:
     return sorted({str(info['patient']) for info in infos if info.get('patient') not in (None, '')})
-
-
-def seen_patients(
-    records: Iterable[TrainingRecord | None], patients: Iterable[object], validation: bool = True
-) -> list[str]:
-    """Which of ``patients`` the weights of some checkpoints have seen.
-
-    Args:
-        records: of the checkpoints; None for one without.
-        patients: who is scored.
-        validation: count the patients by which a checkpoint was chosen too.
-    """
-    seen: set[str] = set()
-    for record in records:
-        if record is not None:
-            seen.update(record.train_patients, record.val_patients if validation else ())
-    return sorted({str(patient) for patient in patients} & seen)
-
-
-def check_unseen(
-    checkpoint: str | Path, seen: list[str], scored: int, same_data: bool = True, advice: str = ''
-) -> None:
-    """Raise IgniteError if a checkpoint has seen patients that are to be scored.
-
-    Args:
-        checkpoint: for the message.
-        seen: what :func:`seen_patients` found.
-        scored: number of patients to be scored.
-        same_data: whether the data set is the one that the checkpoint was trained on.
-        advice: more to do about it, for the message.
-    """
-    if not seen:
-        return
-    doubt = (
-        '' if same_data else ' The prepared data set is not the one of the training; names may mean other people in it.'
-    )
-    raise IgniteError(
-        f'{checkpoint} was trained or validated on {len(seen)} of the {scored} patients to be scored, e.g. {seen[0]}; its '
-        f'scores would be too high.{doubt} Test with the protocol of its training{advice}, or insist with '
-        '--allow-seen-patients.'
-    )

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and where a run is resumed from. A work dir can be moved, copied and renamed."""
+"""The work dir of a run: its files, and the checkpoint to resume from. A work dir can be moved, copied and renamed."""
 
 import contextlib
 import re
@@ -11,19 +11,19 @@ from ..files import check_outputs, check_writable, is_ours
 
 POINTER = 'last_checkpoint'
 ABORTED, REPLACED = 'aborted', '.replaced'
-"""Folders for the logs of runs that ended before their first checkpoint, and, for a moment, for a run that is replaced."""
+"""Folders for logs of runs that ended before their first checkpoint, and for a run while it is replaced."""
 CURVES = 'curves.png'
 _CHECKPOINT = re.compile(r'(?:best_.+_)?(?:iter|epoch)_(\d+)\.pth')
 _RESUMABLE = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 _RESULTS = (
     'confusion.npz', 'per_roi.csv', 'metrics.txt', 'metrics.json', 'report.html', 'figures', 'tables', 'predictions',
 )  # fmt: skip
-"""Of a test in the same folder."""
+"""Results of a test in the same folder."""
 _LOGS = re.compile(r'\d{8}_\d{6}')
 
 
 def checkpoints(work_dir: str | Path) -> list[Path]:
-    """The checkpoints that a training can be resumed from, the newest first."""
+    """Return the checkpoints that a training can be resumed from, the latest first."""
     found = [
         (int(number[1]), path)
         for path in Path(work_dir).glob('*.pth')
@@ -33,10 +33,9 @@ def checkpoints(work_dir: str | Path) -> list[Path]:
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint that ``last_checkpoint`` names, in this folder, else the newest; None if there is none.
+    """Return the checkpoint named by ``last_checkpoint``, else the latest one; None if there is none.
 
-    mmengine writes the path at the time of the training. Only its last part counts here, so that a folder that was moved or
-    copied is complete in itself.
+    mmengine writes an absolute path. Only the file name is used, so that a moved or copied folder is complete.
     """
     pointer = Path(work_dir) / POINTER
     try:
@@ -49,16 +48,16 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
-    """A checkpoint file as it is; of a work dir, its latest checkpoint.
+    """Return a checkpoint file, or the latest checkpoint of a work dir.
 
     Raises:
-        IgniteError: there is none.
+        IgniteError: there is no such file, or no checkpoint in the work dir.
     """
     path = Path(checkpoint)
     if path.is_dir():
         latest = latest_checkpoint(path)
         if latest is None:
-            raise IgniteError(f'{path} holds no checkpoint (iter_*.pth); the work dir of a training was expected.')
+            raise IgniteError(f'{path} contains no checkpoint (iter_*.pth); the work dir of a training was expected.')
         return latest
     if not path.is_file():
         raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
@@ -67,25 +66,25 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
 
 @contextlib.contextmanager
 def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]:
-    """Make a work dir ready for a new training, so that files of two runs never mix; inside, the training is prepared.
+    """Clear a work dir for a new training that is built inside the context, so that files of two runs never mix.
 
-    Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is set
-    aside, deleted at the end, and put back if an exception ends the block.
+    Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is
+    moved aside, deleted on success, and restored if an exception ends the context.
 
     Args:
-        overwrite: replace the earlier run: checkpoints, logs, curves, scores and predictions of ours. Other files stay.
+        overwrite: replace the earlier run: its checkpoints, logs, curves, scores and predictions. Other files stay.
 
     Raises:
-        IgniteError: the folder holds an earlier training and ``overwrite`` is False, or a file of somebody else of a name
-            that a training writes; or it cannot be written.
+        IgniteError: the folder contains an earlier training and ``overwrite`` is False, or a foreign file with a name that a
+            training writes, or cannot be written.
     """
     folder = Path(work_dir)
     check_writable(folder)
     used = [path for path in sorted(folder.glob('*.pth')) if path.is_file() and _CHECKPOINT.fullmatch(path.name)]
     if used and not overwrite:
         raise IgniteError(
-            f'{folder} holds an earlier training ({used[0].name}): continue it with --resume, replace it with --overwrite, '
-            'or choose another --work-dir.'
+            f'{folder} contains an earlier training ({used[0].name}): continue it with --resume, replace it with '
+            '--overwrite, or choose another --work-dir.'
         )
     if not used:
         _check_foreign(folder)
@@ -97,7 +96,7 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     aside = folder / REPLACED
     if aside.exists():
         raise IgniteError(
-            f'{aside} was left by a run that was killed while it replaced another: move its files back, or delete it.'
+            f'{aside} was left by a run that was killed while replacing another: move its files back, or delete it.'
         )
     progress = folder.glob('progress/*/iter_*.jpg')
     training = [path for path in (folder / POINTER, folder / CURVES) if path.is_file()]
@@ -112,17 +111,17 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     shutil.rmtree(aside, ignore_errors=True)
     emptied = {parent for path in moved for parent in path.parents if folder in parent.parents}
     for parent in sorted(emptied, key=lambda parent: -len(parent.parts)):
-        with contextlib.suppress(OSError):  # a folder that still holds other files stays
+        with contextlib.suppress(OSError):  # a folder with other files stays
             parent.rmdir()
 
 
 def replaced_files(work_dir: str | Path) -> list[Path]:
-    """The checkpoints that ``overwrite`` replaces."""
+    """Return the checkpoints that ``overwrite`` replaces."""
     return [path for path in Path(work_dir).glob('*.pth') if _CHECKPOINT.fullmatch(path.name)]
 
 
 def _check_foreign(folder: Path) -> None:
-    """Raise IgniteError if a folder without a training holds a file that one would replace."""
+    """Raise IgniteError if a folder without a training contains a file that a training would replace."""
     pointer = folder / POINTER
     if pointer.exists() and not (pointer.is_file() and _names_a_checkpoint(pointer)):
         raise IgniteError(
@@ -139,7 +138,7 @@ def _names_a_checkpoint(pointer: Path) -> bool:
 
 
 def _own_results(folder: Path) -> list[Path]:
-    """The results of a test in a folder, without files that we did not write."""
+    """Return the results of a test in a folder that this package wrote."""
     files = []
     for path in (folder / name for name in _RESULTS):
         files += [path] if path.is_file() else path.rglob('*') if path.is_dir() and not path.is_symlink() else []
@@ -147,10 +146,10 @@ def _own_results(folder: Path) -> list[Path]:
 
 
 def _move(paths: list[Path], source: Path, target: Path) -> None:
-    """Move files and folders of one folder into another, at the same places; what is there already is replaced."""
+    """Move files and folders from one folder to another, keeping their relative paths and replacing what exists."""
     for path in paths:
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir():
-            shutil.rmtree(place)
-        path.replace(place)
+        moved = target / path.relative_to(source)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        if moved.is_dir():
+            shutil.rmtree(moved)
+        path.replace(moved)

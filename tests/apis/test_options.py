@@ -1,6 +1,5 @@
 """--cfg-options: what is parsed, what is refused, what is suggested."""
 
-import argparse
 import copy
 import re
 from functools import lru_cache
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 from mmengine.config import Config, DictAction
 
 from mmseg_ignite.apis import load_config
+from mmseg_ignite.apis.arguments import config_parser
 from mmseg_ignite.apis.configuration import resolved
-from mmseg_ignite.apis.options import OptionText, add_options_argument, apply_options, parse_value
+from mmseg_ignite.apis.options import OptionText, apply_options, parse_value
 from mmseg_ignite.errors import IgniteError
 
 CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
@@ -79,12 +79,11 @@ def test_spaces_and_digits_of_a_text_survive():
 
 
 def test_arguments_without_a_value_are_a_sentence():
-    parser = argparse.ArgumentParser()
-    add_options_argument(parser)
-    assert parser.parse_args(['--cfg-options', 'a=b=c', 'd=']).cfg_options == {'a': 'b=c', 'd': ''}
+    parser = config_parser('')
+    assert parser.parse_args(['c.py', '--cfg-options', 'a=b=c', 'd=']).cfg_options == {'a': 'b=c', 'd': ''}
     for word in ('data/ignite', '=x'):
         with pytest.raises(IgniteError, match='KEY=VALUE'):
-            parser.parse_args(['--cfg-options', word])
+            parser.parse_args(['c.py', '--cfg-options', word])
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_the_report_of_a_saved_run_shows_its_regions_while_they_are_there(prepar
 
     name = shown[-1]
     write(moved / 'predictions', {name: (predicted[name] + np.uint8(1)) % np.uint8(16)})
-    with pytest.raises(IgniteError, match=f'{name}.png .*not that which was scored'):
+    with pytest.raises(IgniteError, match=f'{name}.png .*differs from what was scored'):
         rescore(moved)
     assert rescore(moved, tmp_path / 'third', report=None)['mIoU'] == metrics['mIoU']
     assert not (tmp_path / 'third' / 'report.html').exists() and not (tmp_path / 'third' / 'figures').exists()

@@ -386,7 +386,7 @@ def test_a_model_of_fewer_classes_gives_ids_of_the_release(config, tmp_path):
     mapped, places = predictor.predict(image), predictor.model.label_image(image)
     np.testing.assert_array_equal(mapped, np.array([3, 0, 9])[places])
     cfg.test_dataloader.dataset.metainfo = dict(classes=('a', 'b', 'c'))
-    with pytest.raises(IgniteError, match='not those of IGNITE'):
+    with pytest.raises(IgniteError, match='not classes of IGNITE'):
         Predictor(cfg, tmp_path / 'c.pth', device='cpu')
 
 
@@ -395,14 +395,37 @@ def test_windows_are_counted(config, checkpoint, symmetries):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48), symmetries=symmetries)
     predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
-    predictor.predict(picture(100, 200), advance=done.append)
+    predictor.predict(picture(100, 200), on_progress=done.append)
     assert sum(done) == predictor.windows((100, 200)) == 2 * 4
+
+
+def test_the_device_never_holds_the_whole_image(config, checkpoint, monkeypatch):
+    cfg = copy.deepcopy(config)
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
+    predictor, shapes = Predictor(cfg, checkpoint, device='cpu'), []
+    hook = predictor.model.data_preprocessor.register_forward_pre_hook(
+        lambda module, inputs: shapes.extend(tuple(x.shape) for x in inputs[0]['inputs'])
+    )
+    image = picture(100, 200)
+    labels = predictor.predict(image)
+    assert set(shapes) == {(3, 64, 64)} and len(shapes) == predictor.windows((100, 200))
+    hook.remove()
+    monkeypatch.setattr(type(predictor.model), 'labels_raw_images', lambda *args: False)
+    np.testing.assert_array_equal(predictor.predict(image), labels)
+
+
+def test_a_pipeline_that_resizes_is_predicted_as_mmseg_does(config, checkpoint):
+    cfg = copy.deepcopy(config)
+    cfg.test_pipeline.insert(1, dict(type='Resize', scale=(128, 128), keep_ratio=False))
+    predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
+    labels = predictor.predict(picture(100, 200), on_progress=done.append)
+    assert labels.shape == (100, 200) and sum(done) == predictor.windows((100, 200))
 
 
 def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     def line():
-        with _WindowProgress(8, 'a.png') as advance:
-            advance(3.0)
+        with _WindowProgress(8, 'a.png') as on_progress:
+            on_progress(3)
         return capsys.readouterr().err
 
     assert line() == ''

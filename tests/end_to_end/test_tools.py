@@ -2,7 +2,6 @@
 
 import base64
 import json
-import logging
 import os
 import re
 import subprocess
@@ -27,12 +26,6 @@ from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.visualization import draw_overlay
 from mmseg_ignite.visualization.writers import write_labels
-
-
-@pytest.fixture(autouse=True)
-def no_noise_of_closed_streams(monkeypatch):
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
 
 def options(prepared, iterations=2):
@@ -377,7 +370,7 @@ def wrong(prepared, trained, tmp_path):
         ('train', [config, *work, *good, 'train_cfg.max_iters=abc'], 'train_cfg.max_iters'),
         ('train', [config, *work, *good, 'train_dataloader.dataset.reduce_zero_label=True'], 'reduce_zero_label'),
         ('train', [config, '--work-dir', trained, *good], '--overwrite'),
-        ('train', [config, *work, '--resume', '--overwrite', *good], 'give one of them'),
+        ('train', [config, *work, '--resume', '--overwrite', *good], 'choose one of them'),
         ('test', [config, checkpoint, *work, *good, 'model.decode_head.num_classes=17'], '16 classes'),
         ('test', [config, checkpoint, *work, *good, 'protocol=official'], '--allow-seen-patients'),
         ('predict', [config, checkpoint, tmp_path, '--device', 'gpu', '--out', tmp_path / 'o'], 'gpu'),

@@ -1,12 +1,11 @@
 """Work dirs that are moved, copied or used twice, and checkpoints that know whom they have seen."""
 
 import json
-import logging
 import shutil
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
+from conftest import DEMO_CONFIG, small_config
 
 from mmseg_ignite.apis import compare_runs, load_config, score_folder, train
 from mmseg_ignite.apis import test as run_test
@@ -20,25 +19,8 @@ from mmseg_ignite.provenance import file_sha256
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-@pytest.fixture(autouse=True)
-def no_noise_of_closed_streams(monkeypatch):
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
-
-
 def config(prepared, work_dir, **options):
-    small = {
-        'data_root': str(prepared),
-        'crops.crop_size': (64, 64),
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 2,
-        'train_cfg.val_interval': 2,
-        'default_hooks.checkpoint.interval': 2,
-        'default_hooks.checkpoint.max_keep_ckpts': 3,
-        **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
-    }
-    return load_config(DEMO_CONFIG, {**small, **options}, str(work_dir))
+    return small_config(prepared, work_dir, **{'train_cfg.val_interval': 2, **options})
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +94,7 @@ def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tm
     assert (run / 'notes.txt').read_text() == 'mine' and not (run / 'metrics.json').exists()
     assert (run / 'report.html').read_text() == 'not ours'
     assert len(list(run.glob('*/vis_data/scalars.json'))) == 1
-    with pytest.raises(IgniteError, match='give one of them'):
+    with pytest.raises(IgniteError, match='choose one of them'):
         train(config(prepared, run), resume=True, overwrite=True)
 
 

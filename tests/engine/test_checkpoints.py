@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.apis import test as run_test
 from mmseg_ignite.engine import compatibility, load_weights, open_checkpoint, safe_checkpoints
+from mmseg_ignite.engine.checkpoints import SAFE_GLOBALS
 from mmseg_ignite.errors import IgniteError
 
 
@@ -66,7 +67,7 @@ def test_training_and_testing_open_no_hostile_checkpoint(prepared, tmp_path, way
 
 def test_plain_loading_reads_what_the_runner_stores(tmp_path):
     """As mmengine 0.10.7 does with torch 2.6 and newer: torch.load without any list of its own; also after ours."""
-    compatibility.apply()
+    compatibility.apply(SAFE_GLOBALS)
     torch.save(dict(history=HistoryBuffer([1.0], [1]), a=np.arange(3)), tmp_path / 'x.pth')
     open_checkpoint(tmp_path / 'x.pth')
     assert torch.load(tmp_path / 'x.pth', weights_only=True)['history'].mean() == 1

@@ -1,14 +1,13 @@
 """A training that diverges stops, says where, and leaves the last good checkpoint."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
+from conftest import small_config
 from mmseg.structures import SegDataSample
 
-from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import train
 from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine import load_weights, open_checkpoint
 from mmseg_ignite.engine.hooks import FiniteLossHook
@@ -17,24 +16,8 @@ from mmseg_ignite.errors import IgniteError
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-@pytest.fixture(autouse=True)
-def no_noise_of_closed_streams(monkeypatch):
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
-
-
 def config(prepared, work_dir, **options):
-    small = {
-        'data_root': str(prepared),
-        'crops.crop_size': (64, 64),
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 4,
-        'train_cfg.val_interval': 100,
-        'default_hooks.checkpoint.interval': 1,
-        **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
-    }
-    return load_config(DEMO_CONFIG, {**small, **options}, str(work_dir))
+    return small_config(prepared, work_dir, 4, **{'default_hooks.checkpoint.interval': 1, **options})
 
 
 def test_a_diverging_training_stops_and_names_the_batch(prepared, tmp_path):

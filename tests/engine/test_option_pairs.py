@@ -1,12 +1,11 @@
 """Every pair of the training options of docs/training.md, switched on and off, trains and resumes."""
 
 import itertools
-import logging
 import random
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
+from conftest import DEMO_CONFIG, small_options
 
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.engine import open_checkpoint
@@ -59,14 +58,9 @@ def test_every_pair_is_tried():
 
 def configured(prepared, work_dir, chosen, iterations):
     options = {
-        'data_root': str(prepared),
-        'crops.crop_size': (64, 64),
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': iterations,
+        **small_options(prepared, iterations),
         'train_cfg.val_interval': 2,
         'default_hooks.checkpoint.interval': 2,
-        **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
     }
     for name in chosen:
         options.update(OPTIONS.get(name, {}))
@@ -80,7 +74,6 @@ def configured(prepared, work_dir, chosen, iterations):
 
 @pytest.mark.parametrize('row', range(len(ROWS)))
 def test_options_train_and_resume_together(prepared, tmp_path, monkeypatch, row):
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
     chosen = ROWS[row]
     timed = 'a time instead of iterations' in chosen
     ended = []

@@ -1,7 +1,6 @@
 """What a training is given beside its config: a time, a half precision, class weights, a seed."""
 
 import json
-import logging
 import platform
 import time
 from pathlib import Path
@@ -10,43 +9,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_CONFIG
+from conftest import small_config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import train
 from mmseg_ignite.datasets import IGNITEDataset
 from mmseg_ignite.datasets.prepared import read_index
-from mmseg_ignite.engine.hooks import ClassWeightHook, TimeBudgetHook
+from mmseg_ignite.engine.hooks import TimeBudgetHook
 from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.models.losses import TissueLoss
+from mmseg_ignite.labels import CLASSES
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-@pytest.fixture(autouse=True)
-def no_noise_of_closed_streams(monkeypatch):
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
-    monkeypatch.setattr(logging, 'raiseExceptions', False)
-
-
 def config(prepared, work_dir, **options):
-    workers = {
-        f'{p}_dataloader.{k}': v
-        for p in ('train', 'val', 'test')
-        for k, v in (('num_workers', 0), ('persistent_workers', False))
-    }
-    small = {
-        'data_root': str(prepared),
-        'crops.crop_size': (64, 64),
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 3,
-        'train_cfg.val_interval': 100,
-        'default_hooks.checkpoint.interval': 3,
-    }
-    return load_config(DEMO_CONFIG, {**workers, **small, **options}, str(work_dir))
+    return small_config(prepared, work_dir, 3, **options)
 
 
 def test_a_training_of_some_seconds_ends_in_time_and_saves(prepared, tmp_path):
@@ -229,10 +208,10 @@ def test_class_weights_of_fewer_classes(prepared):
     assert some.class_pixels.tolist() == every.class_pixels[[3, 1]].tolist()
 
 
-def test_a_data_set_that_does_not_know_its_pixels():
-    model = nn.ModuleList([TissueLoss(temperature=0.5)])
-    wrapper = OptimWrapper(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1))
-    runner = SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=[]), optim_wrapper=wrapper)
-    with pytest.raises(IgniteError, match='list does not know how many pixels'):
-        ClassWeightHook().before_run(runner)
-    ClassWeightHook().before_run(SimpleNamespace(model=nn.ModuleList([TissueLoss()])))
+def test_class_weights_of_a_data_set_that_does_not_know_its_pixels(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0})
+    cfg.train_dataloader.dataset = dict(
+        type='BaseSegDataset', pipeline=[], lazy_init=True, metainfo=dict(classes=CLASSES)
+    )
+    with pytest.raises(IgniteError, match='BaseSegDataset does not know how many pixels'):
+        train(cfg)

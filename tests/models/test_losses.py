@@ -228,10 +228,10 @@ def test_pixel_samplers_weigh_the_pixels():
 
 def test_class_weights_follow_from_pixels_and_temperature():
     loss = TissueLoss(temperature=0.5)
-    with pytest.raises(IgniteError, match='ClassWeightHook'):
+    with pytest.raises(IgniteError, match='requires class_pixels'):
         loss(torch.randn(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
     pixels = [100, 400, 0, 10000]
-    loss.set_pixels(pixels)
+    loss = TissueLoss(temperature=0.5, class_pixels=pixels)
     weight = loss.class_weight.double()
     torch.testing.assert_close(weight[0] / weight[3], torch.tensor(10.0).double())
     assert weight[2] == 0 and float((weight * torch.tensor(pixels)).sum()) == pytest.approx(sum(pixels))
@@ -247,6 +247,7 @@ def test_class_weights_follow_from_pixels_and_temperature():
         (dict(dice=-1), 'dice'),
         (dict(temperature=5), 'temperature'),
         (dict(temperature=1, class_weight=[1.0]), 'class_weight'),
+        (dict(temperature=1, class_pixels=[0, 0]), 'no annotated pixel'),
         (dict(gamma=0.5), 'gamma'),
         (dict(smooth=-1), 'smooth'),
     ],

@@ -8,7 +8,7 @@ import torch
 from mmseg.registry import MODELS
 from test_tissue_segmentor import CLASSES, SLIDE, build, describe, samples
 
-from mmseg_ignite.engine.ensembles import load_members, read_ensemble, set_members, write_ensemble
+from mmseg_ignite.engine.ensembles import Ensemble, write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import average_symmetries
 from mmseg_ignite.models.segmentors import TissueEnsemble
@@ -39,9 +39,10 @@ def folder(members, tmp_path_factory):
 
 
 def load(path, **test_cfg):
-    model, checkpoints = set_members(describe('TissueSegmentor', {**dict(mode='whole'), **test_cfg}), path)
+    ensemble = Ensemble.read(path)
+    model = ensemble.model_config(describe('TissueSegmentor', {**dict(mode='whole'), **test_cfg}))
     model = MODELS.build(model)
-    load_members(model, checkpoints)
+    ensemble.load_into(model)
     return model.eval()
 
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_an_ensemble(folder):
     with pytest.raises(IgniteError, match='one by one'):
         load(folder / 'ensemble.json').loss(image(), samples(1, SIZE))
     with pytest.raises(IgniteError, match='EncoderDecoder'):
-        set_members(describe('EncoderDecoder', SLIDE), folder / 'ensemble.json')
+        Ensemble.read(folder / 'ensemble.json').model_config(describe('EncoderDecoder', SLIDE))
     with pytest.raises(IgniteError, match='size'):
         MODELS.build(dict(describe('TissueEnsemble', SLIDE), size=0))
     with pytest.raises(IgniteError, match='out_channels=1'):
@@ -162,7 +163,7 @@ def test_a_wrong_file_is_a_sentence(folder, content, word):
         text = content if isinstance(content, str) else json.dumps(content)
         path.write_bytes(text.encode('utf-8', 'surrogateescape'))
     with pytest.raises(IgniteError, match=word) as error:
-        read_ensemble(path)
+        Ensemble.read(path)
     assert 'wrong.json' in str(error.value)
 
 

@@ -1,6 +1,6 @@
 # IGNITE, 16 classes, as prepared by tools/prepare_ignite.py. 255 marks unannotated pixels.
-# data_root and protocol reach every data set that does not set its own, and crops the training data, when mmseg_ignite reads
-# the config. For plain mmengine write train_dataloader = dict(dataset=dict(data_root=..., protocol=..., crops=...)) and so on.
+# mmseg_ignite.apis.load_config copies data_root and protocol into every data set, and crops into the training data; a value
+# that a data set sets itself stays. With plain mmengine set them there: train_dataloader = dict(dataset=dict(protocol=...)).
 custom_imports = dict(imports=['mmseg_ignite'], allow_failed_imports=False)
 data_root = 'data/ignite'
 protocol = 'patient-8-1-1'  # or official, fold0 ... fold4, roi-8-1-1 (leaks patients)
@@ -35,7 +35,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='CropStreamSampler'),
     dataset=dict(
-        type='IGNITECropDataset', split='train', crops=crops, pipeline=train_pipeline))
+        type='IGNITECropDataset', split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,

@@ -1,4 +1,3 @@
-from .class_weight_hook import ClassWeightHook
 from .compile_hook import CompileHook
 from .crop_growth_hook import CropGrowthHook
 from .finite_loss_hook import FiniteLossHook
@@ -10,7 +9,6 @@ from .training_curves_hook import TrainingCurvesHook
 from .validation_overlay_hook import ValidationOverlayHook
 
 __all__ = [
-    'ClassWeightHook',
     'CompileHook',
     'CropGrowthHook',
     'FiniteLossHook',

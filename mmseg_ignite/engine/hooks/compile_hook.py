@@ -1,4 +1,4 @@
-"""torch.compile where it pays: in the network's forward pass."""
+"""torch.compile for the forward passes of the network."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from mmseg.registry import HOOKS
 class CompileHook(Hook):
     """Train with compiled forward passes of a segmentor's parts.
 
-    mmengine's own ``compile=True`` compiles the whole training step, the optimizer's included, which fails. Validations,
-    of images of many sizes, are not compiled. Checkpoints are those of any training.
+    mmengine's ``compile=True`` compiles the whole training step including the optimizer, which fails. Validations, with
+    images of many sizes, are not compiled. Checkpoints do not differ from those of other trainings.
 
     Args:
-        parts (Sequence[str]): of the segmentor. Defaults to ('backbone', 'decode_head').
-        options: those of :func:`torch.compile`, e.g. ``mode='max-autotune'``.
+        parts (Sequence[str]): modules of the segmentor. Defaults to ('backbone', 'decode_head').
+        options: arguments of :func:`torch.compile`, e.g. ``mode='max-autotune'``.
     """
 
     def __init__(self, parts: Sequence[str] = ('backbone', 'decode_head'), **options: object) -> None:
@@ -37,7 +37,7 @@ class CompileHook(Hook):
 
     def _unset(self) -> None:
         for module in self._compiled:
-            vars(module).pop('forward', None)  # the class's own again
+            vars(module).pop('forward', None)  # restores the method of the class
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._unset()

@@ -1,4 +1,4 @@
-"""Training crops that grow."""
+"""Training crops that grow during a training."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -13,12 +13,12 @@ from .time_budget_hook import TimeBudgetHook
 
 @HOOKS.register_module()
 class CropGrowthHook(Hook):
-    """Begin a training with small crops: many cheap steps first, the context of large crops last.
+    """Start a training with small crops: many cheap steps first, the context of large crops last.
 
-    After progressive resizing (`Tan & Le 2021, EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_). Goes with
-    :class:`CropStreamSampler <mmseg_ignite.datasets.samplers.CropStreamSampler>`; at the end crops have the size that the
-    data set gives them. Of a training by iterations crop n has the same size in every run, resumed or not; under
-    :class:`TimeBudgetHook` sizes follow the clock, and with workers the change comes as many batches late as they read ahead.
+    This is progressive resizing (`Tan & Le 2021, EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_). The hook requires
+    :class:`CropStreamSampler <mmseg_ignite.datasets.samplers.CropStreamSampler>`; after the last step crops have the size set
+    in the data set. In a training by iterations, crop n has the same size in every run, resumed or not. With
+    :class:`TimeBudgetHook` sizes follow the clock, and workers apply a change after the batches that they have prefetched.
 
     The data preprocessor must not pad to a fixed size: ``data_preprocessor=dict(size=None, size_divisor=32)``.
 
@@ -27,11 +27,11 @@ class CropGrowthHook(Hook):
             ``side`` x ``side`` px.
 
     Raises:
-        IgniteError: steps that are none, or whose shares do not rise; another sampler; a preprocessor that pads to a fixed
-            size.
+        IgniteError: the steps are not valid, their shares do not rise, the sampler is another one, or the preprocessor pads
+            to a fixed size.
 
     Example:
-        Crops of 128 px for the first half, then of 192 px, and for the last fifth those of the data set::
+        Crops of 128 px for the first half, then of 192 px, and of the data set's size for the last fifth::
 
             custom_hooks = [*_base_.custom_hooks, dict(type='CropGrowthHook', steps=[(0.5, 128), (0.8, 192)])]
     """
@@ -40,7 +40,7 @@ class CropGrowthHook(Hook):
         self.steps = _checked(steps)
 
     def before_train(self, runner: Runner) -> None:
-        """Tell the sampler from which crop on which size counts."""
+        """Set the crop sizes of the sampler."""
         self._sampler = runner.train_dataloader.sampler
         if not hasattr(self._sampler, 'sizes'):
             raise IgniteError(
@@ -50,8 +50,8 @@ class CropGrowthHook(Hook):
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
         if size := getattr(model.data_preprocessor, 'size', None):
             raise IgniteError(
-                f'the data preprocessor pads images to {tuple(size)}, which undoes what the small crops of CropGrowthHook '
-                'save: set model.data_preprocessor.size=None and size_divisor=32.'
+                f'the data preprocessor pads images to {tuple(size)}, which cancels the savings of CropGrowthHook: set '
+                'model.data_preprocessor.size=None and size_divisor=32.'
             )
         self._clock = next((hook for hook in runner.hooks if isinstance(hook, TimeBudgetHook)), None)
         if self._clock is None:
@@ -61,7 +61,7 @@ class CropGrowthHook(Hook):
             self._set(list(zip([0, *ends], sides)))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Under a clock: the size of the crops that are asked for next."""
+        """With a time budget, set the size of the next crops."""
         if self._clock is not None:
             spent = self._clock.spent / self._clock.seconds
             self._set([(0, next((side for share, side in self.steps if spent < share), None))])
@@ -79,7 +79,7 @@ def _checked(steps: object) -> list[tuple[float, int]]:
     valid = found and all(isinstance(v, Real) for v in shares) and all(a < b for a, b in zip(shares, shares[1:]))
     if not valid or not all(isinstance(side, Integral) and side > 0 for _, side in found):
         raise IgniteError(
-            f'CropGrowthHook was given steps={steps!r}; pairs of a rising share of the training, between 0 and 1, and a '
-            'side in px were expected, such as [(0.5, 128), (0.8, 192)].'
+            f'steps of CropGrowthHook is {steps!r}; pairs of a rising share of the training, between 0 and 1, and a side in '
+            'px were expected, e.g. [(0.5, 128), (0.8, 192)].'
         )
     return found

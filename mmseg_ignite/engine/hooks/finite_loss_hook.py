@@ -1,4 +1,4 @@
-"""A training whose loss is no longer a number stops at once."""
+"""Stopping a training whose loss is not finite."""
 
 import torch
 from mmengine.hooks import Hook
@@ -10,13 +10,13 @@ from ...errors import IgniteError
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at the first loss that is NaN or infinite, and name the iteration, the learning rate and the ROIs of the batch.
+    """Stop at the first loss that is NaN or infinite, and report the iteration, the learning rate and the ROIs of the batch.
 
-    On an accelerator the loss of a step is read after the next one was queued, so that the device never waits for the host;
-    a checkpoint or validation reads it at once.
+    On an accelerator the loss of a step is read after the next step was queued, so that the device never waits for the host;
+    before a checkpoint or a validation it is read at once.
 
     Raises:
-        IgniteError: such a loss.
+        IgniteError: the loss is not finite.
     """
 
     priority = 'VERY_HIGH'  # before the hook that saves
@@ -27,7 +27,7 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Remember the loss; read the one before, or this one where it costs nothing."""
+        """Keep the loss and read the previous one; on a CPU read this one as well."""
         loss = (outputs or {}).get('loss')
         if not isinstance(loss, torch.Tensor):
             return
@@ -43,11 +43,11 @@ class FiniteLossHook(Hook):
             self._check()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Read the last loss before its weights are scored."""
+        """Read the last loss before the weights are scored."""
         self._check()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Read the last loss before its weights are saved."""
+        """Read the last loss before the weights are saved."""
         self._check()
 
     def after_train(self, runner: Runner) -> None:
@@ -67,6 +67,6 @@ class FiniteLossHook(Hook):
 
 
 def _rois(batch: dict | None) -> list[str]:
-    """Names of the ROIs of a batch, each once."""
+    """Return the unique names of the ROIs of a batch."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return list(dict.fromkeys(str(sample.get('roi')) for sample in samples or () if sample.get('roi')))

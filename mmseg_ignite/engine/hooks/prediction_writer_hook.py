@@ -1,4 +1,4 @@
-"""Saving what a test predicts."""
+"""Saving the predictions of a test."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ from ..predicted_roi import region_of
 
 @HOOKS.register_module()
 class PredictionWriterHook(Hook):
-    """Write a label PNG (raw ids 1..16) of each ROI of a test and, if wanted, an overlay beside the ground truth.
+    """Write a label PNG (raw ids 1..16) for each ROI of a test and, optionally, an overlay with the ground truth.
 
     Args:
         out_dir (str): Folder for ``NAME.png`` and ``NAME_overlay.png``.
-        overlays (bool): Draw overlays too. Defaults to True.
+        overlays (bool): Also write overlays. Defaults to True.
         shift (str, optional): Kind of the :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>` in the test
-            pipeline, which overlays show too. Defaults to None.
+            pipeline, which overlays also show. Defaults to None.
     """
 
     def __init__(self, out_dir: str | Path, overlays: bool = True, shift: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Choosing checkpoints by a score that one lucky validation does not decide."""
+"""Selecting checkpoints by a smoothed score."""
 
 import logging
 import math
@@ -9,26 +9,27 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..compatibility import is_training
 
 
 @HOOKS.register_module()
 class ScoreSmoothingHook(Hook):
-    """Add ``SCORE_smoothed``, the running exponential mean of a validation score, to what the validation found.
+    """Add ``SCORE_smoothed``, the exponential moving average of a validation score, to the scores of a validation.
 
-    Few validation ROIs make their scores jump. mmengine's own hooks take the smoothed one like any other:
+    With few validation ROIs scores fluctuate. mmengine's hooks use the smoothed score like any other:
     ``default_hooks.checkpoint.save_best='mIoU_smoothed'`` and
     ``custom_hooks=[..., dict(type='EarlyStoppingHook', monitor='mIoU_smoothed', rule='greater', patience=5)]``.
-    It is logged with the others, and a resumed training goes on with it. A score that is NaN or infinite (a validation
-    without an annotated pixel) is left out of the mean, with one warning a run; the smoothed score is then the mean of the
-    validations before, and NaN if there are none.
+    It is logged with the other scores and continued when a training is resumed. A score that is NaN or infinite (a validation
+    without annotated pixels) is skipped, with one warning per run; the smoothed score then equals that of the previous
+    validations, or NaN if there are none.
 
     Args:
-        score (str): Which score. Defaults to 'mIoU', the mean over the classes present in the ground truth.
-        weight (float): Of the newest validation, above 0, at most 1 (no smoothing). The mean is corrected for its
-            start as Adam's are, so the first smoothed score is the first score. Defaults to 0.5.
+        score (str): Name of the score. Defaults to 'mIoU', the mean over the classes present in the ground truth.
+        weight (float): Weight of the latest validation, above 0, at most 1 (no smoothing). The average is bias-corrected as
+            in Adam, so the first smoothed score is the first score. Defaults to 0.5.
 
     Raises:
-        IgniteError: another weight, or a validation without that score.
+        IgniteError: the weight is out of range, or a validation does not give the score.
     """
 
     priority = 'HIGHEST'  # before the hooks that log and compare the scores
@@ -42,15 +43,15 @@ class ScoreSmoothingHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.score not in (metrics or {}):
             raise IgniteError(
-                f'ScoreSmoothingHook looks for {self.score}, but the validation gave {", ".join(metrics or {}) or "none"}: '
-                'give it one of these as score.'
+                f'ScoreSmoothingHook needs {self.score}, but the validation gives {", ".join(metrics or {}) or "none"}: set '
+                'its score to one of these.'
             )
-        if runner._train_loop is None:  # a validation of its own has no history
+        if not is_training(runner):  # a single validation has no history
             return
         key = f'{self.score}_smoothed'
-        # In the message hub, which mmengine stores in checkpoints.
+        # mmengine stores the message hub in checkpoints.
         total, weight = runner.message_hub.runtime_info.get(key, (0.0, 0.0))
-        if not math.isfinite(total):  # stored by a version that added such scores
+        if not math.isfinite(total):  # stored by an earlier version that averaged such scores
             total, weight = 0.0, 0.0
         if math.isfinite(metrics[self.score]):
             total = (1 - self.weight) * total + self.weight * metrics[self.score]
@@ -58,7 +59,7 @@ class ScoreSmoothingHook(Hook):
             runner.message_hub.update_info(key, (total, weight))
         elif not self._warned:
             print_log(
-                f'{self.score} of this validation is {metrics[self.score]}: {key} leaves such validations out.',
+                f'{self.score} of this validation is {metrics[self.score]}: {key} skips such validations.',
                 'current',
                 logging.WARNING,
             )

@@ -10,27 +10,28 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..compatibility import set_last_iteration
 
 ENDLESS = 10**9
-"""Iterations of a loop that this hook is to end."""
+"""Iterations of a loop that this hook ends."""
 
 
 @HOOKS.register_module()
 class TimeBudgetHook(Hook):
-    """End a training after a given time, with a schedule that ends with it: what a machine or a queue has to give is used.
+    """Train for a given time, with a learning-rate schedule that ends with it.
 
-    The learning rates rise linearly over the first ``warmup`` of the time and fall to 0 at its end, in proportion to
-    (1 - share of the rest) ** ``power``. Validations are not counted; writing checkpoints is. Goes with mmengine's
-    IterBasedTrainLoop and no ``param_scheduler``; the last iteration validates and saves as that of any training.
-    The number of iterations, and so the weights, depend on the machine: such a run is not repeatable bit by bit.
+    The learning rates rise linearly over the first ``warmup`` of the time and then fall to 0, in proportion to
+    (1 - share of the rest) ** ``power``. Validations do not count; writing checkpoints does. Requires mmengine's
+    IterBasedTrainLoop and no ``param_scheduler``; the last iteration validates and saves as in any training. The number of
+    iterations depends on the machine, so such a run is not reproducible bit by bit.
 
     Args:
         seconds (float): time to train.
-        warmup (float): share of it, 0..1. Defaults to 0.05.
-        power (float): 1 for a linear fall. Defaults to 1.
+        warmup (float): share of the time, 0 to below 1. Defaults to 0.05.
+        power (float): exponent of the decay, above 0; 1 is linear. Defaults to 1.
 
     Raises:
-        IgniteError: an argument out of range, or a scheduler that would set the learning rate too.
+        IgniteError: an argument is out of range, or a scheduler would also set the learning rate.
     """
 
     priority = 'VERY_HIGH'
@@ -38,8 +39,8 @@ class TimeBudgetHook(Hook):
     def __init__(self, seconds: float, warmup: float = 0.05, power: float = 1.0) -> None:
         if not (seconds > 0 and 0 <= warmup < 1 and power > 0):
             raise IgniteError(
-                f'TimeBudgetHook was given seconds={seconds!r}, warmup={warmup!r}, power={power!r}; seconds and power '
-                'above 0 and a warmup of 0 to below 1 were expected.'
+                f'TimeBudgetHook has seconds={seconds!r}, warmup={warmup!r}, power={power!r}; seconds and power above 0 and '
+                'a warmup of 0 to below 1 were expected.'
             )
         self.seconds, self.warmup, self.power = seconds, warmup, power
         self.spent = self._spent_before = 0.0
@@ -54,28 +55,28 @@ class TimeBudgetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.param_schedulers:
             raise IgniteError(
-                'TimeBudgetHook sets the learning rate by the clock, and the config has a param_scheduler too: set '
+                'TimeBudgetHook sets the learning rate, but the config also has a param_scheduler: set '
                 'param_scheduler=None.'
             )
         for group in runner.optim_wrapper.param_groups:
             group.setdefault('initial_lr', group['lr'])
-        # Of a resumed run, the time of the runs before.
+        # A resumed run continues the time of the earlier runs.
         self.spent = self._spent_before = runner.message_hub.runtime_info.get('training_seconds', 0.0)
         self._since, self._iterations = time.perf_counter(), 0
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         now = time.perf_counter()
         own = self.spent + now - self._since
-        # The other processes of a distributed run follow the first one's clock.
+        # All processes of a distributed run follow the clock of the first.
         spent = own if not runner.distributed else _agree(own)
         left = max(self.seconds - spent, 0)
         pace = (spent - self._spent_before) / self._iterations if self._iterations else 0
         for group in runner.optim_wrapper.param_groups:
-            # At least a thousandth: the first and the last iteration are to do something.
+            # At least a thousandth, so that the first and the last iteration have an effect.
             group['lr'] = group['initial_lr'] * max(self.factor(spent / self.seconds), 1e-3)
-        # An estimate, for what the log says is left; and exactly the next iteration when there is no time for another.
+        # An estimate, from which the log computes the time left; exactly the next iteration if no time is left for another.
         rest = max(1, math.ceil(left / pace)) if pace else ENDLESS
-        runner.train_loop._max_iters = runner.iter + (1 if left <= pace / 2 else max(rest, 2))
+        set_last_iteration(runner, runner.iter + (1 if left <= pace / 2 else max(rest, 2)))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

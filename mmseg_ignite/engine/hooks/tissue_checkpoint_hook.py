@@ -1,48 +1,53 @@
-"""Checkpoints that state what they were trained on, in a work dir that can be moved."""
+"""Checkpoints with a training record, in a work dir that can be moved."""
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
+from ...datasets.crop_stream import CropStream
+from ...datasets.ignite import DATA_ROOT, DEFAULT_CROPS, PROTOCOL
 from ...errors import IgniteError
-from ...packaged import default_crops
 from ..training_record import TrainingRecord
 
-_DEFAULTS = dict(data_root='data/ignite', protocol='patient-8-1-1')
-"""What the data sets take by themselves."""
+_DEFAULTS = dict(data_root=DATA_ROOT, protocol=PROTOCOL)
+_CROPS = {name: p.default for name, p in inspect.signature(CropStream).parameters.items()} | DEFAULT_CROPS
+"""Values that the data sets have unless set."""
 
 
 @HOOKS.register_module()
 class TissueCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook with three promises; arguments and files are those of stock.
+    """mmengine's CheckpointHook with three guarantees; arguments and files are the same.
 
-    - ``meta['mmseg_ignite']`` of every checkpoint holds a :class:`TrainingRecord
-      <mmseg_ignite.engine.training_record.TrainingRecord>`: the patients it has seen, those of the checkpoints it started
-      from included.
-    - Checkpoints name their neighbours (``best_ckpt``, ``last_ckpt``) without a folder, so a work dir can be moved, copied
-      and renamed: a run that is resumed in a copy never touches the original.
-    - Weights that are not finite are never saved, so they replace no good checkpoint.
+    - ``meta['mmseg_ignite']`` of every checkpoint is a :class:`TrainingRecord
+      <mmseg_ignite.engine.training_record.TrainingRecord>`: the patients it has seen, including those of its initial weights.
+    - Checkpoints refer to each other (``best_ckpt``, ``last_ckpt``) by file name, so a work dir can be moved, copied and
+      renamed: a run that is resumed in a copy never touches the original.
+    - Weights that are not finite are never saved, so they never replace a good checkpoint.
 
     Raises:
-        IgniteError: weights that are not finite, or a top-level ``data_root`` or ``protocol`` that did not reach a data set.
+        IgniteError: the weights are not finite, or a top-level ``data_root``, ``protocol`` or ``crops`` of the config did not
+            reach a data set.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Start the record, and check that the config's top-level settings reached its data sets."""
+        """Check that the top-level settings of the config reached its data sets."""
         self._record: TrainingRecord | None = None
         self._earlier: TrainingRecord | None = None
-        _check_shared_settings(runner)
+        _check_shared_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the record of the checkpoint that the run starts from."""
+        """Keep the record of the checkpoint that this run starts from."""
         self._earlier = TrainingRecord.of_meta(checkpoint.get('meta'))
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the best checkpoint of a resumed run in the folder of this run."""
+        """Create the record; look for the best checkpoint of a resumed run in the folder of this run."""
         super().before_train(runner)
         info = runner.message_hub.runtime_info
         for key in [key for key in info if _is_path(key)]:
@@ -80,7 +85,7 @@ class TissueCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics or {})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the record; leave folders out of the paths."""
+        """Add the record; remove folders from the paths."""
         if self._record is not None:
             checkpoint['meta'].update(self._record.as_meta())
         hub = checkpoint.get('message_hub')
@@ -107,18 +112,15 @@ def check_finite(runner: Runner) -> None:
         )
 
 
-def _check_shared_settings(runner: Runner) -> None:
-    """Notice a config whose top-level settings were read by plain mmengine, which does not pass them on."""
-    cfg = runner.cfg
-    if cfg.get('settings_are_shared'):  # by mmseg_ignite.apis.configuration.resolved
-        return
+def _check_shared_settings(cfg: Config) -> None:
+    """Raise IgniteError if a top-level setting did not reach a data set, because plain mmengine read the config."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset') or {}
-        if str(dataset.get('type')).split('.')[-1] not in ('IGNITEDataset', 'IGNITECropDataset'):
+        kind = str(dataset.get('type')).split('.')[-1]
+        if kind not in ('IGNITEDataset', 'IGNITECropDataset'):
             continue
-        wanted = {key: cfg[key] for key in ('data_root', 'protocol') if key in cfg and key not in dataset}
-        lost = [f'{key}={value!r}' for key, value in wanted.items() if value != _DEFAULTS[key]]
-        if 'crops' in dataset and (crops := _lost_crops(cfg.get('crops') or {}, dataset['crops'] or {})):
+        lost = [f'{key}={value!r}' for key, value in _lost(cfg, dataset, _DEFAULTS).items()]
+        if kind == 'IGNITECropDataset' and (crops := _lost(cfg.get('crops') or {}, dataset.get('crops') or {}, _CROPS)):
             lost.append(f'crops={crops!r}')
         if lost:
             raise IgniteError(
@@ -127,7 +129,7 @@ def _check_shared_settings(runner: Runner) -> None:
             )
 
 
-def _lost_crops(wanted: dict, own: dict) -> dict:
-    """Settings of the top level that differ from the base's, while those of the data set are still the base's."""
-    default = default_crops()
-    return {k: v for k, v in wanted.items() if v != default.get(k) and k in own and own[k] == default.get(k)}
+def _lost(shared: Mapping, own: Mapping, defaults: dict) -> dict:
+    """Return the shared settings that differ from the defaults and that a data set does not set itself."""
+    lost = {key: shared[key] for key in defaults if key in shared and key not in own}
+    return {key: value for key, value in lost.items() if repr(value).strip('[]()') != repr(defaults[key]).strip('[]()')}

@@ -1,4 +1,4 @@
-"""Watching the model learn."""
+"""Overlays of validation ROIs during a training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +13,19 @@ from mmseg.structures import SegDataSample
 from ...errors import IgniteError
 from ...files import atomic_file
 from ...visualization.overlay import draw_overlay
+from ..compatibility import is_training, visualization_backends
 from ..predicted_roi import region_of
 
 
 @HOOKS.register_module()
 class ValidationOverlayHook(Hook):
-    """Draw what is predicted for a few validation ROIs, always the same ones, at each validation.
+    """Write overlays of the same few validation ROIs at each validation.
 
-    Leaves ``progress/ROI/iter_000800.jpg`` (image, ground truth, prediction) in the work dir and gives the picture to
-    the visualization backends too, so that TensorBoard shows it. The ROIs are spread evenly over the validation part.
+    Write ``progress/ROI/iter_000800.jpg`` (image, ground truth, prediction) to the work dir and pass the picture to the
+    visualization backends, so that TensorBoard shows it. The ROIs are evenly spaced in the validation part.
 
     Args:
-        rois (int): How many. Defaults to 4.
+        rois (int): Number of ROIs, above 0. Defaults to 4.
     """
 
     def __init__(self, rois: int = 4) -> None:
@@ -46,15 +47,15 @@ class ValidationOverlayHook(Hook):
         outputs: Sequence[SegDataSample] | None = None,
     ) -> None:
         for sample in outputs or ():
-            if sample.get('roi') in self._names and runner._train_loop is not None:
-                self._draw(runner, sample)
+            if sample.get('roi') in self._names and is_training(runner):
+                self._write(runner, sample)
 
-    def _draw(self, runner: Runner, sample: SegDataSample) -> None:
+    def _write(self, runner: Runner, sample: SegDataSample) -> None:
         image, truth, prediction = region_of(sample, runner.val_dataloader.dataset.metainfo['classes'])
         title = f'{sample.roi}, iteration {runner.iter}'
         picture = draw_overlay(image, prediction, truth, title, sample.get('um_per_px'))
         with atomic_file(Path(runner.work_dir) / 'progress' / sample.roi / f'iter_{runner.iter:06d}.jpg') as partial:
             picture.save(partial, quality=85)
-        for backend in runner.visualizer._vis_backends.values():
-            if not isinstance(backend, LocalVisBackend):  # which would write the same picture beside ours
+        for backend in visualization_backends(runner):
+            if not isinstance(backend, LocalVisBackend):  # which would write the same picture again
                 backend.add_image(f'progress/{sample.roi}', np.asarray(picture), runner.iter)

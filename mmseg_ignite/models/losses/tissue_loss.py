@@ -22,9 +22,11 @@ class TissueLoss(nn.Module):
     Args:
         cross_entropy (float): weight of the cross-entropy. Defaults to 1.
         dice (float): weight of Dice. Defaults to 1.
-        temperature (float): weigh each class's cross-entropy in proportion to 1 / pixels ** temperature, of the pixels that
-            the training ROIs have; 0 weighs all alike, 1 in inverse proportion. Needs :class:`ClassWeightHook
-            <mmseg_ignite.engine.hooks.ClassWeightHook>`, which the default configs have. Defaults to 0.
+        temperature (float): weight of each class in the cross-entropy is proportional to 1 / pixels ** temperature, 0..4; 0
+            weights all classes equally. Defaults to 0.
+        class_pixels (Sequence[int], optional): pixels of each class in the training ROIs, which a temperature requires.
+            tools/train.py fills them in from the index of the data set; in other programs write
+            ``IGNITEDataset(data_root=..., split='train').class_pixels.tolist()``. Defaults to None.
         class_weight (Sequence[float], optional): the weights themselves, one a class, instead. Defaults to None.
         gamma (float): that of the focal loss, 0 or at least 1. Defaults to 0: cross-entropy.
         smooth (float): added to numerator and denominator of Dice, in pixels. Defaults to 1.
@@ -43,6 +45,7 @@ class TissueLoss(nn.Module):
         gamma: float = 0.0,
         smooth: float = 1.0,
         loss_name: str = 'loss_tissue',
+        class_pixels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check(
@@ -56,29 +59,18 @@ class TissueLoss(nn.Module):
         )
         self.cross_entropy, self.dice, self.gamma, self.smooth = cross_entropy, dice, gamma, smooth
         self.temperature, self.loss_name = temperature, loss_name
+        if temperature and class_pixels is not None:
+            class_weight = class_weights(class_pixels, temperature)
         # Not in checkpoints: it follows from the config and the data.
         weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
         self.register_buffer('class_weight', weight, persistent=False)
-
-    def set_pixels(self, pixels: np.ndarray) -> None:
-        """Make the class weights of the pixels (C,) that the training data have of each class.
-
-        A pixel weighs 1 on average over the training data; a class without pixels weighs 0.
-        """
-        pixels = np.asarray(pixels, np.float64)
-        if not pixels.any():
-            raise IgniteError('the training data have no annotated pixel: prepare other ROIs.')
-        weight = np.where(pixels > 0, np.maximum(pixels, 1) ** -self.temperature, 0)
-        weight *= pixels.sum() / (weight * pixels).sum()
-        device = None if self.class_weight is None else self.class_weight.device
-        self.class_weight = torch.tensor(weight, dtype=torch.float32, device=device)
 
     def score(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, **geometry: object) -> ResizedLoss:
         """Both terms of logits (N, C, h, w) resized to the labels (N, H, W), see :func:`resized_loss`."""
         if self.temperature and self.class_weight is None:
             raise IgniteError(
-                'TissueLoss has a temperature but was not told the pixels of the training data: add '
-                "dict(type='ClassWeightHook') to custom_hooks, or set temperature=0."
+                f'TissueLoss has temperature={self.temperature}, which requires class_pixels: train with tools/train.py, '
+                'which fills them in, or give the pixels of each class in the training ROIs.'
             )
         if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
             raise IgniteError(
@@ -120,6 +112,21 @@ class TissueLoss(nn.Module):
         """The settings, for ``print(model)``."""
         names = ('cross_entropy', 'dice', 'temperature', 'gamma', 'smooth')
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)
+
+
+def class_weights(pixels: Sequence[int], temperature: float) -> list[float]:
+    """Return the weight of each class, proportional to 1 / pixels ** temperature.
+
+    A pixel weighs 1 on average over the training data; a class without pixels weighs 0.
+
+    Raises:
+        IgniteError: no class has a pixel.
+    """
+    pixels = np.asarray(pixels, np.float64)
+    if not pixels.any():
+        raise IgniteError('the training data have no annotated pixel: prepare other ROIs.')
+    weight = np.where(pixels > 0, np.maximum(pixels, 1) ** -temperature, 0)
+    return (weight * pixels.sum() / (weight * pixels).sum()).tolist()
 
 
 def _check(rules: dict[str, tuple[bool, str]]) -> None:

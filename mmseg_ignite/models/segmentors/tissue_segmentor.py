@@ -169,8 +169,19 @@ class TissueSegmentor(EncoderDecoder):
             sample.pred_sem_seg = PixelData(data=labels[None, rows, columns])
         return samples
 
+    def labels_raw_images(self, inputs: Tensor, sample: SegDataSample) -> bool:
+        """Return whether :meth:`label_image` gives the labels that :meth:`predict` would give for a packed image.
+
+        Args:
+            inputs: (3, H, W), what the test pipeline gives.
+            sample: its sample; a resized, flipped or padded image is predicted by :meth:`predict` only.
+        """
+        pads = getattr(self.data_preprocessor, 'test_cfg', None)
+        whole = _labelled_box(inputs[None], sample) == (slice(0, inputs.shape[1]), slice(0, inputs.shape[2]))
+        return inputs.dtype == torch.uint8 and self.out_channels > 1 and not pads and whole
+
     def label_image(
-        self, image: np.ndarray, out: np.ndarray | None = None, advance: Callable[[int], object] | None = None
+        self, image: np.ndarray, out: np.ndarray | None = None, on_progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
         """Label a raw image of any size, such as a slide, of which only one row of windows is in memory at a time.
 
@@ -179,7 +190,7 @@ class TissueSegmentor(EncoderDecoder):
         Args:
             image: (H, W, 3) uint8 RGB, perhaps memory-mapped.
             out: (H, W) uint8 array to write to. Defaults to None: a new one.
-            advance: Told the number of windows done, after each batch.
+            on_progress: called with the number of newly finished windows after each batch.
 
         Returns:
             (H, W) uint8 label map, 0..C-1.
@@ -202,7 +213,7 @@ class TissueSegmentor(EncoderDecoder):
             device=settings.accumulator or device,
             skip=self._is_glass if settings.skip_glass else None,
             out=out,
-            advance=advance,
+            advance=on_progress,
         )
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
@@ -259,18 +270,14 @@ class TissueSegmentor(EncoderDecoder):
         return self._forward_whole(windows, [meta] * len(windows), settings)
 
     def _preprocessed(self, windows: np.ndarray, device: torch.device) -> Tensor:
-        """RGB windows (B, h, w, 3) uint8 as (B, 3, h, w) float, as the data_preprocessor gives them to the network."""
-        x = torch.from_numpy(windows)
-        x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True).permute(0, 3, 1, 2)
-        # In the layout that `predict` has, where the arithmetic and so the labels are the same to the last bit.
-        x = x.contiguous()
-        # The pipeline's images are BGR; with bgr_to_rgb the network sees RGB.
-        x = x.float() if getattr(self.data_preprocessor, '_channel_conversion', False) else x.flip(1).float()
-        return (x - self.data_preprocessor.mean) / self.data_preprocessor.std if self._normalises else x
+        """Return RGB windows (B, h, w, 3) uint8 as (B, 3, h, w) float, as the data preprocessor gives them to the network."""
+        x = torch.from_numpy(np.ascontiguousarray(windows[..., ::-1].transpose(0, 3, 1, 2)))  # BGR, as in a pipeline
+        x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True)
+        return self.data_preprocessor(dict(inputs=list(x), data_samples=None))['inputs']
 
     @property
     def _normalises(self) -> bool:
-        return getattr(self.data_preprocessor, '_enable_normalize', False)
+        return hasattr(self.data_preprocessor, 'mean')
 
     def _is_glass(self, window: Tensor | np.ndarray) -> Tensor:
         """Whether a window, (3, h, w) normalised or (h, w, 3) uint8, is bare glass: white, colourless and flat."""

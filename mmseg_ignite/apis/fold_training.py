@@ -1,0 +1,208 @@
+"""One fold of a cross-validation: its config, its progress on disk, its training and its scores."""
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import barrier
+from mmseg.registry import METRICS as METRIC_TYPES
+
+from ..datasets.prepared import read_index
+from ..datasets.protocols import FOLDS
+from ..engine.distributed import is_main_process
+from ..engine.work_dirs import POINTER, latest_checkpoint
+from ..errors import IgniteError
+from ..evaluation.run import METRICS, RAW
+from ..files import write_json
+from .checks import LOADERS, check_data, check_parts, is_ours
+from .configuration import load_config
+from .testing import test, tissue_metric
+from .training import train
+
+FOLD = 'fold.json'
+FORMAT = 1
+_FREE = ('work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory')
+"""Settings that may differ when a fold is continued or pooled: where it runs, and on what."""
+
+
+class Fold:
+    """One fold; ``fold.json`` in its folder holds its settings and, once it is trained, the name of its last checkpoint.
+
+    Attributes:
+        cfg: its config; read only.
+        dataset: settings of the data set that is scored.
+        parts: {'train' | 'val' | 'test': names of ROIs}.
+        metric: the :class:`TissueMetric <mmseg_ignite.evaluation.TissueMetric>` of its config.
+        training: arguments of :func:`train`.
+    """
+
+    def __init__(
+        self, number: int, config: str | Path, folder: Path, options: dict, launcher: str, training: dict
+    ) -> None:
+        self.number, self.name = number, FOLDS[number]
+        self.folder = folder / self.name
+        self._config, self._launcher, self.training = config, launcher, training
+        self._options = {**options, 'protocol': self.name}
+        self.cfg = self._load()
+        self.dataset = self.cfg.test_dataloader.dataset
+        self.parts = self._parts()
+        evaluators = self.cfg.test_evaluator
+        evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+        self.metric = tissue_metric([METRIC_TYPES.build(evaluator) for evaluator in evaluators])
+        self._settings = {key: repr(value) for key, value in _flat(self.cfg.to_dict())}
+        self._settings |= {f'--{key}': repr(value) for key, value in training.items()}
+        self._settings['ROIs (SHA-256)'] = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
+
+    def _load(self, stage: str | None = None) -> Config:
+        """Read the config of the fold; ``stage`` names it, so that mmengine separates the logs of runs in one process."""
+        cfg = load_config(self._config, self._options, str(self.folder), self._launcher)
+        for loader in LOADERS:
+            if not is_ours((cfg.get(loader) or {}).get('dataset')):
+                raise IgniteError(
+                    f'{loader} of {self._config} has no data set of this package, and others do not know the folds: use '
+                    'IGNITECropDataset to train and IGNITEDataset to validate and to test.'
+                )
+        for task in ('training', 'test'):
+            check_parts(cfg, task)
+        _check_meta_keys(cfg, self._config)
+        cfg.test_dataloader.dataset.split = 'val'
+        if stage is not None:
+            cfg.experiment_name = f'{Path(cfg.filename).stem}-{self.name}-{stage}'
+            if cfg.get('visualizer'):
+                cfg.visualizer.pop('name', None)
+        return cfg
+
+    def _parts(self) -> dict:
+        root = self.dataset.data_root
+        splits = read_index(root)['splits']
+        if self.name not in splits:
+            raise IgniteError(
+                f'{root} has no folds, since fewer than five patients remain outside the test part: prepare more ROIs.'
+            )
+        part = self.cfg.train_dataloader.dataset.get('split', 'train')
+        if part != 'train':
+            raise IgniteError(
+                f'train_dataloader.dataset.split is {part!r}; train was expected, since val is scored as unseen: correct it.'
+            )
+        return splits[self.name]
+
+    def _read(self) -> dict | None:
+        path = self.folder / FOLD
+        if not path.is_file():
+            return None
+        try:
+            known = json.loads(path.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise IgniteError(
+                f'{path} cannot be read ({error}): delete {self.folder}, and run the fold again.'
+            ) from error
+        if not isinstance(known, dict) or known.get('format') != FORMAT or not isinstance(known.get('settings'), dict):
+            raise IgniteError(f'{path} is not of format {FORMAT}: delete {self.folder}, and run the fold again.')
+        return known
+
+    def _write(self, **more: object) -> None:
+        if not is_main_process():
+            return
+        try:
+            write_json(self.folder / FOLD, dict(format=FORMAT, settings=self._settings, **more))
+        except OSError as error:
+            raise IgniteError(
+                f'{self.folder} cannot be written ({error.strerror or error}): choose another work dir.'
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the fold is trained and scored, perhaps by another process."""
+        return all((self.folder / name).is_file() for name in (FOLD, RAW, METRICS))
+
+    @property
+    def started(self) -> bool:
+        """Whether the fold has a checkpoint to continue from."""
+        return (self.folder / POINTER).is_file() or latest_checkpoint(self.folder) is not None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint of the fold, once it is trained."""
+        name = (self._read() or {}).get('checkpoint')
+        return None if name is None else self.folder / Path(name).name
+
+    @property
+    def patients(self) -> set[object]:
+        """The patients outside the test part; each is in the training part of four folds."""
+        names = {*self.parts['train'], *self.parts['val']}
+        return {entry['patient'] for entry in read_index(self.dataset.data_root)['rois'] if entry['name'] in names}
+
+    def check_settings(self) -> None:
+        """Raise IgniteError if the folder contains anything but this fold with these settings."""
+        used = (
+            self.started or (self.folder / METRICS).is_file()
+        )  # before fold.json is read: another process may start it
+        known = self._read()
+        if known is None:
+            if used:
+                raise IgniteError(
+                    f'{self.folder} contains a run that is not a fold of a cross-validation: choose another work dir.'
+                )
+            return
+        before, now = known['settings'], self._settings
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise IgniteError(
+                    f'{self.folder} was started with {key} = {before.get(key, "nothing")}, which is now '
+                    f'{now.get(key, "nothing")}: continue with the same settings, or choose another work dir.'
+                )
+
+    def check_start(self, resume: bool) -> None:
+        """Raise IgniteError if the data are wrong, or if the fold was started and ``resume`` is False."""
+        if self.finished:
+            return
+        check_data(self.cfg, *LOADERS)
+        if self.started and self.checkpoint is None and not resume:
+            raise IgniteError(
+                f'{self.folder} contains an unfinished training: continue it with --resume, or delete the folder.'
+            )
+
+    def run(self, resume: bool, report: str | None, say: Callable[[str], None]) -> None:
+        """Train and score the fold, skipping what is finished."""
+        head = f'fold {self.number} of 0 to {len(FOLDS) - 1}'
+        if self.finished:
+            say(f'{head}: already finished, skipped')
+            return
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            say(f'{head}: training in {self.folder}')
+            self._write()
+            train(self._load('train'), resume, **self.training)
+            gc.collect()  # the reference cycles of the runner keep the model, its optimizer and the workers
+            barrier()  # the last checkpoint is written
+            checkpoint = latest_checkpoint(self.folder)
+            self._write(checkpoint=checkpoint.name)
+        say(f'{head}: scoring its val part with {checkpoint.name}')
+        # The last checkpoint was not selected by its validation patients, so they count as unseen.
+        test(self._load('test'), checkpoint, report=report, count_validation=False)
+        gc.collect()
+
+
+def _flat(node: object, name: str = '') -> Iterator[tuple[str, object]]:
+    """Yield the values of nested settings by dotted names, except those in _FREE."""
+    if not isinstance(node, (dict, list, tuple)) or not node:
+        yield name, node
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key not in _FREE:
+            yield from _flat(value, f'{name}.{key}' if name else str(key))
+
+
+def _check_meta_keys(cfg: Config, config: str | Path) -> None:
+    """Raise IgniteError if the test pipeline drops the keys that scores of unseen patients require."""
+    for transform in cfg.test_dataloader.dataset.get('pipeline') or ():
+        if str(transform.get('type')).split('.')[-1] != 'PackSegInputs':
+            continue
+        if missing := [key for key in ('roi', 'patient') if key not in transform.get('meta_keys', ())]:
+            raise IgniteError(
+                f'PackSegInputs of the test pipeline of {config} drops {" and ".join(missing)}, which cross-validation '
+                'requires: add them to its meta_keys, as configs/_base_/datasets/ignite.py does.'
+            )

@@ -1,0 +1,30 @@
+"""Private fields of mmengine: all are in one file, and the installed mmengine has them."""
+
+import re
+from pathlib import Path
+
+from mmengine.visualization import LocalVisBackend
+
+import mmseg_ignite
+from mmseg_ignite.engine import compatibility
+
+PRIVATE = re.compile(r'\b(?:runner|cfg|visualizer|loop|hook|CheckpointLoader|data_preprocessor)\._[a-z]\w*')
+
+
+def test_private_fields_of_mmengine_are_used_in_one_file_only():
+    found = {
+        path.name: PRIVATE.findall(path.read_text(encoding='utf-8'))
+        for path in Path(mmseg_ignite.__file__).parent.rglob('*.py')
+        if '.mim' not in path.parts
+    }
+    assert {name for name, fields in found.items() if fields} == {'compatibility.py'}
+
+
+def test_the_installed_mmengine_has_these_fields(tmp_path):
+    from mmengine.runner import Runner
+    from torch import nn
+
+    runner = Runner(nn.Linear(1, 1), str(tmp_path), experiment_name='compatibility')
+    assert not compatibility.is_training(runner)
+    assert [type(backend) for backend in compatibility.visualization_backends(runner)] == [LocalVisBackend]
+    assert callable(compatibility.local_checkpoint_loader())
