@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import matplotlib
