@@ -77,11 +77,12 @@ def _thin(points: Points) -> Points:
 
 def _weighted(points: list[tuple[float, float, int]]) -> list[tuple[float, float, float, str]]:
     """Return (x, y, radius, hover title) of points (x, y, pixels)."""
-    total = sum(pixels for *_, pixels in points)
-    return [
-        (x, y, max(_MIN_RADIUS, _MAX_RADIUS * (n / total) ** 0.5), f'{x:g}: {y:.4g} ({100 * n / total:.1f} % of the pixels)')
-        for x, y, n in points
-    ]  # fmt: skip
+    total, result = sum(pixels for *_, pixels in points), []
+    for x, y, pixels in points:
+        share = pixels / total
+        title = f'{x:g}: {y:.4g} ({100 * share:.1f} % of the pixels)'
+        result.append((x, y, max(_MIN_RADIUS, _MAX_RADIUS * share**0.5), title))
+    return result
 
 
 def _axis(

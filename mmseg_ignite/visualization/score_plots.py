@@ -116,9 +116,7 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
         axis.text(0, row, 'absent', fontsize=_FONT - 1, **_ABSENT)
     ticks, columns = np.arange(len(classes)), (*classes, 'no prediction')[: pooled.shape[1]]
     axis.set_xticks(np.arange(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=_FONT)
-    held = (
-        [''] * len(classes) if patients is None else [f', {n} patient{"" if n == 1 else "s"}' for n in patients[kept]]
-    )
+    held = repeat('') if patients is None else (f', {n} patient{"" if n == 1 else "s"}' for n in patients[kept])
     labels = [f'{name}\n{_short(total)} px{text}' for name, total, text in zip(classes, truth[:, 0], held)]
     axis.set_yticks(ticks, labels, fontsize=_FONT - 1)
     axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
