@@ -153,7 +153,7 @@ def _script_data(classes: list[dict], counts: np.ndarray) -> dict:
 
 
 def _curve_charts(curves: Scalars) -> list[tuple[str, Markup]]:
-    """Return (key of the translations, SVG) of losses, learning rate and validation scores, as far as they were logged."""
+    """Return (key of the translations, SVG) of each panel of training curves that has finite values."""
     limits = dict(validation=(0.0, 100.0))
     found = {
         key: charts.line_chart({name: list(curves[name].items()) for name in names}, 'iteration', limits.get(key))
