@@ -194,7 +194,7 @@ def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypa
 
 
 STOCK = """_base_ = [{base!r}]
-train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', data_root='x', split='train', pipeline=[
+train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', split='train', pipeline=[
     dict(type='LoadIGNITERegion'),
     dict(type='RandomResize', scale=(224, 192), ratio_range=(2.0, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(64, 64)), dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]))
