@@ -1,5 +1,8 @@
-# make demo   the main job on synthetic tissue: release, preparation, training, test, pictures
-# make test   the tests        make setup  only install        make lint   ruff        make clean  remove what these made
+# make demo    the whole workflow on synthetic tissue: release, preparation, training, test, report, overlays
+# make test    run the tests
+# make setup   install into .venv only
+# make lint    run ruff
+# make clean   remove everything that these targets created
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,14 +16,14 @@ $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-# opencv-python needs libGL, which a machine without a screen may lack: there its headless twin takes its place.
+# opencv-python needs libGL, which machines without a display may lack. Install the headless build there.
 	$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall -q -y opencv-python && \
 	  $(BIN)/python -m pip install -q -c constraints.txt opencv-python-headless; }
 	touch $@
 
 setup: $(VENV)/installed
 
-# Each step leaves its file only when it is whole, so a second call redoes only what is missing.
+# Each step writes its file only when complete, so a second call repeats only what is missing.
 $(DEMO)/release/data_overview.csv: | $(VENV)/installed
 	$(BIN)/python tools/make_synthetic_release.py --out $(DEMO)/release --rois 80 --patients 20 --size 384x384 --seed 1
 
@@ -37,10 +40,10 @@ $(DEMO)/segformer/report.html: $(DEMO)/trained
 
 demo: $(DEMO)/segformer/report.html
 	@cat $(DEMO)/segformer/metrics.txt
-	@echo "report: $(DEMO)/segformer/report.html    pictures of the test ROIs: $(DEMO)/overlays"
+	@echo "report: $(DEMO)/segformer/report.html    overlays of the test ROIs: $(DEMO)/overlays"
 
 test: $(VENV)/installed
-# Two processes of one thread each are faster than one of two; a file stays in one process, with its fixtures.
+# Two processes with one thread each are faster than one with two. A test file stays in one process, with its fixtures.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed

@@ -49,6 +49,8 @@ setup(
         'numpy',
         'matplotlib',
         'pillow',
+        'requests',
+        'urllib3>=2.6',  # decompresses in bounded memory
         'rich',
         'scipy',
         'jinja2',

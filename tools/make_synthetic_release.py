@@ -20,18 +20,20 @@ def rare(text: str) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', required=True, help='folder of the release')
+    parser.add_argument('--out', required=True, help='output folder of the release')
     parser.add_argument('--rois', type=int, default=60)
     parser.add_argument('--patients', type=int, default=20)
-    parser.add_argument('--size', type=size, default=(384, 384), metavar='HxW', help='of the ROIs, px')
+    parser.add_argument('--size', type=size, default=(384, 384), metavar='HxW', help='ROI size in px')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--encoding', choices=['complement', 'direct'], default='complement', help='of the ROI masks')
     parser.add_argument(
-        '--rare', type=rare, metavar='CLASS:SHARE', help='let class 1..16 fill only SHARE of the pixels'
+        '--encoding', choices=['complement', 'direct'], default='complement', help='encoding of the ROI masks'
+    )
+    parser.add_argument(
+        '--rare', type=rare, metavar='CLASS:SHARE', help='rare class (1..16) and its SHARE of all pixels'
     )
     args = parser.parse_args()
     with Progress() as progress:
-        task = progress.add_task('drawing ROIs', total=args.rois)
+        task = progress.add_task('rendering ROIs', total=args.rois)
         write_synthetic_release(
             args.out,
             args.rois,

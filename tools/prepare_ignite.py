@@ -1,28 +1,25 @@
-"""Prepare an IGNITE release for training: fetch it if asked, audit it, decode it once, split it by patient."""
+"""Prepare an IGNITE release for training: download it if requested, audit it, decode it once, split it by patient."""
 
 import argparse
 
+from mmseg_ignite.apis import prepare
 from mmseg_ignite.cli import run
-from mmseg_ignite.preparation import audit, download_release, prepare
+from mmseg_ignite.preparation import audit, download_release
 from mmseg_ignite.preparation.download import RECORD
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--release', required=True, metavar='DIR', help='unpacked release, with data_overview.csv in it'
-    )
+    parser.add_argument('--release', required=True, metavar='DIR', help='unpacked release, contains data_overview.csv')
     parser.add_argument('--out', default='data/ignite', help='folder of the prepared data set (default: %(default)s)')
     parser.add_argument(
-        '--download',
-        action='store_true',
-        help='fetch the H&E part of the release from Zenodo into DIR, or go on with it',
+        '--download', action='store_true', help='download the H&E part of the release from Zenodo into DIR, or continue'
     )
-    parser.add_argument('--record', default=RECORD, metavar='URL', help='record to fetch from (default: %(default)s)')
-    parser.add_argument('--audit-only', action='store_true', help='list all faults, prepare nothing')
-    parser.add_argument('--exclude', nargs='+', default=[], metavar='NAME', help='leave these ROIs out')
-    parser.add_argument('--drop-faulty', action='store_true', help='leave out every ROI with an error')
-    parser.add_argument('--no-context', action='store_true', help='leave out the tissue around the ROIs, to save room')
+    parser.add_argument('--record', default=RECORD, metavar='URL', help='record to download (default: %(default)s)')
+    parser.add_argument('--audit-only', action='store_true', help='list all faults without preparing anything')
+    parser.add_argument('--exclude', nargs='+', default=[], metavar='NAME', help='skip these ROIs')
+    parser.add_argument('--drop-faulty', action='store_true', help='skip every ROI with an error')
+    parser.add_argument('--no-context', action='store_true', help='skip the tissue around the ROIs to save disk space')
     parser.add_argument(
         '--label-map',
         metavar='FILE',

@@ -5,6 +5,7 @@ from .configuration import load_config
 from .cross_validation import cross_validate
 from .predicting import predict, predict_files
 from .predictor import Predictor
+from .preparing import prepare
 from .publishing import regions
 from .scoring import compare_runs, read_groupings, rescore, score_folder
 from .testing import test
@@ -18,6 +19,7 @@ __all__ = [
     'load_config',
     'predict',
     'predict_files',
+    'prepare',
     'read_groupings',
     'regions',
     'rescore',

@@ -58,13 +58,19 @@ def points_path(root: str | Path, name: str) -> Path:
     return Path(root) / 'points' / f'{name}.npy'
 
 
+def array_paths(root: str | Path, name: str, context: bool) -> list[Path]:
+    """Return the paths of an ROI's arrays: image, labels, points and, with ``context``, image and labels around it."""
+    around = name + CONTEXT
+    paths = [image_path(root, name), label_path(root, name), points_path(root, name)]
+    return [*paths, image_path(root, around), label_path(root, around)] if context else paths
+
+
 def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
     """Take over an ROI's arrays from one prepared folder into another; False if they are not all there and whole.
 
     Hard links cost nothing and survive the removal of ``old``; where the disk knows none, the files are copied.
     """
-    names = (name, name + CONTEXT) if context else (name,)
-    paths = [path(old, n) for n in names for path in (image_path, label_path)] + [points_path(old, name)]
+    paths = array_paths(old, name, context)
     if not all(_is_whole(p) for p in paths):
         return False
     for path in paths:

@@ -1,1 +1,1 @@
-"""Reading images strictly: damaged files are refused, and nothing that changes the picture passes unnoticed."""
+"""Read images strictly: refuse damaged files, and report everything that changes the pixels."""

@@ -1,4 +1,8 @@
-"""JPEGs that end early: decoders fill what is missing with gray, or decode whatever bytes follow as pixels, in silence."""
+"""Find JPEGs that end early.
+
+libjpeg, and with it Pillow, fills missing pixels with gray or decodes the following bytes as pixels, without an error if
+an end-of-image marker or enough bytes follow. Its warnings do not reach Python.
+"""
 
 import io
 import re
@@ -12,15 +16,15 @@ from .png import DamagedPicture
 _EOI, _SOS, _DRI = 0xD9, 0xDA, 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*_FRAMES, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
-"""Markers that a length and as many bytes follow."""
+"""Markers followed by a length and that many bytes."""
 _MARKER = re.compile(rb'\xff([^\x00\xff])')
 _SCAN_END = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 _RESTART = re.compile(rb'(?<!\xff)\xff+([\xd0-\xd7])')
-_NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()  # without FF, so without markers
+_NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()  # no FF, so no markers
 
 
 class _Scan(NamedTuple):
-    """Entropy-coded data: bytes ``start`` to ``end``, and the restart markers that its frame requires."""
+    """Entropy-coded data: bytes ``start`` to ``end``, and the number of restart markers that its frame requires."""
 
     start: int
     end: int
@@ -28,27 +32,27 @@ class _Scan(NamedTuple):
 
 
 def check_jpeg(content: bytes, pixels: bytes | None = None) -> None:
-    """Check that a JPEG ends, and that no scan and no restart interval ends before its pixels do.
+    """Check that a JPEG has its end, and the pixels of all scans and restart intervals.
 
-    Bytes added to complete entropy-coded data are skipped; in incomplete data they are decoded, and change the picture.
+    Noise is appended to the entropy-coded data: decoders skip it after complete data, and decode it as pixels otherwise.
 
     Args:
-        content: from its start-of-image marker on. What follows the end-of-image marker does not count.
-        pixels: the decoded picture, as ``PIL.Image.Image.tobytes`` gives it. Defaults to None: it is decoded.
+        content: bytes from the start-of-image marker on; those after the end-of-image marker are ignored.
+        pixels: the decoded image as returned by ``PIL.Image.Image.tobytes``. Defaults to None: it is decoded.
 
     Raises:
-        DamagedPicture: the end is missing, or pixels are.
+        DamagedPicture: the end or pixels are missing.
     """
     scans, end = _scans(content)
-    parts, place = [], 0
+    parts, position = [], 0
     for scan in scans:
-        data = content[scan.start : scan.end].rstrip(b'\xff')  # markers may have any number of FF before them
+        data = content[scan.start : scan.end].rstrip(b'\xff')  # any number of FF may precede a marker
         numbers = [code[0] - 0xD0 for code in _RESTART.findall(data)][: scan.restarts]
         if numbers != [i % 8 for i in range(scan.restarts)]:
             raise DamagedPicture('its pixel data are incomplete')
-        parts += [content[place : scan.start], _RESTART.sub(lambda marker: _NOISE + marker[0], data), _NOISE]
-        place = scan.end
-    parts.append(content[place:end])
+        parts += [content[position : scan.start], _RESTART.sub(lambda marker: _NOISE + marker[0], data), _NOISE]
+        position = scan.end
+    parts.append(content[position:end])
     if _decoded(b''.join(parts)) != (_decoded(content[:end]) if pixels is None else pixels):
         raise DamagedPicture('its pixel data are incomplete')
 
@@ -59,39 +63,39 @@ def _decoded(content: bytes) -> bytes:
 
 
 def _scans(content: bytes) -> tuple[list[_Scan], int]:
-    """The scans of a JPEG and the place behind its end-of-image marker (ISO/IEC 10918-1, annex B)."""
+    """Return the scans of a JPEG and the end of its end-of-image marker (ISO/IEC 10918-1, annex B)."""
     if not content.startswith(b'\xff\xd8'):
         raise DamagedPicture('its pixel data are not a JPEG with a start and an end')
-    scans, headers, frame, interval, place = [], [], b'', 0, 2
-    while marker := _MARKER.search(content, place):
-        code, place = marker[1][0], marker.end()
+    scans, headers, frame, interval, position = [], [], b'', 0, 2
+    while marker := _MARKER.search(content, position):
+        code, position = marker[1][0], marker.end()
         if code == _EOI:
             _check_coefficients(frame, headers)
-            return scans, place
+            return scans, position
         if code not in _SEGMENTS:
             raise DamagedPicture(f'the marker FF{code:02X} is in the middle of its data')
-        size = int.from_bytes(content[place : place + 2], 'big')
-        body, place = content[place + 2 : place + size], place + size
+        size = int.from_bytes(content[position : position + 2], 'big')
+        body, position = content[position + 2 : position + size], position + size
         if code in _FRAMES:
             frame = bytes([code]) + body
         elif code == _DRI:
             interval = int.from_bytes(body[:2], 'big')
         elif code == _SOS:
-            end = _SCAN_END.search(content, place)
+            end = _SCAN_END.search(content, position)
             if end is None:
                 break
             headers.append(body)
             restarts = (_units(frame, body) - 1) // interval if interval else 0
-            scans.append(_Scan(place, end.start(), restarts))
-            place = end.start()
+            scans.append(_Scan(position, end.start(), restarts))
+            position = end.start()
     raise DamagedPicture('it is truncated: its end, the marker FFD9, is missing')
 
 
 def _check_coefficients(frame: bytes, scans: list[bytes]) -> None:
-    """Raise DamagedPicture unless the scans, given by their headers, hold all bits of all coefficients."""
+    """Raise DamagedPicture unless the scans with these headers have all bits of all coefficients."""
     missing = {component: [1] * 64 for component in _factors(frame)}
     for scan in scans:
-        first, last, bits = scan[-3:] if frame[0] & 3 == 2 else (0, 63, 0)  # of a progressive one
+        first, last, bits = scan[-3:] if frame[0] & 3 == 2 else (0, 63, 0)  # 2: progressive
         for component in scan[1 : 1 + 2 * scan[0] : 2]:
             missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
     if not scans or any(map(any, missing.values())):
@@ -99,16 +103,16 @@ def _check_coefficients(frame: bytes, scans: list[bytes]) -> None:
 
 
 def _factors(frame: bytes) -> dict[int, tuple[int, int]]:
-    """The sampling factors, across and down, of each component."""
+    """Return the horizontal and vertical sampling factors of each component."""
     return {c[0]: (c[1] >> 4, c[1] & 15) for c in (frame[i : i + 3] for i in range(7, 7 + 3 * frame[6], 3))}
 
 
 def _units(frame: bytes, scan: bytes) -> int:
-    """The number of coded units (MCUs) in a scan, of the marker and body of its frame header and its own header."""
+    """Return the number of coded units (MCUs) of a scan, from its header and the frame header (marker and body)."""
     height, width = int.from_bytes(frame[2:4], 'big'), int.from_bytes(frame[4:6], 'big')
     factors = _factors(frame)
     across, down = (max(f[i] for f in factors.values()) for i in (0, 1))
-    if scan[0] == 1:  # one component: the blocks that its own pixels fill
+    if scan[0] == 1:  # one component: a unit is one block of it
         own = factors[scan[1]]
         width, height = -(-width * own[0] // across), -(-height * own[1] // down)
         across = down = 1

@@ -1,4 +1,4 @@
-"""Reading the bytes of a picture with suspicion: what decoders silently repair is found here.
+"""Check PNG files strictly: find damage that decoders repair silently.
 
 Source of the layout: PNG specification, third edition (W3C, 2025), sections 5 and 11.
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 MAX_SIDE = 65535
-"""px; the points of crops are stored as 16-bit coordinates, and the largest ROI known has 2,900."""
+"""px; points of crops are stored as 16-bit coordinates, and the largest known ROI has 2,900 px."""
 MAX_PIXELS = 1 << 27
 ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -22,18 +22,18 @@ COLOUR_TYPES = {0: 'grayscale', 2: 'RGB', 3: 'palette', 4: 'grayscale with alpha
 
 
 class DamagedPicture(Exception):
-    """The bytes are not a complete picture; the message says why."""
+    """The bytes are not a complete image; the message gives the reason."""
 
 
 class PngHeader(NamedTuple):
-    """What a PNG says of its pixels.
+    """Pixel format of a PNG.
 
     Attributes:
         height, width: px, as stored.
-        bits: a channel.
-        colour: one of COLOUR_TYPES.
-        orientation: 1..8 as in EXIF, 1 unless an eXIf chunk says otherwise; decoders differ in applying it.
-        transparent: whether single colours are marked transparent (tRNS chunk).
+        bits: per channel.
+        colour: one of the COLOUR_TYPES.
+        orientation: EXIF orientation 1..8 from the eXIf chunk, 1 without one; decoders differ in applying it.
+        transparent: whether single colours are transparent (tRNS chunk).
     """
 
     height: int
@@ -45,37 +45,37 @@ class PngHeader(NamedTuple):
 
 
 def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
-    """Walk the chunks of a PNG: every checksum right, the end there. ``max_side`` and ``max_pixels`` bound its size.
+    """Check the chunks of a PNG: all checksums are right, and the end exists.
+
+    Args:
+        content: bytes of the file; bytes after its end are ignored.
+        max_side, max_pixels: largest height or width, and largest number of pixels.
 
     Raises:
         DamagedPicture: not a PNG, truncated, a wrong checksum, or an impossible size.
     """
+    # Pillow is not enough. Its load() ignores the checksums of the pixels and a missing end; its verify() ignores the
+    # checksum of the end, also if it is cut off, and cannot be followed by load(). It reports 16-bit RGB as RGB, finds an
+    # eXIf chunk after the pixels only by decoding them, and refuses long texts.
     header = check_header(content[:33], max_side, max_pixels)
-    view, position, data = memoryview(content), len(SIGNATURE), False
-    orientation, transparent = 1, False
-    while True:
-        if position + 12 > len(content):
-            raise DamagedPicture(f'it is truncated after {len(content)} bytes')
-        length, kind = struct.unpack_from('>I4s', content, position)
+    chunks, kind, position = {}, b'', len(SIGNATURE)
+    while kind != b'IEND':
+        length, kind = struct.unpack_from('>I4s', content, position) if position + 12 <= len(content) else (2**32, b'')
         end = position + 12 + length
         if end > len(content):
             raise DamagedPicture(f'it is truncated after {len(content)} bytes')
-        if zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from('>I', content, end - 4)[0]:
+        chunk = memoryview(content)[position + 4 : end - 4]
+        if zlib.crc32(chunk) != int.from_bytes(content[end - 4 : end], 'big'):
             raise DamagedPicture(f'a checksum is wrong at byte {position}')
-        data |= kind == b'IDAT'
-        transparent |= kind == b'tRNS'
-        if kind == b'eXIf':
-            orientation = exif_orientation(content[position + 8 : end - 4])
-        if kind == b'IEND':
-            break
+        chunks[kind] = chunk[4:]
         position = end
-    if not data:
-        raise DamagedPicture('it holds no pixels')
-    return header._replace(orientation=orientation, transparent=transparent)
+    if b'IDAT' not in chunks:
+        raise DamagedPicture('it has no pixels')
+    return header._replace(orientation=exif_orientation(bytes(chunks.get(b'eXIf', b''))), transparent=b'tRNS' in chunks)
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation of EXIF data, 1..8; 1 (as stored) where they hold none that can be read."""
+    """Return the orientation in EXIF data, 1..8; 1 (as stored) if it is missing or unreadable."""
     try:
         tags = Image.Exif()
         tags.load(exif)
@@ -86,13 +86,13 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
-    """The header of a PNG from its first 33 bytes.
+    """Read the header of a PNG from its first 33 bytes.
 
     Raises:
         DamagedPicture: not a PNG, or an impossible size.
     """
     if not content.startswith(SIGNATURE):
-        raise DamagedPicture('it does not begin as a PNG' if content else 'it is empty')
+        raise DamagedPicture('it does not start like a PNG' if content else 'it is empty')
     if len(content) < 33 or content[8:16] != b'\0\0\0\rIHDR':
         raise DamagedPicture('it is truncated in its header, or has none')
     width, height, bits, colour = struct.unpack_from('>IIBB', content, 16)
@@ -103,24 +103,29 @@ def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX
     return PngHeader(height, width, bits, COLOUR_TYPES[colour])
 
 
-def decode(content: bytes, header: PngHeader) -> np.ndarray:
-    """The pixels of a checked PNG as they are stored, (H, W) or (H, W, C); palette PNGs give indices.
+def decode(content: bytes, header: PngHeader, mode: str | None = None) -> np.ndarray:
+    """Decode a checked PNG as stored, to (H, W) or (H, W, C); palette PNGs give indices.
+
+    Args:
+        content: bytes of the file.
+        header: from :func:`check_png`.
+        mode: mode of Pillow to convert to, e.g. 'RGBA'; None does not convert.
 
     Raises:
-        DamagedPicture: the pixel data do not inflate to the size of the header.
+        DamagedPicture: the pixel data do not have the size in the header.
     """
-    if header.colour == 'RGB' and header.bits == 8:  # OpenCV decodes these about twice as fast as Pillow
+    if mode is None and header.colour == 'RGB' and header.bits == 8:  # OpenCV is about twice as fast as Pillow
         try:
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
             raise DamagedPicture(f'its pixel data cannot be decoded ({error.err})') from error
         if pixels is None or pixels.shape[:2] != (header.height, header.width):
             raise DamagedPicture('its pixel data are damaged')
-        if pixels.shape[2] == 4:  # a colour marked transparent
+        if pixels.shape[2] == 4:  # a transparent colour
             pixels = pixels[..., :3]
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return np.array(picture)
+            return np.array(picture.convert(mode) if mode else picture)
     except Exception as error:  # Pillow raises many types on damaged data
         raise DamagedPicture(f'its pixel data are damaged ({error})') from error

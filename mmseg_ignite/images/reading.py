@@ -1,6 +1,6 @@
-"""Reading H&E images of other sources: damage is an error, and nothing that changes the picture passes in silence.
+"""Read H&E images from other sources: refuse damage, and report everything that changes the pixels.
 
-Files are read as bytes by Python and decoded in memory, so that any file name works.
+Python reads the files and Pillow decodes them in memory, so that any file name works.
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from .png import DamagedPicture, check_png
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 MAX_PIXELS = 1 << 28
-"""Pixels that are decoded unless the caller allows more: 0.8 GB as RGB."""
+"""Default limit of pixels to decode: 0.8 GB as RGB."""
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
-"""Plausible resolutions of a microscope; what is coarser in a file (72, 96, 300 dpi) is a default of a camera or editor."""
+"""Plausible resolutions of microscopes; coarser values (72, 96, 300 dpi) are defaults of cameras or editors."""
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 _BLOCKS = ((273, 279), (324, 325))
-"""Tags of a TIFF: offsets and bytes of its strips, and of its tiles."""
+"""TIFF tags: offsets and byte counts of strips, and of tiles."""
 _TIFF_JPEG = {6: ((513, 514),), 7: _BLOCKS}
-"""Compressions of a TIFF, and the tags of their JPEGs; the obsolete form 6 has a single one."""
+"""TIFF compressions, and the tags of their JPEGs; the obsolete compression 6 has a single one."""
 _UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
 
 
 class ReadImage(NamedTuple):
-    """An image file as the network gets it.
+    """An image file, ready for the network.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, upright, transparent areas white.
-        um_per_px: resolution that the file states; None if it states none or an implausible one.
-        resolution_source: where it stands in the file, or why it is unknown.
-        transparent: share of pixels, 0..1, that were transparent, at least in part.
+        um_per_px: resolution in the file; None if missing or implausible.
+        resolution_source: its position in the file, or why it is unknown.
+        transparent: share of pixels, 0..1, that were at least partly transparent.
         orientation: EXIF orientation, 1..8, that was undone; 1 for none.
-        pages: pages of the file, of which the first was read.
+        pages: number of pages in the file; the first was read.
         blank: (H, W) bool, the fully transparent pixels; None if there are none.
     """
 
@@ -57,18 +57,21 @@ class ReadImage(NamedTuple):
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
-    """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP, whatever its suffix; palettes are converted.
+    """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP with any suffix; palettes are converted.
 
-    Transparent pixels, outside of the scan, are laid on white; ``blank`` marks those that show nothing else. An EXIF or
-    TIFF orientation is undone, so that the image is as viewers show it. Of several pages the first is read.
+    Transparent pixels, which are outside the scan, are composited on white. An EXIF or TIFF orientation is undone, as in
+    viewers. Only the first page is read.
 
     Args:
         path: of the file.
-        max_pixels: that the header may state; more are not decoded.
+        max_pixels: limit of pixels in the header; larger images are refused before decoding.
 
     Raises:
-        IgniteError: no such file; empty, damaged or of another format; more pixels than allowed; grayscale, CMYK, float
-            or 16 bits.
+        IgniteError: missing, empty, damaged or of another format; too many pixels; grayscale, CMYK, float or 16 bits.
+
+    Example:
+        >>> read_image('slide.png').pixels.shape
+        (1024, 1024, 3)
     """
     name = printable(path)
     try:
@@ -102,7 +105,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
 
 
 def _content(path: Path, name: str, max_pixels: int) -> bytes:
-    """The bytes of a regular file whose header does not state too many pixels."""
+    """Read a regular file, unless its header states too many pixels."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'
@@ -118,7 +121,7 @@ def _content(path: Path, name: str, max_pixels: int) -> bytes:
 
 @contextlib.contextmanager
 def _strict() -> Iterator[None]:
-    """Pillow with its warnings of damage as errors, and without its own limit of pixels."""
+    """Turn Pillow's warnings of damage into errors, and disable its limit of pixels."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
@@ -133,13 +136,13 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise IgniteError(
-            f'{name} has {height} x {width} px according to its header; at most {max_pixels:,} pixels are read: cut it into '
-            'parts, or raise the limit with --max-pixels if the memory suffices.'
+            f'{name} has {height} x {width} px according to its header; at most {max_pixels:,} pixels are read: split it, '
+            'or raise the limit with --max-pixels if there is enough memory.'
         )
 
 
 def _check_kind(image: Image.Image, content: bytes, name: str) -> None:
-    """Raise IgniteError unless an image is 8-bit RGB or a palette of such; Pillow converts 16 bits in silence."""
+    """Raise IgniteError unless an image is 8-bit RGB or a palette; Pillow converts 16 bits silently."""
     bits, mode = 8, image.mode
     if image.format == 'PNG':
         bits = check_png(content, 2**31, 2**62).bits
@@ -154,7 +157,7 @@ def _check_kind(image: Image.Image, content: bytes, name: str) -> None:
 
 
 def _check_strips(image: Image.Image, size: int) -> None:
-    """Raise DamagedPicture if the pixel data of a TIFF lie beyond the end of the file."""
+    """Raise DamagedPicture if pixel data of a TIFF are beyond the end of the file."""
     if image.format != 'TIFF':
         return
     for offsets, counts in _BLOCKS:
@@ -164,7 +167,7 @@ def _check_strips(image: Image.Image, size: int) -> None:
 
 
 def _check_scan(image: Image.Image, content: bytes) -> None:
-    """Raise DamagedPicture if a JPEG, or a JPEG in a TIFF, ends before its pixels do; see :func:`check_jpeg`."""
+    """Raise DamagedPicture if a JPEG, or a JPEG in a TIFF, is incomplete; see :func:`check_jpeg`."""
     if image.format in ('JPEG', 'MPO'):
         check_jpeg(content, image.tobytes())
     elif image.format == 'TIFF' and image.tag_v2.get(259) in _TIFF_JPEG:
@@ -176,13 +179,13 @@ def _check_scan(image: Image.Image, content: bytes) -> None:
 
 
 def _numbers(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """The values of a tag of a TIFF, which Pillow gives without a tuple if there is one and its kind says so."""
+    """Return the values of a TIFF tag as a tuple; Pillow returns some single values without one."""
     value = image.tag_v2.get(tag, ())
     return value if isinstance(value, tuple) else (value,)
 
 
 def _rgb(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray | None]:
-    """(H, W, 3) uint8 RGB on white, the share of pixels that are not opaque, and where they are fully transparent."""
+    """Return (H, W, 3) uint8 RGB on white, the share of non-opaque pixels, and a mask of the fully transparent ones."""
     if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
         pixels = np.array(image.convert('RGBA'))
         alpha = pixels[..., 3:].astype(np.uint16)
@@ -196,7 +199,7 @@ def _rgb(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray | None]:
 
 
 def _resolution(image: Image.Image) -> tuple[float | None, str]:
-    """um/px that a file states and where, or None and why it is not known."""
+    """Return um/px and its position in the file, or None and why it is unknown."""
     x, y, source = _described_resolution(image) or _density(image)
     if not (x > 0 and y > 0):
         return None, 'the file states none'
@@ -208,14 +211,14 @@ def _resolution(image: Image.Image) -> tuple[float | None, str]:
 
 
 def _density(image: Image.Image) -> tuple[float, float, str]:
-    """um/px, across and down, of the dots per inch that a file states, and where; 0 if it states none."""
+    """Return horizontal and vertical um/px from the dots per inch, and their position; 0 if there are none."""
     source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
     x, y = (25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0)))
     return x, y, source
 
 
 def _described_resolution(image: Image.Image) -> tuple[float, float, str] | None:
-    """um/px, across and down, of a TIFF by OME, ImageJ or Aperio, which write it into the description."""
+    """Return horizontal and vertical um/px of OME, ImageJ or Aperio, which write them into the TIFF description."""
     if image.format != 'TIFF':
         return None
     text = html.unescape(str(image.tag_v2.get(270, '')))
@@ -231,7 +234,7 @@ def _described_resolution(image: Image.Image) -> tuple[float, float, str] | None
 
 
 def _ome_size(text: str, axis: str) -> float | None:
-    """The size of a pixel along an axis, um, in the XML of OME; None if it is not there or its unit is unknown."""
+    """Return the pixel size along an axis in um from OME XML; None if it is missing or has an unknown unit."""
     size = re.search(rf'\bPhysicalSize{axis}="([\d.eE+-]+)"', text)
     unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
     scale = _unit(unit[1] if unit else 'um')
@@ -239,5 +242,5 @@ def _ome_size(text: str, axis: str) -> float | None:
 
 
 def _unit(spelled: str) -> float | None:
-    """A unit of length in um; None if unknown. The micro sign survives few encodings, so what is not ASCII stands for it."""
+    """Return a unit of length in um; None if unknown. Any non-ASCII prefix counts as the often garbled micro sign."""
     return _UNITS.get(re.sub(r'^(\\u00B5|\?|[^\x00-\x7f]+)m$', 'um', spelled.strip()))

@@ -1,4 +1,4 @@
-"""Raw release to prepared data set: fetching, auditing, splitting, storing; and a synthetic release."""
+"""From a raw release to a prepared data set: download, audit, split and store; and write a synthetic release."""
 
 from ..datasets.prepared import read_index
 from .download import download_release

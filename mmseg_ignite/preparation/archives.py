@@ -1,5 +1,7 @@
-"""Unpacking the H&E images or masks of a release's zip archive, and nothing else of it."""
+"""Unpack the H&E images or masks of a release's zip archives, and nothing else."""
 
+import contextlib
+import json
 import re
 import stat
 import zipfile
@@ -8,129 +10,165 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from rich.progress import Progress
+
 from ..errors import IgniteError
-from ..files import atomic_file
+from ..files import atomic_file, write_json
+from .client import RemoteFile
 from .release import SAFE_NAME
 
+STATE = 'download.json'
 CHUNK = 1 << 20
 MAX_NAME = 200
-"""Longest member name in characters: file systems take 255 bytes, the temporary name needs some of them."""
+"""Longest member name in characters: file systems allow 255 bytes, and the temporary name needs some of them."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
-"""What zipfile raises for an archive that is truncated, altered or no zip at all."""
+"""Errors of zipfile for an archive that is truncated, altered or not a zip."""
+
+
+class Unpacker:
+    """Unpack archives into a release and remember it in download.json, so that the archives may be deleted.
+
+    The file holds {'archives': {name: {'size', 'md5', 'members': {PNG name: bytes}}}}.
+    """
+
+    def __init__(self, release: Path):
+        self.release, self.path = release, release / STATE
+        self.state = {'archives': {}}
+        try:
+            self.state = json.loads(self.path.read_text(encoding='utf-8'))
+            for entry in self.state['archives'].values():
+                entry['size'], entry['md5'], entry['members'].items()
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IgniteError(
+                f'{self.path} is not a list of unpacked archives as the download writes it ({type(error).__name__}: '
+                f'{error}): move it away and run the command again.'
+            ) from error
+
+    def is_done(self, file: RemoteFile, task: str) -> bool:
+        """Return whether this version of an archive was unpacked and its PNGs still have their sizes."""
+        entry = self.state['archives'].get(file.name)
+        if entry is None or (entry['size'], entry['md5']) != (file.size, file.md5):
+            return False
+        paths = {self.release / task / 'he' / name: size for name, size in entry['members'].items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+    def unpack(self, file: RemoteFile, task: Literal['images', 'annotations'], progress: Progress) -> None:
+        """Unpack an archive of the release folder, see :func:`extract_he_members`."""
+        archive = self.release / file.name
+        limit = max(4 * file.size, 1 << 30)  # masks may compress well; more than this is not an archive of PNGs
+        members = {name: info.file_size for name, info in he_members(archive, limit).items()}
+        bar = progress.add_task(f'unpacking {file.name}', total=sum(members.values()))
+        extract_he_members(archive, self.release, task, limit, lambda n: progress.advance(bar, n))
+        self.state['archives'][file.name] = {'size': file.size, 'md5': file.md5, 'members': members}
+        write_json(self.path, self.state)
 
 
 def he_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """The H&E PNGs of an archive by their plain file name, all of them checked.
-
-    Args:
-        archive: a zip with members '.../he/NAME.png'; everything else in it is passed over.
-        max_bytes: what the members may declare together, unpacked.
-
-    Raises:
-        IgniteError: not a whole zip, no H&E member, or one that is unsafe to unpack.
-    """
-    with _open(archive) as content:
-        return _checked(archive, content, max_bytes)
+    """Return the H&E PNGs of an archive by file name, after checking all of them; see :func:`extract_he_members`."""
+    with _open(archive, max_bytes) as (_, members):
+        return members
 
 
 def extract_he_members(
-    archive: Path, folder: Path, task: Literal['images', 'annotations'], max_bytes: int, advance: Callable[[int], None]
+    archive: Path,
+    folder: Path,
+    task: Literal['images', 'annotations'],
+    max_bytes: int,
+    on_progress: Callable[[int], None],
 ) -> int:
     """Unpack the H&E PNGs of an archive into ``folder/task/he``.
 
-    Every member is checked before the first is written. A PNG is written under a temporary name and renamed, so
-    it is whole or absent; one that is there with the right size and CRC-32 is left alone. One of the same name
-    and other content is replaced.
+    All members are checked before the first is written. Each PNG is written atomically. An existing file of the same
+    size and CRC-32 is kept, one of other content is replaced.
 
     Args:
-        archive: a zip with members '.../he/NAME.png'; everything else in it is passed over.
+        archive: zip with members '.../he/NAME.png'; all others are ignored.
         folder: the release.
-        task: the folder's name in the release.
-        max_bytes: what the members may declare together, unpacked.
-        advance: called with the number of bytes that were unpacked or found in place since the last call.
+        task: name of the folder in the release.
+        max_bytes: limit of the total unpacked size that the members declare.
+        on_progress: called with the number of bytes unpacked or found since the last call.
 
     Returns:
-        The number of H&E PNGs, those found in place included.
+        The number of H&E PNGs, including those that were already there.
 
     Raises:
-        IgniteError: not a whole zip, no H&E member, one that is unsafe to unpack, or a destination that leads
-            elsewhere through a symlink.
+        IgniteError: the archive is damaged, has no H&E member or an unsafe one, or the destination is a symlink.
         OSError: ``folder`` cannot be written.
     """
     target = folder / task / 'he'
-    for place in (target.parent, target):
-        if place.is_symlink() or (place.exists() and not place.is_dir()):
-            raise IgniteError(
-                f'{place} is a symlink or a file; a real folder was expected: move it away and run again.'
-            )
-    with _open(archive) as content:
-        members = _checked(archive, content, max_bytes)
+    for path in (target.parent, target):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise IgniteError(f'{path} is a symlink or a file; a real folder was expected: move it away and run again.')
+    with _open(archive, max_bytes) as (content, members):
         for name, info in members.items():
             if _is_unpacked(target / name, info):
-                advance(info.file_size)
+                on_progress(info.file_size)
                 continue
             with atomic_file(target / name) as partial, partial.open('wb') as out:
                 for chunk in _inflate(archive, content, info):
                     out.write(chunk)
-                    advance(len(chunk))
+                    on_progress(len(chunk))
     return len(members)
 
 
-def _open(archive: Path) -> zipfile.ZipFile:
+@contextlib.contextmanager
+def _open(archive: Path, max_bytes: int) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """Open an archive and check its H&E members."""
     try:
-        return zipfile.ZipFile(archive)
+        content = zipfile.ZipFile(archive)
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive} cannot be read as a whole zip ({error}): delete it and fetch it again.'
+            f'{archive} cannot be read as a complete zip archive ({error}): delete it and download it again.'
         ) from error
+    with content:
+        infos = [info for info in content.infolist() if _is_he(info.orig_filename) or _is_he(info.filename)]
+        yield content, _checked(archive, infos, max_bytes)
 
 
 def _is_he(path: str) -> bool:
-    # Backslashes count as separators here, so that a hostile path is seen and refused, not passed over.
+    # Backslashes count as separators here, so that a hostile path is refused instead of ignored.
     parts = re.split(r'[/\\]', path)
     return parts[-2:-1] == ['he'] and parts[-1].endswith('.png') and parts[0] != '__MACOSX' and parts[-1][0] != '.'
 
 
 def _fault(info: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be unpacked; its original name is judged, zipfile cuts the other at a NUL."""
+    """Return why a member must not be unpacked. The original name counts; zipfile cuts the other at a NUL."""
     path, mode = info.orig_filename, info.external_attr >> 16
     pure = PurePosixPath(path)
     if '\0' in path or '\\' in path or pure.is_absolute() or '..' in pure.parts or re.match('[A-Za-z]:', path):
         return 'has an unsafe path'
     if not SAFE_NAME.fullmatch(pure.name) or len(pure.name) > MAX_NAME:
-        return 'has no plain file name'
+        return 'does not have a plain file name'
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG) or info.external_attr & 0x10:  # 0x10: a folder in MS-DOS terms
-        return 'is a link or no regular file'
+        return 'is a link or not a regular file'
     if info.flag_bits & 0x1:
         return 'is encrypted'
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f'is packed by method {info.compress_type}, not stored or deflated'
+        return f'is compressed by method {info.compress_type}, not stored or deflated'
     return None
 
 
-def _checked(archive: Path, content: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
+def _checked(archive: Path, infos: list[zipfile.ZipInfo], max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     members, seen = {}, set()
-    for info in content.infolist():
-        if not _is_he(info.orig_filename) and not _is_he(info.filename):
-            continue
-        fault = _fault(info)
-        name = PurePosixPath(info.filename).name
+    for info in infos:
+        fault, name = _fault(info), PurePosixPath(info.filename).name
         if fault is None and name.lower() in seen:  # one file on file systems that ignore case
-            fault = 'leads to the same file as another member'
+            fault = 'has the same file name as another member'
         if fault:
             raise IgniteError(
                 f'{archive}: the member {info.orig_filename!r} {fault}; PNGs under he/ with plain, distinct names were '
-                'expected: it is not the archive of the release, fetch it again.'
+                'expected: it is not the archive of the release, download it again.'
             )
         seen.add(name.lower())
         members[name] = info
-    if not members:
-        raise IgniteError(f'{archive} holds no he/NAME.png: it is not the archive of the release, fetch it again.')
-    total = sum(info.file_size for info in members.values())
-    if total > max_bytes:
+    total = sum(info.file_size for info in infos)
+    if not members or total > max_bytes:
+        found = f'would unpack to {total:,} bytes of H&E images' if members else 'has no member he/NAME.png'
         raise IgniteError(
-            f'{archive} would unpack to {total:,} bytes of H&E images, at most {max_bytes:,} were expected: '
-            'it is not the archive of the release, fetch it again.'
+            f'{archive} {found}; 1 to {max_bytes:,} bytes were expected: it is not the archive of the release, download it '
+            'again.'
         )
     return members
 
@@ -146,7 +184,7 @@ def _is_unpacked(path: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The bytes of a member, never more than it declares; zipfile checks their CRC-32 at the end."""
+    """Yield the bytes of a member, never more than it declares; zipfile checks their CRC-32 at the end."""
     left = info.file_size
     try:
         with content.open(info) as stream:
@@ -156,8 +194,8 @@ def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
                     break
                 yield chunk
         if left:
-            raise zipfile.BadZipFile(f'{info.file_size:,} bytes were declared, another number is there')
+            raise zipfile.BadZipFile(f'it declares {info.file_size:,} bytes and has another number')
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive}: the member {info.filename} is damaged ({error}): delete the archive and fetch it again.'
+            f'{archive}: the member {info.filename} is damaged ({error}): delete the archive and download it again.'
         ) from error

@@ -1,4 +1,4 @@
-"""All faults of a release in one pass, in parallel over the cores."""
+"""Find all faults of a release in one pass, in parallel."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,21 +17,21 @@ from .release import RoiRecord, compare_rows, leaks, read_overview, surplus_file
 from .roi import audit_roi
 
 MAX_RESOLUTION_RATIO = 1.2
-"""How far um/px may be from the median of the release."""
+"""Largest ratio of um/px to the median of the release, or of the median to um/px."""
 IMPOSSIBLE_RATIO = 4
 POSSIBLE_UM_PER_PX = 0.01, 100
 
 
 @dataclass
 class Audit:
-    """What was found.
+    """Result of an audit.
 
     Attributes:
         entries: index entry of each usable ROI, in the order of the overview.
-        findings: all faults; those of ROIs left out on request are 'excluded'.
-        left_out: names of ROIs left out, on request or as faulty.
-        rois: number of ROIs that the overview lists.
-        ids: {id in the masks: our id}; None if they are the same.
+        findings: all faults; ROIs excluded by the user have only the finding 'excluded'.
+        left_out: names of the ROIs that are excluded or faulty.
+        rois: number of ROIs in the overview.
+        ids: {id in the masks: our id}; None if they are equal.
     """
 
     entries: list[dict]
@@ -52,27 +52,26 @@ def audit_release(
     console: Console | None = None,
     label_map: str | Path | None = None,
 ) -> Audit:
-    """Audit a release and, if ``out`` is given, write the arrays of its good ROIs on the way.
+    """Audit a release and, if ``out`` is given, write the arrays of its good ROIs.
 
     Args:
         release: folder with the unpacked release.
-        exclude: names of ROIs to leave out unseen.
-        drop_faulty: leave out each ROI with an error; faults of the release as a whole remain errors.
+        exclude: names of ROIs to skip.
+        drop_faulty: skip each ROI with an error; faults of the release as a whole remain errors.
         out, old, known: see :func:`mmseg_ignite.preparation.roi.audit_roi`; ``known`` by ROI name.
-        context: look at the files with tissue around the ROIs too.
+        context: include the files with tissue around the ROIs.
         console: for progress.
         label_map: JSON file, see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
 
     Raises:
-        IgniteError: no release at that path, ``exclude`` names what it does not list, or ``label_map`` is wrong.
+        IgniteError: ``release`` is not a release, ``exclude`` has an unknown name, or ``label_map`` is wrong.
     """
     overview = read_overview(release, label_map)
     exclude = list(dict.fromkeys(exclude))
-    unknown = [n for n in exclude if n not in overview.names]
-    if unknown:
+    if unknown := [n for n in exclude if n not in overview.names]:
         raise IgniteError(f'{release} lists no ROI named {", ".join(unknown)}: check the names given to --exclude.')
     findings = [f for f in overview.findings if f.roi not in exclude]
-    findings += [Finding('excluded', name, 'left out by --exclude') for name in exclude]
+    findings += [Finding('excluded', name, 'excluded by --exclude') for name in exclude]
     if overview.readable:  # else every file would seem surplus
         findings += surplus_files(overview.folders, set(overview.names))
     records = {r.name: r for r in overview.records if r.name not in exclude}
@@ -81,17 +80,12 @@ def audit_release(
     facts = _audit_rois(sources, out, old, known or {}, overview.ids, console or Console())
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
-    findings += _compare_rois(records, entries) + _compare_pictures(records, facts)
+    findings += _compare_rois(records, entries) + _compare_images(records, facts)
     faulty = {f.roi for f in errors(findings) if f.roi}
     left_out = {*exclude, *(faulty if drop_faulty else ())}
     findings += leaks([r for name, r in records.items() if name not in left_out])
-    return Audit(
-        [e for e in entries if e['name'] not in faulty],
-        findings,
-        sorted(left_out),
-        len(overview.names),
-        overview.ids,
-    )
+    good = [e for e in entries if e['name'] not in faulty]
+    return Audit(good, findings, sorted(left_out), len(overview.names), overview.ids)
 
 
 def _audit_rois(
@@ -102,29 +96,27 @@ def _audit_rois(
     ids: dict[int, int] | None,
     console: Console,
 ) -> dict[str, dict]:
-    """Facts of each ROI by name. The largest go first, so that no core waits for one at the end.
+    """Return the facts of each ROI by name. The largest ROIs go first, so that none runs alone at the end.
 
-    Threads fill the cores, since decoding, hashing and NumPy let go of the interpreter; processes would have to be
-    started anew, or be forked beside the threads of OpenCV and torch.
+    Threads use all cores, as decoding, hashing and NumPy release the interpreter lock. Processes would start slowly, or
+    fork beside the threads of OpenCV and torch.
     """
-    if not sources:
-        return {}
-    sizes = {n: sum(_size(p) for p in s.values()) for n, s in sources.items()}
+    sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('left'), TimeRemainingColumn())
     facts = {}
-    pool = ThreadPoolExecutor(min(cores(), len(sources)))
+    pool = ThreadPoolExecutor(max(1, min(cores(), len(sources))))
     try:
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task('auditing', total=sum(sizes.values()) or None)
+            bar = progress.add_task('auditing', total=sum(sizes.values()) or None)
             tasks = {
                 pool.submit(audit_roi, name, sources[name], out, old, known.get(name), ids): name
                 for name in sorted(sizes, key=sizes.get, reverse=True)
             }
             for done in as_completed(tasks):
-                facts[tasks[done]] = done.result()
-                progress.update(
-                    task, advance=sizes[tasks[done]], description=f'audited {len(facts)} of {len(sources)} ROIs'
-                )
+                name = tasks[done]
+                facts[name] = done.result()
+                text = f'audited {len(facts)} of {len(sources)} ROIs'
+                progress.update(bar, advance=sizes[name], description=text)
     except OSError as error:
         raise IgniteError(f'{error.filename or out} cannot be read or written ({error.strerror or error}).') from error
     finally:
@@ -132,15 +124,8 @@ def _audit_rois(
     return facts
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # missing or unreadable, which audit_roi reports
-        return 0
-
-
 def _entry(record: RoiRecord, facts: dict) -> dict:
-    """The index entry of an ROI: its row in the overview and what its files say."""
+    """Return the index entry of an ROI, from its row in the overview and the facts of its files."""
     area = record.area_mm2
     return dict(
         name=record.name,
@@ -154,26 +139,23 @@ def _entry(record: RoiRecord, facts: dict) -> dict:
 
 
 def _compare_rois(records: dict[str, RoiRecord], entries: list[dict]) -> list[Finding]:
-    """What only shows when ROIs are compared with their rows and with each other."""
+    """Compare ROIs with their rows and with each other."""
     findings = []
     least, most = POSSIBLE_UM_PER_PX
     possible = [e['um_per_px'] for e in entries if e['um_per_px'] is not None and least <= e['um_per_px'] <= most]
     median = float(np.median(possible)) if possible else 0.0
     for entry in entries:
-        name, claimed = entry['name'], records[entry['name']].shape
+        name, claimed, um_per_px = entry['name'], records[entry['name']].shape, entry['um_per_px']
         if claimed is not None and claimed != (entry['height'], entry['width']):
             detail = f'it is {entry["height"]} x {entry["width"]} px, the overview says {claimed[0]} x {claimed[1]}'
             findings.append(Finding('shape-differs', name, detail, name))
-        um_per_px = entry['um_per_px']
         if um_per_px is None:
             continue
         ratio = max(um_per_px / median, median / um_per_px) if least <= um_per_px <= most else float('inf')
         if ratio > MAX_RESOLUTION_RATIO:
             kind = 'resolution-differs' if ratio <= IMPOSSIBLE_RATIO else 'resolution-impossible'
-            detail = f'its area gives {um_per_px:.3g} um/px, ' + (
-                f'the median is {median:.3g}' if median else f'{least} to {most} are possible'
-            )
-            findings.append(Finding(kind, name, detail, name))
+            expected = f'the median is {median:.3g}' if median else f'{least} to {most} are possible'
+            findings.append(Finding(kind, name, f'its area gives {um_per_px:.3g} um/px, {expected}', name))
     encodings = {e['encoding'] for e in entries} - {'empty'}
     if len(encodings) > 1:
         counts = ', '.join(f'{sum(e["encoding"] == c for e in entries)} {c}' for c in sorted(encodings))
@@ -181,8 +163,8 @@ def _compare_rois(records: dict[str, RoiRecord], entries: list[dict]) -> list[Fi
     return findings
 
 
-def _compare_pictures(records: dict[str, RoiRecord], facts: dict[str, dict]) -> list[Finding]:
-    """Pictures that occur twice, also those of ROIs that are faulty otherwise."""
+def _compare_images(records: dict[str, RoiRecord], facts: dict[str, dict]) -> list[Finding]:
+    """Find images that occur twice, also among faulty ROIs."""
     findings, same = [], defaultdict(list)
     for name, record in records.items():
         if facts[name].get('picture') is not None:
@@ -192,5 +174,5 @@ def _compare_pictures(records: dict[str, RoiRecord], facts: dict[str, dict]) -> 
         for record in group if leaking else group[1:]:
             others = ', '.join(f'{r.name} (patient {r.patient})' for r in group if r is not record)
             kind = 'picture-patients' if leaking else 'picture-twice'
-            findings.append(Finding(kind, record.name, f'it shows the same picture as {others}', record.name))
+            findings.append(Finding(kind, record.name, f'it shows the same image as {others}', record.name))
     return findings

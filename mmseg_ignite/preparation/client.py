@@ -1,14 +1,13 @@
-"""HTTP for a long download: requests with time-outs, growing waits between tries, content as it was before transport."""
+"""HTTP requests for long downloads: time-outs, growing waits between tries, and errors that tell whether to retry."""
 
-import http.client
+import contextlib
 import ssl
-import time
-import zlib
-from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
 
 from ..errors import IgniteError
 from ..version import __version__
@@ -16,164 +15,124 @@ from ..version import __version__
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as lost."""
 TRIES = 10
-"""Failures in a row, without a new byte, after which a file is given up: about four minutes of waiting."""
+"""Failures in a row, without a new byte, before a download stops: about four minutes of waiting."""
 MAX_WAIT = 60.0
-"""Longest back-off in seconds; it starts at one and doubles."""
+"""Longest back-off in seconds; it starts at one second and doubles."""
 MAX_RETRY_AFTER = 600.0
-"""Longest wait in seconds that a server may ask for."""
-CHUNK = 1 << 18
+"""Longest wait in seconds that a server may request."""
+# Only its rules are used. As an adapter's `max_retries` it would count every request separately, wait without telling
+# the user, and not resume a body that was cut.
+_RULES = urllib3.Retry(status_forcelist=(408, 429, *range(500, 600)))
+
+
+class RemoteFile(NamedTuple):
+    """A file of the record: size in bytes, MD5 as lower-case hex."""
+
+    name: str
+    size: int
+    md5: str
+    url: str
 
 
 class Interrupted(Exception):
-    """A failure that another try may overcome.
+    """A failure that another try may overcome, after ``wait`` s and, if ``restart``, without the partial file."""
 
-    Args:
-        reason: for the message after the last try.
-        wait: seconds the server asks for.
-        restart: the bytes that are there cannot be gone on from.
-    """
-
-    def __init__(self, reason: object, wait: float = 0.0, restart: bool = False):
-        super().__init__(str(reason) or type(reason).__name__)
+    def __init__(self, reason: str, wait: float = 0.0, restart: bool = False):
+        super().__init__(reason)
         self.wait, self.restart = wait, restart
 
 
-def check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ('http', 'https') and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise IgniteError(f'{url!r} is not an http(s) address, which was expected: check the address of the record.')
+class _Adapter(HTTPAdapter):
+    """Trust the certificates of the system in addition to those of certifi: hospital proxies often have their own."""
 
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
 
-class _HttpRedirects(HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        check_url(newurl)  # urllib would follow to ftp
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for (a number or a date); 0 if it is absent or unreadable."""
-    if value is None:
-        return 0.0
-    try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+    def proxy_manager_for(self, proxy, **kwargs):
+        return super().proxy_manager_for(proxy, ssl_context=ssl.create_default_context(), **kwargs)
 
 
 class Client:
-    """Requests with time-outs, and the waiting between them."""
+    """Send GET requests; wait by ``sleep(seconds)`` between tries and announce it by ``on_message(text)``."""
 
-    def __init__(self, sleep: Callable[[float], None], say: Callable[[str], None]):
-        self.opener = build_opener(_HttpRedirects)
-        self.opener.addheaders = [('User-Agent', f'mmseg_ignite/{__version__}')]
-        self.sleep, self.say = sleep, say
+    def __init__(self, sleep: Callable[[float], None], on_message: Callable[[str], None]):
+        self.session = requests.Session()
+        self.session.headers = {'User-Agent': f'mmseg_ignite/{__version__}', 'Accept-Encoding': 'identity'}
+        self.session.mount('https://', _Adapter())
+        self.sleep, self.on_message = sleep, on_message
 
-    def open(self, url: str, start: int = 0) -> http.client.HTTPResponse:
-        """Ask for the bytes from ``start`` on."""
-        request = Request(
-            url, headers={'Accept-Encoding': 'identity', **({'Range': f'bytes={start}-'} if start else {})}
-        )
+    @contextlib.contextmanager
+    def get(self, url: str, start: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Request the bytes from ``start`` on; raise Interrupted if another try may succeed, else IgniteError."""
+        headers = {'Range': f'bytes={start}-'} if start else {}
         try:
-            return self.opener.open(request, timeout=TIMEOUT)
-        except HTTPError as error:
-            error.close()
-            if error.code == 416 and start:
-                raise Interrupted(f'no bytes from {start:,} on', restart=True) from error
-            if error.code in (408, 429) or error.code >= 500:
-                raise Interrupted(error, _retry_after(error.headers['Retry-After'])) from error
+            with self.session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                _check_response(response, url, start)
+                yield response.raw
+        except urllib3.exceptions.DecodeError as error:
+            raise Interrupted(f'the compressed content is damaged ({_root(error)})', restart=True) from error
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+            reason = _root(error)
+            if not isinstance(reason, ssl.SSLCertVerificationError):
+                raise Interrupted(str(reason) or type(reason).__name__) from error
             raise IgniteError(
-                f'{url} answers {error}; the file was expected: check the address in a browser, the record may have '
-                'moved or be closed.'
+                f'{url}: the certificate of the server is not trusted ({reason}): correct the certificates of this '
+                'computer, or fetch the files in another way.'
             ) from error
-        except (ValueError, http.client.InvalidURL) as error:
-            raise IgniteError(f'{url!r} is not a usable address ({error}): check the address of the record.') from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, 'reason', error)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise IgniteError(
-                    f'{url}: the certificate of the server is not trusted ({reason}): correct the certificates of '
-                    'this computer or fetch the files by another way.'
-                ) from error
-            raise Interrupted(reason) from error
+        except requests.RequestException as error:
+            raise IgniteError(f'{url!r} cannot be requested ({error}): check the http(s) address.') from error
 
     def pause(self, error: Interrupted, failures: int, what: str) -> None:
-        """Wait before another try; give up with a sentence that begins with ``what`` after TRIES of them.
+        """Wait before the next try, or raise IgniteError with a sentence that starts with ``what`` after TRIES failures.
 
-        The first failure in a row is silent if the wait is short: most connections that end early are back at once.
+        A short wait after a first failure is not announced: most lost connections are back at once.
         """
         if failures >= TRIES:
             raise IgniteError(
                 f'{what}: {TRIES} tries in a row failed, the last with: {error}; check the network and run the same '
-                'command again, it goes on where this one stopped.'
+                'command again to continue.'
             ) from error
         wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
         if failures > 1 or wait > 5:
             left = TRIES - failures
-            self.say(f'{what}: {error}; the next of {left} more {"try" if left == 1 else "tries"} is in {wait:.0f} s.')
+            self.on_message(
+                f'{what}: {error}; {left} more {"try" if left == 1 else "tries"}, the next in {wait:.0f} s.'
+            )
         self.sleep(wait)
 
 
-class Body:
-    """The content of an answer, decompressed where the server compresses it though it was asked not to.
+def _root(error: BaseException) -> BaseException:
+    """Return the first cause: requests and urllib3 wrap it in long texts."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
-    Args:
-        response: whose body was not read yet.
-        url: for messages.
 
-    Raises:
-        IgniteError: it is compressed otherwise than by gzip.
-    """
+def _check_response(response: requests.Response, url: str, start: int) -> None:
+    """Raise Interrupted or IgniteError unless the response has the file, as it is or compressed by gzip."""
+    answer = f'HTTP {response.status_code} {response.reason}'
+    if response.status_code == 416 and start:
+        raise Interrupted(f'the server has no bytes from {start:,} on', restart=True)
+    if _RULES.is_retry('GET', response.status_code):
+        raise Interrupted(answer, _retry_after(response.raw))
+    if not response.ok:
+        raise IgniteError(
+            f'{url} answers {answer} instead of the file: open the address in a browser to see whether the record has '
+            'moved or is closed.'
+        )
+    # Servers may compress although "identity" was requested. urllib3 takes the header as it is, spaces included.
+    coding = response.headers.get('Content-Encoding', 'identity').strip().lower()
+    if coding not in ('identity', 'gzip', 'x-gzip'):
+        raise IgniteError(
+            f'{url} is sent compressed as {coding!r}; the plain file or gzip was expected: fetch it from a mirror, or '
+            'with a browser into the folder of the release.'
+        )
+    response.raw.headers['Content-Encoding'] = coding
 
-    def __init__(self, response: http.client.HTTPResponse, url: str):
-        coding = (response.headers['Content-Encoding'] or 'identity').strip().lower()
-        if coding not in ('identity', 'gzip', 'x-gzip'):
-            raise IgniteError(
-                f'{url} is sent compressed as {coding!r}; the plain file, which was asked for, or gzip was expected: fetch '
-                'it from another mirror, or with a browser into the folder of the release.'
-            )
-        self.response, self.expected = response, response.length
-        self.inflater = None if coding == 'identity' else zlib.decompressobj(zlib.MAX_WBITS | 16)
 
-    def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes, none at the end.
-
-        Raises:
-            Interrupted: the connection failed, or the compressed bytes are damaged.
-        """
-        if self.inflater is None:
-            return self._receive(size)
-        try:
-            while not self.inflater.eof:
-                data = self.inflater.unconsumed_tail or self._receive(CHUNK)
-                chunk = self.inflater.decompress(data, size)
-                if chunk or not data:
-                    return chunk
-        except zlib.error as error:
-            raise Interrupted(f'the compressed content is damaged ({error})', restart=True) from error
-        return b''
-
-    def read_all(self, most: int) -> bytes:
-        """All bytes, of more than ``most`` only these.
-
-        Raises:
-            Interrupted: the connection failed or ended early.
-        """
-        content = bytearray()
-        while len(content) < most and (chunk := self.read(most - len(content))):
-            content += chunk
-        if len(content) < most and self.inflater is not None and not self.inflater.eof:
-            raise Interrupted(f'the connection ended after {len(content):,} bytes')
-        if self.inflater is None and self.expected is not None and len(content) < min(self.expected, most):
-            raise Interrupted(f'the connection ended after {len(content):,} of {self.expected:,} bytes')
-        return bytes(content)
-
-    def _receive(self, size: int) -> bytes:
-        try:
-            return self.response.read1(size)
-        except (OSError, http.client.HTTPException) as error:
-            raise Interrupted(error) from error
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 if it is missing or unreadable."""
+    try:
+        return min(_RULES.get_retry_after(response) or 0.0, MAX_RETRY_AFTER)
+    except (urllib3.exceptions.HTTPError, ValueError, OverflowError):
+        return 0.0

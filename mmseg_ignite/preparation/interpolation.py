@@ -1,7 +1,7 @@
-"""Masks whose values were computed instead of drawn: scaled with interpolation, or compressed with loss.
+"""Find masks that were scaled with interpolation or compressed lossily.
 
-Ids 1..16 are all valid, so such a mask passes every check of its values: between the classes 2 and 9 interpolation writes
-3..8. It is found by where these values stand.
+Their values pass every range check: between the classes 2 and 9 interpolation writes 3..8, which are valid ids. They are
+found by the positions of these values.
 """
 
 import cv2
@@ -10,22 +10,22 @@ import numpy as np
 from ..labels import histogram
 
 MAX_BETWEEN = 0.05
-"""Largest share of :func:`share_between` in a drawn mask; docs/data.md has the measurements."""
+"""Largest :func:`share_between` of an annotated mask; see docs/data.md for the measurements."""
 MIN_STEPS = 200
-"""Fewer boundary positions than these say nothing."""
+"""Boundary positions below which no share is computed."""
 MAX_FRINGE = 0.01
-"""Largest share of :func:`fringe_classes` in a drawn mask, relative to its boundaries."""
+"""Largest share of :func:`fringe_classes` in an annotated mask, relative to its boundary pixels."""
 MIN_FRINGE = 50
-"""px; a few stray pixels are reported otherwise."""
+"""Pixels; a few stray pixels are another finding."""
 _INSIDE = 0.1
 
 
 def share_between(mask: np.ndarray) -> float:
-    """Share of the class boundaries whose pixels hold a value between the two classes.
+    """Return the share of class boundaries whose pixels have a value between the two classes.
 
-    A boundary position is a pixel whose left and right (or upper and lower) neighbours differ by more than 1. In a drawn
-    mask its own value is one of the two, except where three classes meet. Interpolation and lossy compression put values
-    strictly between them. Works on either encoding of masks, since both keep the order of the classes or reverse it.
+    A boundary position is a pixel whose left and right (or upper and lower) neighbours differ by more than 1. In an
+    annotated mask its value is one of the two, except where three classes meet. Interpolation and lossy compression
+    write values strictly between them. Both mask encodings work, as they keep or reverse the order of the classes.
 
     Args:
         mask: (H, W) uint8 as stored.
@@ -46,18 +46,18 @@ def share_between(mask: np.ndarray) -> float:
 
 
 def fringe_classes(mask: np.ndarray) -> tuple[list[int], int]:
-    """Values that occur as fringes only, as JPEG leaves them beside boundaries of neighbouring ids.
+    """Return the values that occur only as fringes, which JPEG leaves beside boundaries of neighbouring ids.
 
     Args:
         mask: (H, W) uint8 as stored.
 
     Returns:
-        The values other than 0 of which less than a tenth of the pixels has all eight neighbours alike, and the number of
-        their pixels; ([], 0) where these are fewer than MIN_FRINGE or than MAX_FRINGE of the boundary pixels.
+        The values other than 0 with less than a tenth of their pixels inside a uniform 3 x 3 square, and the number of all
+        their pixels; ([], 0) if these are fewer than MIN_FRINGE or than MAX_FRINGE of the boundary pixels.
     """
     square = np.ones((3, 3), np.uint8)
     inside = cv2.erode(mask, square) == cv2.dilate(mask, square)
-    counts, inner = histogram(mask), histogram(mask * inside)  # what becomes 0 is not looked at
+    counts, inner = histogram(mask), histogram(mask * inside)
     fringes = np.flatnonzero((counts > 0) & (inner < _INSIDE * counts))
     fringes = fringes[fringes > 0]
     pixels = int(counts[fringes].sum())

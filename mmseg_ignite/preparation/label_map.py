@@ -1,4 +1,4 @@
-"""What the ids in a release's masks mean: its own label map, and the mapping that a user states instead."""
+"""Map the ids in the masks of a release to ours, by its own label map or by a mapping from the user."""
 
 import gzip
 import json
@@ -7,18 +7,19 @@ import zlib
 from pathlib import Path
 
 from ..errors import IgniteError
+from ..files import printable
 from ..labels import MAX_ID, NUM_CLASSES, RAW_LABEL_MAP
-from .findings import Finding, printable
+from .findings import Finding
 
 LABEL_MAP = 'he_label_map.json'
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
 
 
 def unzipped(path: Path, findings: list[Finding]) -> bytes:
-    """The bytes of a table of the release; one public loader keeps both gzip-compressed under their plain names.
+    """Read a table of the release, decompressed: one public loader stores gzip files under the plain names.
 
     Raises:
-        OSError, EOFError, zlib.error: it cannot be read, or is a damaged gzip file.
+        OSError, EOFError, zlib.error: the file cannot be read, or is a damaged gzip file.
     """
     content = path.read_bytes()
     if content[:2] == b'\x1f\x8b':
@@ -29,17 +30,17 @@ def unzipped(path: Path, findings: list[Finding]) -> bytes:
 
 
 def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dict[int, int] | None, list[Finding]]:
-    """What the ids in the masks of a release mean.
+    """Read which of our ids the masks of a release mean.
 
-    Ids decide: another name for one of our ids is a warning. Ids that are not ours, missing ids, and one of our names under
-    another id are errors, unless ``stated`` says what they mean.
+    Ids decide: another name for one of our ids is a warning. Unknown ids, missing ids, and one of our names with another id
+    are errors, unless ``stated`` maps them.
 
     Args:
-        release: folder with the label map, a JSON object {name: id}, maybe gzip-compressed.
-        stated: JSON file {name or id in the release: our id, 0..16}. Ids that it does not name keep their meaning.
+        release: folder with the label map, a JSON object {name: id}, possibly gzip-compressed.
+        stated: JSON file {name or id in the release: our id, 0..16}. Other ids keep their meaning.
 
     Returns:
-        {id in the masks: our id}, None without ``stated``: they are the same; and the findings.
+        {id in the masks: our id}, or None without ``stated``, if they are equal; and the findings.
 
     Raises:
         IgniteError: ``stated`` is not such a file.
@@ -59,12 +60,12 @@ def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dic
 
 
 def _read_release(release: Path, findings: list[Finding]) -> dict[str, int] | None:
-    """{name: id} of the release; None, with a finding, where it cannot be used."""
+    """Read {name: id} of the release; None, with a finding, if it is unusable."""
     path = release / LABEL_MAP
     try:
         found = json.loads(unzipped(path, findings).decode('utf-8-sig'))
     except FileNotFoundError:
-        findings.append(Finding('label-map-missing', LABEL_MAP, 'it is not there'))
+        findings.append(Finding('label-map-missing', LABEL_MAP, 'it does not exist'))
         return None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         findings.append(Finding('label-map-unreadable', LABEL_MAP, f'it is not JSON ({error})'))
@@ -85,7 +86,7 @@ def _plain(name: str) -> str:
 
 
 def _judge(found: dict[str, int] | None, mapping: dict[int, int], complete: bool) -> list[Finding]:
-    """Compare the release's names and ids with ours, less those that a mapping explains."""
+    """Compare the names and ids of the release with ours, except ids that ``mapping`` maps."""
     if found is None:
         return []
     ours = {_plain(name): raw_id for name, raw_id in RAW_LABEL_MAP.items()}
@@ -113,22 +114,22 @@ def _read_stated(path: Path, found: dict[str, int]) -> dict[int, int]:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
     except (OSError, ValueError, RecursionError) as error:
         raise IgniteError(
-            f'{path} cannot be read as JSON ({error}); {expected}: correct the file given to --label-map.'
+            f'{path} cannot be read as JSON ({error}); {expected}: correct the --label-map file.'
         ) from error
     if not isinstance(content, dict) or not all(_is_id(v, NUM_CLASSES) for v in content.values()):
-        raise IgniteError(f'{path} is not a label map; {expected}: correct the file given to --label-map.')
+        raise IgniteError(f'{path} is not a label map; {expected}: correct the --label-map file.')
     by_name, mapping = {_plain(name): raw_id for name, raw_id in found.items()}, {}
     for key, ours in content.items():
         theirs = int(key) if re.fullmatch('[0-9]{1,3}', key) else by_name.get(_plain(key))
         if theirs is None or theirs > MAX_ID:
-            known = ', '.join(map(repr, found)) or f'none, for {LABEL_MAP} cannot be read'
+            known = ', '.join(map(repr, found)) or f'none, as {LABEL_MAP} cannot be read'
             raise IgniteError(
-                f'{path} maps {key!r}; an id 0..{MAX_ID} or a name of the release ({known}) was expected: correct the file '
-                'given to --label-map.'
+                f'{path} maps {key!r}; an id 0..{MAX_ID} or a name of the release ({known}) was expected: correct the '
+                '--label-map file.'
             )
         if mapping.setdefault(theirs, ours) != ours:
             raise IgniteError(
                 f'{path} maps the id {theirs} of the release to {mapping[theirs]} and to {ours}: keep one of them in the '
-                'file given to --label-map.'
+                '--label-map file.'
             )
     return mapping

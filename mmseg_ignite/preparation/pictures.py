@@ -1,6 +1,6 @@
-"""The bytes of a release's picture as an array, every doubt about its pixels reported.
+"""Decode the images and masks of a release, and report every doubt about their pixels.
 
-Pixels count as they are stored, in images and masks alike: an EXIF orientation is reported and not applied.
+Pixels are used as stored: an EXIF orientation is reported but not applied, in images and masks alike.
 """
 
 import io
@@ -14,27 +14,27 @@ from ..labels import DecodedMask, decode_mask
 from .interpolation import MAX_BETWEEN, fringe_classes, share_between
 
 Report = Callable[[str, str], None]
-"""Called with the kind of a finding and its detail."""
+"""Callback for the kind and the detail of a finding."""
 
 
 def read_image(content: bytes, report: Report) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB, or None after reporting a format that would change the colours.
+    """Decode (H, W, 3) uint8 RGB; None, with a report, if the format would change the colours.
 
     Raises:
-        DamagedPicture: the bytes are no whole PNG or JPEG.
+        DamagedPicture: the bytes are not a complete PNG or JPEG.
     """
     if content[:3] == b'\xff\xd8\xff':
         image, colour, orientation = _decode_jpeg(content)
         bits = 8
-        report('image-lossy', 'it is a JPEG under the name of a PNG')
+        report('image-lossy', 'it is a JPEG with the suffix .png')
     else:
         header = check_png(content)
         colour, bits, orientation = header.colour, header.bits, header.orientation
         if colour == 'palette':
-            image, colour, bits = _convert(content, 'RGBA' if header.transparent else 'RGB'), 'RGB', 8
+            image, colour, bits = decode(content, header, 'RGBA' if header.transparent else 'RGB'), 'RGB', 8
             report('image-palette', 'it is a palette PNG')
         elif header.transparent and colour == 'RGB' and bits == 8:
-            image = _convert(content, 'RGBA')
+            image = decode(content, header, 'RGBA')
         else:
             image = decode(content, header)
     _report_orientation(orientation, report)
@@ -51,19 +51,19 @@ def read_image(content: bytes, report: Report) -> np.ndarray | None:
 
 
 def read_mask(content: bytes, report: Report, ids: dict[int, int] | None = None) -> DecodedMask | None:
-    """The train ids of a mask, or None after reporting why it cannot be trusted.
+    """Decode a mask to train ids; None, with a report, if it cannot be trusted.
 
     Args:
-        content: of the file.
+        content: bytes of the file.
         report: see Report.
         ids: see :func:`mmseg_ignite.labels.decode_mask`.
 
     Raises:
-        DamagedPicture: the bytes are no whole PNG.
-        MaskError: its values are no classes.
+        DamagedPicture: the bytes are not a complete PNG.
+        MaskError: its values are not classes.
     """
     header = check_png(content)
-    # Grayscale of fewer bits is refused too: decoders stretch its values to 0..255.
+    # Fewer bits of grayscale are refused too: decoders stretch them to 0..255.
     if header.colour not in ('grayscale', 'palette') or (header.colour == 'grayscale' and header.bits != 8):
         report('mask-format', f'it is {header.bits}-bit {header.colour}; 8-bit grayscale or palette was expected')
         return None
@@ -74,14 +74,14 @@ def read_mask(content: bytes, report: Report, ids: dict[int, int] | None = None)
         report(
             'mask-interpolated',
             f'{share:.1%} of its class boundaries hold a value between the two classes, at most {MAX_BETWEEN:.0%} was '
-            'expected: it was scaled with interpolation or compressed with loss',
+            'expected: it was scaled with interpolation or compressed lossily',
         )
         return None
     mask = decode_mask(stored, ids=ids)
     if header.colour == 'palette':
         report('mask-palette', 'it is a palette PNG')
     if mask.stray:
-        report('mask-stray', f'{mask.stray} pixel(s) ({mask.stray / mask.labels.size:.4%}) hold no class')
+        report('mask-stray', f'{mask.stray} pixel(s) ({mask.stray / mask.labels.size:.4%}) are not a class')
     fringes, pixels = fringe_classes(stored)
     if fringes:
         values = ', '.join(map(str, fringes))
@@ -94,18 +94,10 @@ def _report_orientation(orientation: int, report: Report) -> None:
         report('picture-turned', f'its EXIF orientation is {orientation}, which viewers apply')
 
 
-def _convert(content: bytes, mode: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return np.array(picture.convert(mode))
-    except Exception as error:  # Pillow raises many types on damaged data
-        raise DamagedPicture(f'its pixel data are damaged ({error})') from error
-
-
 def _decode_jpeg(content: bytes) -> tuple[np.ndarray, str, int]:
-    """Pixels as stored, their colour and the EXIF orientation."""
+    """Return the pixels as stored, their colour and the EXIF orientation."""
     if not content.rstrip(b'\0').endswith(b'\xff\xd9'):
-        raise DamagedPicture('it is a truncated JPEG under the name of a PNG')
+        raise DamagedPicture('it is a truncated JPEG with the suffix .png')
     try:
         with Image.open(io.BytesIO(content), formats=['JPEG']) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -117,4 +109,4 @@ def _decode_jpeg(content: bytes) -> tuple[np.ndarray, str, int]:
     except DamagedPicture:
         raise
     except Exception as error:  # Pillow raises many types on damaged data
-        raise DamagedPicture(f'it is a damaged JPEG under the name of a PNG ({error})') from error
+        raise DamagedPicture(f'it is a damaged JPEG with the suffix .png ({error})') from error

@@ -1,4 +1,4 @@
-"""The tables of an IGNITE release: which ROIs there are, whose, and where their files lie."""
+"""Read the tables of an IGNITE release: its ROIs, their patients and the paths of their files."""
 
 import csv
 import io
@@ -11,51 +11,37 @@ from pathlib import Path
 
 from ..datasets.prepared import CONTEXT, METADATA
 from ..errors import IgniteError
-from .findings import Finding, printable
+from ..files import printable
+from .findings import Finding
 from .label_map import read_label_map, unzipped
 
 TASK = 'he_tissue_segmentation'
 OVERVIEW = 'data_overview.csv'
 COLUMNS = (
-    'name',
-    'task',
-    'stain',
-    'split',
-    'validation_fold',
-    'patient_id',
-    'roi_id',
-    'source',
-    'specimen_type',
-    'organ',
-    'histological_subtype',
-    'scanner',
-    'shape',
-    'area_mm2',
-    'original_tcga_id',
-    'image_path',
-    'annotation_path',
-)
-"""Columns of the release; those that are neither REQUIRED nor OPTIONAL are not read."""
+    'name', 'task', 'stain', 'split', 'validation_fold', 'patient_id', 'roi_id', 'source', 'specimen_type', 'organ',
+    'histological_subtype', 'scanner', 'shape', 'area_mm2', 'original_tcga_id', 'image_path', 'annotation_path',
+)  # fmt: skip
+"""Columns of the release; only REQUIRED and OPTIONAL ones are read."""
 REQUIRED = ('name', 'task', 'patient_id', 'area_mm2')
 OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)
 TASKS = ('images', 'annotations')
 SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')
-"""With what is appended to it, a name must fit into the 255 bytes that disks allow."""
+"""A name plus its suffixes must fit into the 255 bytes that file systems allow."""
 _PATIENT_ID = re.compile(r'(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?')
 
 
 @dataclass(frozen=True)
 class RoiRecord:
-    """One H&E row of the overview.
+    """An H&E row of the overview.
 
     Attributes:
         name: e.g. 'patient1_he_roi1', also the stem of its files.
         patient: patient id as text.
-        split: the release's own 'train' or 'test'.
-        fold: the release's own 'fold0'..'fold4', or ''.
-        area_mm2: area of the ROI, None where the overview says nothing usable.
-        shape: (H, W) as the overview claims, None where it claims nothing usable.
-        metadata: the columns of METADATA.
+        split: 'train' or 'test' of the release.
+        fold: 'fold0'..'fold4' of the release, or ''.
+        area_mm2: area of the ROI; None if missing or malformed.
+        shape: (H, W) in the overview; None if missing or malformed.
+        metadata: the columns METADATA.
         images, masks: folders of its files.
     """
 
@@ -70,7 +56,7 @@ class RoiRecord:
     masks: Path
 
     def sources(self, context: bool = True) -> dict[str, Path]:
-        """Its files: image, mask and, if wanted, context_image and context_mask, which may not exist."""
+        """Return the paths of image, mask and, with ``context``, context_image and context_mask, which may not exist."""
         files = dict(image=self.images / f'{self.name}.png', mask=self.masks / f'{self.name}.png')
         if context:
             files['context_image'] = self.images / f'{self.name}{CONTEXT}.png'
@@ -80,15 +66,15 @@ class RoiRecord:
 
 @dataclass
 class Overview:
-    """What the tables of a release say.
+    """Content of the tables of a release.
 
     Attributes:
-        records: the rows whose name leads to files; other faults of theirs are among the findings.
+        records: the rows with a safe name, also if they have other faults.
         names: every listed name.
-        findings: the faults of single rows and of the label map.
+        findings: the faults of rows and of the label map.
         readable: whether the rows could be read at all.
-        folders: where the H&E PNGs of each task lie.
-        ids: {id in the masks: our id}; None if they are the same.
+        folders: folder of the H&E PNGs of each task.
+        ids: {id in the masks: our id}; None if they are equal.
     """
 
     records: list[RoiRecord] = field(default_factory=list)
@@ -100,14 +86,14 @@ class Overview:
 
 
 def read_overview(release: str | Path, label_map: str | Path | None = None) -> Overview:
-    """The H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
+    """Read the H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
 
     Args:
         release: folder with the unpacked release.
         label_map: see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
 
     Raises:
-        IgniteError: there is no release at that path, or ``label_map`` is wrong.
+        IgniteError: ``release`` is not a release, or ``label_map`` is wrong.
     """
     release = Path(release)
     path = release / OVERVIEW
@@ -115,24 +101,23 @@ def read_overview(release: str | Path, label_map: str | Path | None = None) -> O
         raise IgniteError(f'{release} is not a folder; an unpacked IGNITE release was expected: check the path.')
     if not path.is_file():
         raise IgniteError(
-            f'{release} holds no {OVERVIEW}; the folder with images/, annotations/ and {OVERVIEW} was '
-            'expected: check the path, or fetch the release with --download.'
+            f'{release} has no {OVERVIEW}; the folder with images/, annotations/ and {OVERVIEW} was expected: check the '
+            'path, or download the release with --download.'
         )
     ids, findings = read_label_map(release, label_map)
-    overview = Overview(findings=findings, ids=ids)
-    for task in TASKS:
-        overview.folders[task] = _he_folder(release, task, findings)
-    rows = _read_rows(path, overview.findings)
+    folders = {task: _he_folder(release, task, findings) for task in TASKS}
+    overview = Overview(findings=findings, ids=ids, folders=folders)
+    rows = _read_rows(path, findings)
     overview.readable = rows is not None
     for line, row in rows or ():
         _add_row(overview, line, row)
     if rows is not None and not overview.names:
-        overview.findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
+        findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
     return overview
 
 
 def _read_rows(path: Path, findings: list[Finding]) -> list[tuple[int, dict]] | None:
-    """(line number, row) of each data row; None if the table cannot be used."""
+    """Return (line number, row) of each data row; None if the table is unusable."""
     try:
         content = unzipped(path, findings)
         if content.startswith(b'\xef\xbb\xbf'):
@@ -148,33 +133,28 @@ def _read_rows(path: Path, findings: list[Finding]) -> list[tuple[int, dict]] | 
         detail = f'it lacks the column(s) {", ".join(missing)}' if missing else f'it has {", ".join(twice)} twice'
         findings.append(Finding('overview-columns', path.name, detail))
         return None
-    if lacking := [c for c in OPTIONAL if not columns[c]]:
-        findings.append(Finding('overview-optional', path.name, f'it lacks the column(s) {", ".join(lacking)}'))
+    if absent := [c for c in OPTIONAL if not columns[c]]:
+        findings.append(Finding('overview-optional', path.name, f'it lacks the column(s) {", ".join(absent)}'))
     return rows
 
 
 def _add_row(overview: Overview, line: int, row: dict) -> None:
-    """Judge a row; take it as a record if its name leads to files, so that they are audited whatever else is wrong."""
+    """Check a row and add it; a row with a safe name becomes a record, so that its files are audited in any case."""
     task, name = (row['task'] or '').strip(), (row['name'] or '').strip()
     if task != TASK:
         return
     roi = name or f'line {line}'
-    subject = f'{OVERVIEW}, line {line} ({roi})'
     overview.names.append(roi)
-    found: list[Finding] = []
 
     def report(kind: str, detail: str) -> None:
-        found.append(Finding(kind, subject, detail, roi))
+        overview.findings.append(Finding(kind, f'{OVERVIEW}, line {line} ({roi})', detail, roi))
 
     if None in row or None in row.values():
-        report('row-fields', f'it has not the {len(row) - (None in row)} fields of the header')
+        report('row-fields', f'it does not have the {len(row) - (None in row)} fields of the header')
     row = {k: (v or '').strip() for k, v in row.items() if k}
     safe = SAFE_NAME.fullmatch(name) and not name.casefold().endswith(CONTEXT)
     if not safe:
-        report(
-            'name-unsafe',
-            f'the name {name[:80]!r} leads elsewhere, is not a file name, is too long, or ends in {CONTEXT}',
-        )
+        report('name-unsafe', f'the name {name[:80]!r} is a path, not a file name, too long, or ends in {CONTEXT}')
     if not row['patient_id']:
         report('patient-missing', 'it has no patient_id')
     number = re.fullmatch(r'patient(\d+)_he_roi\d+', name)
@@ -188,13 +168,11 @@ def _add_row(overview: Overview, line: int, row: dict) -> None:
         report('area-malformed', f'area_mm2 is {row["area_mm2"]!r}; a positive number was expected')
     if shape is None and 'shape' in row:
         report('shape-malformed', f'shape is {row["shape"]!r}; "(H, W)" in pixels was expected')
-    overview.findings += found
     if safe:
         metadata = {c: row[c] for c in METADATA if c in row}
         split, fold = row.get('split', ''), row.get('validation_fold', '')
         folders = (overview.folders[task] for task in TASKS)
-        record = RoiRecord(name, row['patient_id'], split, fold, area, shape, metadata, *folders)
-        overview.records.append(record)
+        overview.records.append(RoiRecord(name, row['patient_id'], split, fold, area, shape, metadata, *folders))
 
 
 def _number(text: str) -> float | None:
@@ -211,7 +189,7 @@ def _shape(text: str) -> tuple[int, int] | None:
 
 
 def compare_rows(names: list[str], records: list[RoiRecord]) -> list[Finding]:
-    """What only shows when the rows are seen together, those left out on request being away."""
+    """Find names and patients that conflict between rows; excluded rows are not passed."""
     findings, spelled = [], defaultdict(set)
     for name, count in Counter(names).items():
         spelled[name.casefold()].add(name)
@@ -225,7 +203,7 @@ def compare_rows(names: list[str], records: list[RoiRecord]) -> list[Finding]:
 
 
 def _check_patients(records: list[RoiRecord]) -> list[Finding]:
-    """One patient under several ids: splits compare them as text and would leak."""
+    """Find patients with several ids: splits compare ids as text and would leak."""
     same_id, same_name = defaultdict(list), defaultdict(list)
     for record in records:
         if not record.patient:
@@ -244,9 +222,9 @@ def _check_patients(records: list[RoiRecord]) -> list[Finding]:
 
 
 def _plain_id(patient: str) -> str:
-    """A patient_id without what spreadsheets and habits add to it: '1' of '01', '1.0' and 'Patient 1'.
+    """Normalise a patient_id: '01', '1.0' and 'Patient 1' become '1'.
 
-    Only words that mean a patient are taken off: 'A1' and 'B1' may be patients of two hospitals.
+    Only words for a patient are removed: 'A1' and 'B1' may be patients of two hospitals.
     """
     text = unicodedata.normalize('NFKC', patient).strip().casefold()
     match = _PATIENT_ID.fullmatch(text)
@@ -254,23 +232,23 @@ def _plain_id(patient: str) -> str:
 
 
 def leaks(records: list[RoiRecord]) -> list[Finding]:
-    """How the release's own division leaks patients, of the ROIs that are used."""
-    findings: list[Finding] = []
+    """Find patients that leak between the splits and folds of the release."""
     sides, folds = defaultdict(set), defaultdict(set)
     for record in records:
         sides[record.patient].add(record.split == 'test')
         if record.split != 'test':
             folds[record.patient].add(record.fold)
-    for patient in sorted(p for p, s in sides.items() if len(s) > 1):
-        findings.append(Finding('official-leak', f'patient {patient}', 'it stands in both training and test rows'))
-    leaking = sum(len(f) > 1 for f in folds.values())
-    if leaking:
-        findings.append(Finding('folds-leak', OVERVIEW, f'{leaking} patient(s) stand in several of its folds'))
+    findings = [
+        Finding('official-leak', f'patient {patient}', 'it is in both training and test rows')
+        for patient in sorted(p for p, s in sides.items() if len(s) > 1)
+    ]
+    if leaking := sum(len(f) > 1 for f in folds.values()):
+        findings.append(Finding('folds-leak', OVERVIEW, f'{leaking} patient(s) are in several of its folds'))
     return findings
 
 
 def _he_folder(release: Path, task: str, findings: list[Finding]) -> Path:
-    """The folder with the H&E PNGs of a task: TASK/he, or in a single folder within TASK, as some loaders unpack it.
+    """Find the folder with the H&E PNGs of a task: TASK/he, or TASK/FOLDER/he, as some loaders unpack it.
 
     Raises:
         IgniteError: no such folder holds a PNG, or several do.
@@ -284,7 +262,7 @@ def _he_folder(release: Path, task: str, findings: list[Finding]) -> Path:
     found = [p for p in wrapped if _holds(p, '.png')]
     if len(found) == 1:
         where = printable(found[0].relative_to(release).as_posix())
-        findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs lie in {where}'))
+        findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs are in {where}'))
         return found[0]
     if found:
         named = ', '.join(printable(p.parent.name) for p in found)
@@ -295,7 +273,7 @@ def _he_folder(release: Path, task: str, findings: list[Finding]) -> Path:
     also = '; it holds TIFF files, but only PNG files are read' if tiff else ''
     raise IgniteError(
         f'{release} has no PNG files in {task}/he, nor in {task}/FOLDER/he{also}: unpack {task}.zip of the release so that '
-        f'they lie in {task}/he, or fetch the release with --download.'
+        f'they are in {task}/he, or download the release with --download.'
     )
 
 
@@ -304,12 +282,10 @@ def _holds(folder: Path, suffix: str) -> bool:
 
 
 def surplus_files(folders: dict[str, Path], names: set[str]) -> list[Finding]:
-    """H&E pictures that no row of the overview lists; hidden files (``._NAME.png`` of macOS) do not count."""
-    findings = []
-    for task, folder in folders.items():
-        for path in sorted(folder.glob('[!.]*')):
-            if path.suffix.lower() == '.png' and path.stem.removesuffix(CONTEXT) not in names:
-                findings.append(
-                    Finding('file-surplus', f'{task}/he/{printable(path.name)}', f'{OVERVIEW} does not list it')
-                )
-    return findings
+    """Find H&E PNGs that are not in the overview; hidden files (``._NAME.png`` of macOS) do not count."""
+    return [
+        Finding('file-surplus', f'{task}/he/{printable(path.name)}', f'{OVERVIEW} does not list it')
+        for task, folder in folders.items()
+        for path in sorted(folder.glob('[!.]*'))
+        if path.suffix.lower() == '.png' and path.stem.removesuffix(CONTEXT) not in names
+    ]

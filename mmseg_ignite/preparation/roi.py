@@ -1,44 +1,41 @@
-"""One ROI of a release: its files audited, decoded once, and written as arrays."""
+"""Audit the files of one ROI, decode them once, and write the arrays."""
 
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from ..datasets.prepared import CONTEXT, image_path, label_path, link_arrays, open_array, points_path
+from ..datasets.prepared import CONTEXT, array_paths, link_arrays, open_array
 from ..errors import IgniteError
 from ..images.png import DamagedPicture
-from ..labels import IGNORE, MaskError, count_classes
+from ..labels import IGNORE, DecodedMask, MaskError, count_classes
 from .findings import Finding
 from .pictures import read_image, read_mask
 
 FACTS = (
-    'sources',
-    'findings',
-    'height',
-    'width',
-    'pixels',
-    'unannotated',
-    'stray',
-    'encoding',
-    'picture',
-    'context',
-    'arrays',
-)
-"""What :func:`audit_roi` returns, kept in the index entry."""
+    'sources', 'findings', 'height', 'width', 'pixels', 'unannotated', 'stray', 'encoding', 'picture', 'context', 'arrays',
+)  # fmt: skip
+"""Keys of the result of :func:`audit_roi`, kept in the index entry."""
 POINTS = 2048
-"""Pixels of each class that an ROI keeps for drawing crops around them."""
+"""Pixels of each class that are kept for sampling crops around them."""
 SMALL = 512
 OTHER_FORMATS = ('.tif', '.tiff', '.PNG', '.jpg', '.jpeg', '.bmp', '.webp', '.npy')
 _CONTEXT_DOUBTS = ('mask-stray', 'mask-fringes', 'picture-turned')
-"""Findings on context files that are shown as they are; errors there are 'context-faulty'."""
+"""Findings on context files that are reported as they are; errors become 'context-faulty'."""
 MAX_SLACK = 16
-"""px by which the annotated area of a context mask may be larger or smaller than that of its ROI mask."""
+"""px by which the annotated areas of the context mask and the ROI mask may differ."""
 MIN_AGREEMENT = 0.9
 MAX_DIFFERENCE = 12.0
-"""Grey levels between the smoothed pictures of an ROI and of its place in the context."""
+"""Grey levels between the smoothed image of an ROI and the same region of its context."""
+
+
+class _Context(NamedTuple):
+    image: np.ndarray
+    labels: np.ndarray
+    facts: dict
 
 
 def audit_roi(
@@ -54,54 +51,90 @@ def audit_roi(
     Args:
         name: of the ROI.
         sources: see :meth:`RoiRecord.sources`.
-        out: prepared folder that is being written; None audits only.
-        old: prepared folder of an earlier run, with what it knows of this ROI in ``known``: where the checksums of the
-            sources and of the arrays are the same, its arrays are linked instead of decoding anew.
+        out: prepared folder to write to; None only audits.
+        old: prepared folder of an earlier run, whose facts of this ROI are ``known``: if the checksums of the sources and of
+            the arrays are unchanged, its arrays are linked instead of decoding again.
         ids: {id in the masks: our id}, see :func:`mmseg_ignite.labels.decode_mask`.
 
     Returns:
-        Facts that follow from the files alone: ``sources`` (SHA-256 of each file there), ``findings`` (as dictionaries)
-        ``picture`` (hash of the decoded image, None if it is blank) where the image can be read, and, without error,
-        ``height``, ``width`` (px), ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``, ``context`` (None,
-        or its height, width and the ROI's ``origin`` in it) and ``arrays`` (checksum of each array file written).
+        Facts from the files alone: ``sources`` (SHA-256 of each file), ``findings`` (as dictionaries), ``picture`` (hash of
+        the decoded image, None if it is blank) where the image can be read, and, without error, ``height``, ``width`` (px),
+        ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``, ``context`` (None, or its height, width and
+        the ROI's ``origin`` in it) and ``arrays`` (checksum of each array written).
     """
-    content = _load(sources)
-    checksums = {k: hashlib.sha256(c).hexdigest() for k, c in content.items() if isinstance(c, bytes)}
-    kept = _still_true(known, sources, checksums) if known is not None and len(checksums) == len(content) else None
-    if kept is not None and (out is None or _take_over(old, out, name, kept)):
+    files = _Files(name, sources, ids)
+    checksums = {k: hashlib.sha256(c).hexdigest() for k, c in files.content.items() if isinstance(c, bytes)}
+    reusable = known is not None and len(checksums) == len(files.content)
+    kept = _unchanged(known, sources, checksums) if reusable else None
+    if kept is not None and (out is None or _link(old, out, name, kept)):
         return kept
-    findings: list[Finding] = []
     facts = dict(sources=checksums)
-    image = _read(name, sources, content, 'image', findings, ids)
-    labels = _read(name, sources, content, 'mask', findings, ids)
+    image, mask = files.read('image'), files.read('mask')
     if image is not None:
-        facts['picture'] = _picture(name, image, findings)
-    if image is not None and labels is not None:
-        facts.update(_compare(name, image, labels, findings))
-    good = not any(f.severity == 'error' for f in findings)
-    context = _read_context(name, sources, content, (image, labels.labels) if good else None, findings, ids)
+        facts['picture'] = _hash_image(image, files)
+    if image is not None and mask is not None:
+        facts.update(_compare(image, mask, files))
+    good = not any(f.severity == 'error' for f in files.findings)
+    context = _read_context(files, (image, mask.labels) if good else None)
     if good:
-        facts.update(context=context and context[2], arrays={})
+        facts.update(context=context and context.facts, arrays={})
         if out is not None:
-            facts['arrays'] = _write(out, name, image, labels.labels, context, checksums['image'])
-    facts['findings'] = [asdict(f) for f in findings]
+            facts['arrays'] = _write(out, name, image, mask.labels, context, checksums['image'])
+    facts['findings'] = [asdict(f) for f in files.findings]
     return facts
 
 
-def _load(sources: dict[str, Path]) -> dict[str, bytes | OSError]:
-    """The bytes of each file that is there, or why they cannot be read."""
-    content = {}
-    for which, path in sources.items():
-        try:
-            if path.is_file():
-                content[which] = path.read_bytes()
-        except OSError as error:
-            content[which] = error
-    return content
+class _Files:
+    """The files of an ROI: ``content`` has the bytes of each existing file, or the error on reading them."""
+
+    def __init__(self, name: str, sources: dict[str, Path], ids: dict[int, int] | None):
+        self.name, self.sources, self.ids = name, sources, ids
+        self.findings: list[Finding] = []
+        self.content: dict[str, bytes | OSError] = {}
+        for which, path in sources.items():
+            try:
+                if path.is_file():
+                    self.content[which] = path.read_bytes()
+            except OSError as error:
+                self.content[which] = error
+
+    def report(self, kind: str, detail: str) -> None:
+        """Add a finding on the ROI as a whole."""
+        self.findings.append(Finding(kind, self.name, detail, self.name))
+
+    def read(
+        self, which: str, kind: str = '', findings: list[Finding] | None = None
+    ) -> np.ndarray | DecodedMask | None:
+        """Decode a file as 'image' to (H, W, 3) uint8 RGB, as 'mask' to a DecodedMask; None, with a finding, if damaged.
+
+        Args:
+            which: key of ``sources``.
+            kind: 'image' or 'mask', by default ``which``.
+            findings: list to add to, by default ``self.findings``.
+        """
+        kind, path = kind or which, self.sources[which]
+        findings = self.findings if findings is None else findings
+
+        def report(fault: str, detail: str) -> None:
+            findings.append(Finding(fault, '/'.join(path.parts[-3:]), detail, self.name))
+
+        content = self.content.get(which)
+        if content is None:
+            report(f'{kind}-missing', f'the overview lists it, but it does not exist{_other_format(path)}')
+        elif isinstance(content, OSError):
+            report(f'{kind}-unreadable', f'it cannot be read ({content.strerror or content})')
+        else:
+            try:
+                return read_image(content, report) if kind == 'image' else read_mask(content, report, self.ids)
+            except DamagedPicture as error:
+                report(f'{kind}-unreadable', str(error))
+            except MaskError as error:
+                report(error.kind, error.detail)
+        return None
 
 
-def _still_true(known: dict, sources: dict[str, Path], checksums: dict[str, str]) -> dict | None:
-    """What an earlier run found out, less the context where that is not wanted now; None if the files changed."""
+def _unchanged(known: dict, sources: dict[str, Path], checksums: dict[str, str]) -> dict | None:
+    """Return the facts of an earlier run, without the context if it is not wanted now; None if the files changed."""
     if any(known['sources'].get(k) != checksums.get(k) for k in sources):
         return None
     if 'context_image' not in sources:
@@ -110,14 +143,14 @@ def _still_true(known: dict, sources: dict[str, Path], checksums: dict[str, str]
         ]
         arrays = {p: c for p, c in known['arrays'].items() if not p.endswith(f'{CONTEXT}.npy')}
         return dict(known, sources=checksums, findings=findings, context=None, arrays=arrays)
-    # A run without context did not look whether there is one.
+    # A run without context did not look for the files.
     if len(checksums) < len(sources) and not any(f['kind'] == 'context-missing' for f in known['findings']):
         return None
     return known
 
 
-def _take_over(old: Path, out: Path, name: str, known: dict) -> bool:
-    """Link the arrays of an earlier run; False if they are not what was written then."""
+def _link(old: Path, out: Path, name: str, known: dict) -> bool:
+    """Link the arrays of an earlier run; return False if they have changed since."""
     try:
         if not known['arrays'] or any(_digest(open_array(old / p)) != c for p, c in known['arrays'].items()):
             return False
@@ -131,60 +164,38 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16, salt=shape).hexdigest()
 
 
-def _read(name: str, sources: dict, content: dict, which: str, findings: list[Finding], ids: dict | None) -> object:
-    """Decode 'image' to (H, W, 3) uint8 RGB, 'mask' to a DecodedMask; None, with a finding, where that fails."""
-    subject = '/'.join(sources[which].parts[-3:])
-
-    def report(kind: str, detail: str) -> None:
-        findings.append(Finding(kind, subject, detail, name))
-
-    if which not in content:
-        report(f'{which}-missing', f'the overview lists it, it is not there{_of_other_format(sources[which])}')
-        return None
-    if isinstance(content[which], OSError):
-        report(f'{which}-unreadable', f'it cannot be read ({content[which].strerror or content[which]})')
-        return None
-    try:
-        return read_image(content[which], report) if which == 'image' else read_mask(content[which], report, ids)
-    except DamagedPicture as error:
-        report(f'{which}-unreadable', str(error))
-    except MaskError as error:
-        report(error.kind, error.detail)
-    return None
-
-
-def _of_other_format(path: Path) -> str:
-    """What to add where the file is there in a format that is not read."""
-    other = [path.with_name(path.stem + suffix) for suffix in OTHER_FORMATS]
-    found = next((p.name for p in other if p.is_file()), None)
+def _other_format(path: Path) -> str:
+    """Return a hint if the file exists in a format that is not read."""
+    found = next((p.name for s in OTHER_FORMATS if (p := path.with_name(path.stem + s)).is_file()), None)
     return (
-        f' ({found} is, but only .png files are read: export it as PNG, masks without interpolation)' if found else ''
+        f' ({found} does, but only .png files are read: export it as PNG, masks without interpolation)' if found else ''
     )
 
 
-def _picture(name: str, image: np.ndarray, findings: list[Finding]) -> str | None:
-    """What tells a picture from others; None if it is blank, since all blank ones are the same."""
+def _hash_image(image: np.ndarray, files: _Files) -> str | None:
+    """Hash the pixels, to find images that occur twice; None if the image is blank, as all blank images are equal."""
     if (image[::64, ::64] == image[0, 0]).all() and (image == image[0, 0]).all():
-        findings.append(Finding('image-blank', name, f'all its pixels are {tuple(image[0, 0].tolist())}', name))
+        files.report('image-blank', f'all its pixels are {tuple(image[0, 0].tolist())}')
         return None
     return hashlib.blake2b(image, digest_size=16, salt=repr(image.shape[1]).encode()).hexdigest()
 
 
-def _compare(name: str, image: np.ndarray, mask, findings: list[Finding]) -> dict:
-    """What image and mask say together."""
-    shape, labels = image.shape[:2], mask.labels
-    if shape != labels.shape:
-        detail = f'the image is {shape[0]} x {shape[1]} px, the mask {labels.shape[0]} x {labels.shape[1]}'
-        findings.append(Finding('size-mismatch', name, detail, name))
+def _compare(image: np.ndarray, mask: DecodedMask, files: _Files) -> dict:
+    """Return the facts that need image and mask."""
+    (height, width), labels = image.shape[:2], mask.labels
+    if (height, width) != labels.shape:
+        files.report(
+            'size-mismatch', f'the image is {height} x {width} px, the mask {labels.shape[0]} x {labels.shape[1]}'
+        )
         return {}
     pixels = count_classes(labels)
     if not pixels.any():
-        findings.append(Finding('roi-unannotated', name, 'no pixel is annotated', name))
-    if min(shape) < SMALL:
-        findings.append(Finding('roi-small', name, f'{shape[0]} x {shape[1]} px is less than a crop of {SMALL}', name))
+        files.report('roi-unannotated', 'no pixel is annotated')
+    if min(height, width) < SMALL:
+        files.report('roi-small', f'{height} x {width} px is less than a crop of {SMALL}')
     return dict(
-        height=shape[0],
-        width=shape[1],
+        height=height,
+        width=width,
         pixels=pixels.tolist(),
         unannotated=int(labels.size - pixels.sum()),
         stray=mask.stray,
@@ -192,72 +203,58 @@ def _compare(name: str, image: np.ndarray, mask, findings: list[Finding]) -> dic
     )
 
 
-def _read_context(name: str, sources: dict, content: dict, roi: tuple | None, findings: list[Finding], ids=None):
-    """(image, labels, facts) of the ROI with tissue around it; None where there is none, or none to trust.
+def _read_context(files: _Files, roi: tuple[np.ndarray, np.ndarray] | None) -> _Context | None:
+    """Read the ROI with the tissue around it; None if it is not wanted, missing, faulty or contradicts the ROI.
 
-    ``roi`` is image and labels of the ROI; where they are faulty the files are judged without it.
+    Args:
+        files: of the ROI.
+        roi: its image and labels; None if they are faulty, the context files are then only checked by themselves.
     """
-    if 'context_image' not in sources:  # not wanted
+    names = ('context_image', 'context_mask')
+    if names[0] not in files.sources:
         return None
-    if 'context_image' not in content or 'context_mask' not in content:
-        lacking = [w for w in ('context_image', 'context_mask') if w not in content]
-        findings.append(
-            Finding('context-missing', name, f'no {" and no ".join(w[8:] for w in lacking)} with context', name)
-        )
+    if missing := [name.removeprefix('context_') for name in names if name not in files.content]:
+        files.report('context-missing', f'no {" and no ".join(missing)} with context')
         return None
-    own: list[Finding] = []
-    around = _decode_context(name, sources, content, own, ids)
-    findings += [f for f in own if f.kind in _CONTEXT_DOUBTS]
-    if around is None:
-        faults = [f'{f.subject}: {f.detail}' for f in own if f.severity == 'error']
-        faults.append('image and mask with context differ in size')
-        findings.append(Finding('context-faulty', name, faults[0], name))
+    found: list[Finding] = []
+    around, mask = (files.read(name, name.removeprefix('context_'), found) for name in names)
+    files.findings += [f for f in found if f.kind in _CONTEXT_DOUBTS]
+    if around is None or mask is None or around.shape[:2] != mask.labels.shape:
+        faults = [f'{f.subject}: {f.detail}' for f in found if f.severity == 'error']
+        files.report('context-faulty', [*faults, 'image and mask with context differ in size'][0])
         return None
-    if roi is None:
+    if roi is None or (roi[1] == IGNORE).all():  # unannotated: nothing to locate the ROI by
         return None
-    image, labels = roi
-    around_image, around_labels = around
-    if (labels == IGNORE).all():  # nothing tells where the ROI lies in it
-        return None
-    origin, fault = locate(labels, around_labels)
+    origin, fault = locate(roi[1], mask.labels)
     if origin is not None:
-        y, x = origin
-        place = around_image[y : y + labels.shape[0], x : x + labels.shape[1]]
-        size = tuple(max(1, s // 16) for s in labels.shape[::-1])
-        smooth = [cv2.resize(p[::4, ::4].copy(), size, interpolation=cv2.INTER_AREA) for p in (image, place)]
+        (y, x), (height, width) = origin, roi[1].shape
+        regions = (roi[0], around[y : y + height, x : x + width])
+        size = (max(1, width // 16), max(1, height // 16))
+        smooth = [cv2.resize(r[::4, ::4].copy(), size, interpolation=cv2.INTER_AREA) for r in regions]
         difference = float(cv2.absdiff(*smooth).mean())
         fault = f'the images differ by {difference:.0f} grey levels' if difference > MAX_DIFFERENCE else ''
     if fault:
-        findings.append(Finding('context-contradicts', name, fault, name))
+        files.report('context-contradicts', fault)
         return None
-    height, width = around_labels.shape
-    return around_image, around_labels, dict(height=height, width=width, origin=list(origin))
-
-
-def _decode_context(name: str, sources: dict, content: dict, own: list[Finding], ids) -> tuple | None:
-    names = dict(image='context_image', mask='context_mask')
-    files, bytes_ = ({k: d[v] for k, v in names.items()} for d in (sources, content))
-    image, mask = (_read(name, files, bytes_, which, own, ids) for which in names)
-    if image is None or mask is None or image.shape[:2] != mask.labels.shape:
-        return None
-    return image, mask.labels
+    height, width = mask.labels.shape
+    return _Context(around, mask.labels, dict(height=height, width=width, origin=list(origin)))
 
 
 def _box(labels: np.ndarray) -> np.ndarray:
-    """Bounding box of the annotated pixels: (top, left, bottom, right), the last two exclusive."""
+    """Return the bounding box of the annotated pixels: (top, left, bottom, right), the last two exclusive."""
     annotated = labels != IGNORE
     rows, columns = np.flatnonzero(annotated.any(1)), np.flatnonzero(annotated.any(0))
     return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
 
 
 def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | None, str]:
-    """Where an ROI lies in the mask with context around it.
+    """Locate an ROI in the mask with context around it.
 
-    In the release the two need not agree to the pixel: for patient1_he_roi1 the annotated area of the context mask is
-    two rows taller than the ROI. So every place between matching corners is tried, and the best one taken.
+    In the release the two masks may differ slightly: for patient1_he_roi1 the annotated area of the context mask is two
+    rows taller than the ROI. So all offsets between matching corners are tried, and the best one is returned.
 
     Args:
-        labels: (H, W) train ids of the ROI, some of them annotated.
+        labels: (H, W) train ids of the ROI, at least one pixel annotated.
         around: (H', W') train ids of the context mask, 255 outside the ROI.
 
     Returns:
@@ -277,8 +274,8 @@ def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | No
     best, best_share = None, -1.0
     for y in range(first[0], last[0] + 1):
         for x in range(first[1], last[1] + 1):
-            place = around[y : y + labels.shape[0] : step, x : x + labels.shape[1] : step]
-            share = float((place == sample)[sample != IGNORE].mean())
+            region = around[y : y + labels.shape[0] : step, x : x + labels.shape[1] : step]
+            share = float((region == sample)[sample != IGNORE].mean())
             if share > best_share:
                 best, best_share = (int(y), int(x)), share
     if best is None:
@@ -289,7 +286,7 @@ def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | No
 
 
 def _points(labels: np.ndarray, seed: int) -> np.ndarray:
-    """(N, 3) uint16 rows of class, y, x: up to POINTS random pixels of each class, sorted by class."""
+    """Return (N, 3) uint16 rows of class, y, x: up to POINTS random pixels of each class, sorted by class."""
     rng, rows = np.random.default_rng(seed), []
     for train_id in np.flatnonzero(count_classes(labels)):
         flat = np.flatnonzero(labels.ravel() == train_id)
@@ -299,15 +296,12 @@ def _points(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(rows).astype(np.uint16) if rows else np.empty((0, 3), np.uint16)
 
 
-def _write(out: Path, name: str, image: np.ndarray, labels: np.ndarray, context, checksum: str) -> dict[str, str]:
-    """Write the arrays; their checksums by path in the folder."""
-    arrays = {
-        image_path(out, name): image,
-        label_path(out, name): labels,
-        points_path(out, name): _points(labels, int(checksum[:16], 16)),
-    }
-    if context is not None:
-        arrays |= {image_path(out, name + CONTEXT): context[0], label_path(out, name + CONTEXT): context[1]}
-    for path, array in arrays.items():
+def _write(
+    out: Path, name: str, image: np.ndarray, labels: np.ndarray, context: _Context | None, checksum: str
+) -> dict[str, str]:
+    """Write the arrays and return their checksums by path in the folder."""
+    arrays = [image, labels, _points(labels, int(checksum[:16], 16)), *(context[:2] if context else ())]
+    paths = array_paths(out, name, context is not None)
+    for path, array in zip(paths, arrays):
         np.save(path, array)
-    return {path.relative_to(out).as_posix(): _digest(array) for path, array in arrays.items()}
+    return {path.relative_to(out).as_posix(): _digest(array) for path, array in zip(paths, arrays)}

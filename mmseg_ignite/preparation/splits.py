@@ -1,4 +1,4 @@
-"""Dividing patients into parts, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.protocols`."""
+"""Split patients, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.protocols`."""
 
 from itertools import combinations
 
@@ -9,19 +9,18 @@ from ..errors import IgniteError
 from ..labels import CLASSES
 
 _SEED, _STARTS = 408, 16
-_WHOLE = 1e9  # a feature's total in the costs
+_TOTAL = 1e9  # of each feature in the costs
 
 
 def make_splits(rois: list[dict]) -> dict[str, Parts]:
-    """Every protocol's parts: {protocol: {'train' | 'val' | 'test': ROI names in order}}.
+    """Split ROIs by every protocol: {protocol: {'train' | 'val' | 'test': ROI names in order}}.
 
-    ``official`` is left out where the release marks no test rows, fewer than two patients remain beside them, or a
-    patient stands on both sides; the folds (whose test part is that of ``official``, else of ``patient-8-1-1``) where
-    fewer than five patients remain.
+    ``official`` is omitted if the release marks no test rows, fewer than two other patients remain, or a patient is on both
+    sides. The folds share the test part of ``official``, or else of ``patient-8-1-1``; they are omitted if fewer than five
+    other patients remain.
 
     Args:
-        rois: index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts); their order is of no
-            account.
+        rois: index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts), in any order.
 
     Raises:
         IgniteError: fewer than three patients.
@@ -30,8 +29,8 @@ def make_splits(rois: list[dict]) -> dict[str, Parts]:
     patients = {r['patient'] for r in rois}
     if len(patients) < 3:
         raise IgniteError(
-            f'the release holds {len(patients)} patient(s); training, validation and test need at least '
-            'three: prepare more ROIs.'
+            f'the release has {len(patients)} patient(s); training, validation and test need at least three: prepare more '
+            'ROIs.'
         )
     splits = {
         'patient-8-1-1': dict(zip(PARTS, _divide_rois(rois, 'patient', (8, 1, 1)))),
@@ -46,7 +45,7 @@ def make_splits(rois: list[dict]) -> dict[str, Parts]:
 
 
 def _folds(rois: list[dict], test: list[str]) -> dict[str, Parts]:
-    """Cross-validation outside ``test``. The folds of the release are not used: patients stand in several of them."""
+    """Split the ROIs outside ``test`` into folds. The folds of the release are not used, as they share patients."""
     held_out = set(test)
     rest = [r for r in rois if r['name'] not in held_out]
     if len({r['patient'] for r in rest}) < len(FOLDS):
@@ -59,7 +58,7 @@ def _folds(rois: list[dict], test: list[str]) -> dict[str, Parts]:
 
 
 def _divide_rois(rois: list[dict], unit: str, shares: tuple[int, ...]) -> list[list[str]]:
-    """Divide ROIs by 'patient' or by 'name', so that the pixels of each class and the ROIs come near the shares."""
+    """Divide ROIs by 'patient' or 'name' so that the pixels of each class and the ROIs approximate the shares."""
     units = {name: row for row, name in enumerate(sorted({r[unit] for r in rois}))}
     features = np.zeros((len(units), len(CLASSES) + 1))
     for roi in rois:
@@ -69,26 +68,26 @@ def _divide_rois(rois: list[dict], unit: str, shares: tuple[int, ...]) -> list[l
 
 
 def divide(features: np.ndarray, shares: tuple[int, ...], seed: int = _SEED) -> np.ndarray:
-    """Divide units among parts so that every feature comes near the wanted shares.
+    """Divide units among parts so that every feature approximates the target shares.
 
-    The cost is the mean relative deviation from the shares over parts and features; a part that lacks a feature which
-    at least as many units hold as there are parts weighs more than all deviations together. Descents from several
-    random starts, and one more from :func:`_spread` where those leave a feature out of a part.
+    The cost is the mean relative deviation from the shares over parts and features. A part without a feature that at
+    least as many units have as there are parts costs more than all deviations together. The cost is minimised by descents
+    from several random starts, and from :func:`_spread` if a part still misses a feature.
 
     Args:
         features: (units, features) non-negative amounts, e.g. pixels per class and number of ROIs; at least as many
             units as parts.
-        shares: wanted share of each part in small whole numbers, e.g. (8, 1, 1).
+        shares: target share of each part in small integers, e.g. (8, 1, 1).
         seed: of the random starts.
 
     Returns:
-        (units,) int part numbers. No part is empty if one feature is held by all units, as the number of ROIs is.
+        (units,) int part numbers. No part is empty if all units have one feature, such as the number of ROIs.
     """
     costs = _Costs(np.asarray(features, float), shares)
     count, parts = len(features), len(shares)
     sizes = np.maximum(1, np.array(shares) * count // sum(shares))
     sizes[0] = count - sizes[1:].sum()
-    rng = np.random.RandomState(seed)  # its stream is frozen, that of default_rng may change
+    rng = np.random.RandomState(seed)  # its stream is frozen; default_rng may change
     starts = [np.repeat(np.arange(parts), sizes)[rng.permutation(count)] for _ in range(_STARTS)]
     best = min((_descend(costs, start) for start in starts), key=costs.total)
     if costs.total(best) >= costs.penalty:
@@ -97,32 +96,32 @@ def divide(features: np.ndarray, shares: tuple[int, ...], seed: int = _SEED) -> 
 
 
 class _Costs:
-    """What the parts of a division cost.
+    """Costs of the parts of a division.
 
-    Amounts are whole billionths of their feature's total, held in float64: their sums are exact in any order, so equal
-    costs are equal on every machine and a tie always falls to the first.
+    Amounts are integer billionths of the feature's total in float64. Their sums are exact in any order, so ties are ties on
+    every machine, and the first wins.
 
     Attributes:
-        amounts: (F, U) of each unit; above 0 where the unit holds the feature.
-        penalties: (F,) what a part pays for lacking a feature, 0 for one that fewer units hold than there are parts.
+        amounts: (F, U) of each unit; above 0 if the unit has the feature.
+        penalties: (F,) cost of a part without the feature; 0 if fewer units have it than there are parts.
     """
 
     def __init__(self, features: np.ndarray, shares: tuple[int, ...]) -> None:
         features = features[:, features.sum(0) > 0].T
-        self.amounts = np.ceil(features / features.sum(1, keepdims=True) * _WHOLE)
+        self.amounts = np.ceil(features / features.sum(1, keepdims=True) * _TOTAL)
         unit = int(np.lcm.reduce(shares))
         self.scale = np.array([sum(shares) * unit // share for share in shares], float)
         self.goal = unit * self.amounts.sum(1)
-        # More than all deviations together: none exceeds its scaled amount and its goal, and scale >= unit.
+        # More than all deviations together: each is at most its scaled amount plus its goal, and scale >= unit.
         self.penalty = float(self.scale.sum() * 2 * self.amounts.sum())
         self.penalties = np.where((features > 0).sum(1) >= len(shares), self.penalty, 0.0)
 
     def sums(self, part_of: np.ndarray) -> np.ndarray:
-        """(F, parts) amounts of the parts."""
+        """Return the (F, parts) amounts of the parts."""
         return np.stack([self.amounts[:, part_of == part].sum(1) for part in range(len(self.scale))], 1)
 
     def of(self, part: int, sums: np.ndarray) -> np.ndarray:
-        """Cost of one part for amounts of shape (F, ...), as shape (...)."""
+        """Return the costs (...) of one part for amounts (F, ...)."""
         column = (-1,) + (1,) * (sums.ndim - 1)
         cost = np.abs(sums * self.scale[part] - self.goal.reshape(column))
         cost += (sums == 0) * self.penalties.reshape(column)
@@ -134,7 +133,7 @@ class _Costs:
 
 
 def _descend(costs: _Costs, part_of: np.ndarray) -> np.ndarray:
-    """Steepest descent by the best move of one unit or, where no move helps, the best swap of two."""
+    """Descend by the best move of one unit or, if no move helps, the best swap of two."""
     part_of = part_of.copy()
     while True:
         sums = costs.sums(part_of)
@@ -173,16 +172,16 @@ def _best_swap(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> tuple[fl
 
 
 def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
-    """A division that puts as many features as can be in all parts, as an integer program.
+    """Solve the integer program of a division with as many features as possible in all parts.
 
     Args:
-        holds: (F, U) bool, which unit holds which feature.
-        parts: their number.
+        holds: (F, U) bool, which unit has which feature.
+        parts: number of parts.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     features, units = holds.shape
-    # Variables: unit u in part p (units * parts), then feature f lacking in part p (features * parts).
+    # Variables: unit u in part p (units * parts), then feature f missing from part p (features * parts).
     choose = np.hstack([np.kron(np.eye(units), np.ones(parts)), np.zeros((units, features * parts))])
     cover = np.hstack([np.kron(holds, np.eye(parts)), np.eye(features * parts)])
     size = (units + features) * parts
@@ -191,7 +190,7 @@ def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
         integrality=np.ones(size),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(choose, 1, 1), LinearConstraint(cover, 1)],
-        options=dict(node_limit=10_000),  # not a time limit, which would make the division depend on the machine
+        options=dict(node_limit=10_000),  # a time limit would depend on the machine
     )
     if solution.x is None:
         return np.arange(units) % parts
@@ -199,11 +198,8 @@ def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
 
 
 def classes_not_in_all_parts(rois: list[dict], parts: Parts) -> list[str]:
-    """The classes that at least three patients hold and that yet are missing from a part."""
-    holders: dict[str, set[str]] = {name: set() for name in CLASSES}
-    classes_of = {r['name']: {c for c, pixels in zip(CLASSES, r['pixels']) if pixels} for r in rois}
-    for roi in rois:
-        for name in classes_of[roi['name']]:
-            holders[name].add(roi['patient'])
-    held = [set().union(*(classes_of[name] for name in names)) for names in parts.values()]
-    return [name for name in CLASSES if len(holders[name]) >= 3 and not all(name in part for part in held)]
+    """Return the classes of at least three patients that are missing from a part."""
+    part_of = {name: part for part, names in parts.items() for name in names}
+    holders = {c: [r for r in rois if r['pixels'][i]] for i, c in enumerate(CLASSES)}
+    common = [c for c in CLASSES if len({r['patient'] for r in holders[c]}) >= 3]
+    return [c for c in common if {part_of[r['name']] for r in holders[c] if r['name'] in part_of} != set(parts)]

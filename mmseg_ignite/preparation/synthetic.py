@@ -1,12 +1,9 @@
-"""A synthetic IGNITE release: the exact layout, 16 tissue classes drawn by simple means.
+"""Write a synthetic IGNITE release with the exact layout and 16 simply rendered tissue classes.
 
-Each class is a recipe of haematoxylin and eosin concentrations: a base, a texture, fibres, vacuoles and nuclei
-of its own density and size. The concentrations become RGB by Beer-Lambert mixing of the stain vectors of Macenko
-et al. (2009), with stain strength, hue and brightness of the patient. It serves the demo, tests and
-benchmarks; it says nothing about real tissue.
+Each class has haematoxylin and eosin concentrations: a base, a texture, fibres, vacuoles and nuclei of a certain density
+and size. They become RGB by the Beer-Lambert law with the stain vectors of Macenko et al. (2009), and a stain strength,
+hue and brightness per patient. The release serves demo, tests and benchmarks; it does not represent real tissue.
 """
-
-from __future__ import annotations
 
 import csv
 import json
@@ -17,33 +14,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.prepared import CONTEXT
 from ..errors import IgniteError
 from ..files import atomic_directory, check_place, sha256
 from ..labels import ENCODINGS, IGNORE, NUM_CLASSES, RAW_LABEL_MAP, encode_mask
 from .label_map import LABEL_MAP
-from .release import COLUMNS, OVERVIEW, TASK
+from .release import COLUMNS, OVERVIEW, TASK, TASKS
 
 STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.55, 0.83]], np.float32)
-"""Optical density of haematoxylin, eosin (both as in Macenko et al. 2009) and an orange residual in R, G, B."""
+"""Optical density in R, G, B of haematoxylin, eosin (both from Macenko et al. 2009) and an orange residual."""
 MARGIN = 64
 """Pixels of tissue around an ROI in its _with_context image."""
 UM_PER_PX = 0.5
 MARKER = 'synthetic.json'
-"""Tells a synthetic release, which may be replaced, from a real one."""
+"""File that marks a synthetic release, which may be replaced."""
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """How a class looks; concentrations in units of optical density.
+    """Appearance of a class; concentrations in units of optical density.
 
     Attributes:
         haematoxylin, eosin, residual: base concentrations.
-        nuclei: per 1000 px2.
-        radius: of the nuclei in px, and their haematoxylin is ``chromatin``.
+        nuclei: number per 1000 px2.
+        radius, chromatin: radius in px and haematoxylin of the nuclei.
         texture, grain: strength and size (px) of a smooth random texture in eosin.
         fibres: strength of wavy parallel lines.
-        holes, hole_radius: clear vacuoles per 1000 px2 and their radius in px.
-        cells: eosin discs (red cells, foamy cytoplasm) per 1000 px2.
+        holes, hole_radius: clear vacuoles per 1000 px2, and their radius in px.
+        cells, cell_radius: eosin discs (red cells, foamy cytoplasm) per 1000 px2, and their radius in px.
     """
 
     haematoxylin: float
@@ -83,18 +81,17 @@ TISSUES = (
     Tissue(0.14, 0.52, nuclei=1.5, radius=5.0, chromatin=0.9, texture=0.14, grain=7.0),  # Liver
     Tissue(0.0, 0.95, fibres=0.35, texture=0.10, grain=8.0),  # Keratinization
 )
-assert len(TISSUES) == NUM_CLASSES  # a slip of ours, not of a user
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
-    """Smooth noise of about unit variance whose spots are ``grain`` px wide."""
+    """Return smooth noise of about unit variance with spots of ``grain`` px."""
     small = rng.standard_normal((int(shape[0] / grain) + 3, int(shape[1] / grain) + 3)).astype(np.float32)
     size = (int(small.shape[1] * grain), int(small.shape[0] * grain))
     return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)[: shape[0], : shape[1]]
 
 
 def _discs(rng: np.random.Generator, shape: tuple[int, int], density: float, radius: float) -> np.ndarray:
-    """Ellipses scattered at ``density`` per 1000 px2, 0..1, edges softened."""
+    """Scatter ``density`` soft-edged ellipses per 1000 px2, values 0..1."""
     canvas = np.zeros(shape, np.uint8)
     for _ in range(rng.poisson(density * shape[0] * shape[1] / 1000)):
         centre = (int(rng.integers(shape[1])), int(rng.integers(shape[0])))
@@ -104,7 +101,7 @@ def _discs(rng: np.random.Generator, shape: tuple[int, int], density: float, rad
 
 
 def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) float32 concentrations of haematoxylin, eosin and residual."""
+    """Return (H, W, 3) float32 concentrations of haematoxylin, eosin and residual."""
     maps = np.empty((*shape, 3), np.float32)
     maps[:] = tissue.haematoxylin, tissue.eosin, tissue.residual
     if tissue.texture:
@@ -128,9 +125,9 @@ def _concentrations(tissue: Tissue, rng: np.random.Generator, shape: tuple[int, 
 def _layout(
     rng: np.random.Generator, shape: tuple[int, int], classes: np.ndarray, rare: tuple[int, float] | None = None
 ) -> np.ndarray:
-    """Train ids in smooth regions of about equal area: the class whose noise field is the highest.
+    """Return train ids in smooth regions of about equal area: the class with the highest noise field wins.
 
-    A rare class (train id, share of the pixels) comes as a nest of islands of some 30 px instead.
+    A rare class (train id, share of the pixels) is a group of islands of some 30 px instead.
     """
     grain = max(24.0, min(shape) / 3)
     fields = np.stack([_noise(rng, shape, grain) + 0.15 * _noise(rng, shape, grain / 6) for _ in classes])
@@ -154,20 +151,20 @@ class Patient:
     stains: np.ndarray
     glass: float
 
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Patient:
-        stains = STAINS * rng.normal(1, 0.04, STAINS.shape).astype(np.float32)
-        return cls(rng.uniform(0.82, 1.2, 3).astype(np.float32), stains, float(rng.uniform(0.91, 0.98)))
+
+def _sample_patient(rng: np.random.Generator) -> Patient:
+    stains = STAINS * rng.normal(1, 0.04, STAINS.shape).astype(np.float32)
+    return Patient(rng.uniform(0.82, 1.2, 3).astype(np.float32), stains, float(rng.uniform(0.91, 0.98)))
 
 
-def draw_roi(
+def render_roi(
     rng: np.random.Generator,
     patient: Patient,
     shape: tuple[int, int],
     classes: np.ndarray,
     rare: tuple[int, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
+    """Return an image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
     labels = _layout(rng, shape, classes, rare)
     density = np.zeros((*shape, 3), np.float32)
     for train_id in np.unique(labels):
@@ -175,22 +172,21 @@ def draw_roi(
         density += inside * _concentrations(TISSUES[train_id], rng, shape).clip(0, 2.5)
     light = patient.glass * 10 ** -((density * patient.strength) @ patient.stains)
     image = 255 * light + rng.normal(0, 2.5, light.shape)
-    if rng.random() < 0.4:  # a corner that nobody annotated
+    if rng.random() < 0.4:  # an unannotated region
         labels = np.where(_noise(rng, shape, min(shape) / 2) > 1.2, IGNORE, labels).astype(np.uint8)
     return image.clip(0, 255).astype(np.uint8), labels
 
 
-def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> tuple[int, int]:
+def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> None:
     inner = (slice(MARGIN, -MARGIN),) * 2
     context = np.full_like(labels, IGNORE)
     context[inner] = labels[inner]
     for suffix, picture, mask in (
         ('', image[inner], encode_mask(labels[inner], encoding)),
-        ('_with_context', image, encode_mask(context)),
+        (CONTEXT, image, encode_mask(context)),
     ):
-        cv2.imwrite(str(folder / 'images' / 'he' / f'{name}{suffix}.png'), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        cv2.imwrite(str(folder / 'annotations' / 'he' / f'{name}{suffix}.png'), mask)
-    return labels[inner].shape
+        cv2.imwrite(str(folder / f'images/he/{name}{suffix}.png'), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(folder / f'annotations/he/{name}{suffix}.png'), mask)
 
 
 def write_synthetic_release(
@@ -206,73 +202,45 @@ def write_synthetic_release(
     """Write a synthetic release; the same arguments give the same bytes.
 
     Args:
-        out: folder; an older synthetic release there is replaced, unless its files were changed since.
-        rois: number of ROIs, dealt to the patients in turn.
-        patients: number of patients, each with a stain of its own; a fifth of them is the test split.
-        size: (H, W) of the ROIs in px; each varies by up to a tenth. The context image has 64 px more on each side.
-        seed: of everything.
-        encoding: of the plain masks, 'complement' as in the known release or 'direct'.
-        rare: (class id 1..16, share): the class stands in nests in every fourth ROI and fills about this share of the
-            release's pixels, and no more.
+        out: folder; an older synthetic release is replaced, unless its files were changed since.
+        rois: number of ROIs, distributed evenly over the patients.
+        patients: number of patients, each with its own stain; every fifth is in the test split.
+        size: (H, W) of the ROIs in px; each varies by up to a tenth. Context images have 64 px more on each side.
+        seed: of the random generators.
+        encoding: of the ROI masks, 'complement' as in the known release or 'direct'.
+        rare: (class id 1..16, share up to 0.2): the class occurs only in every fourth ROI, in groups of small islands, and
+            covers about this share of all pixels.
         advance: called after each ROI.
 
     Raises:
-        IgniteError: impossible numbers, or an output folder that may not be written.
+        IgniteError: invalid numbers, or an output folder that must not be written.
+
+    Example:
+        >>> write_synthetic_release('data/synthetic', rois=12, patients=6, size=(96, 112))
     """
     if rois < 1 or patients < 1 or patients > rois or min(size) < 64 or seed < 0 or encoding not in ENCODINGS:
         raise IgniteError(
-            f'{rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, seed {seed}, encoding {encoding!r} make no '
-            'release: at least one ROI a patient, 64 x 64 px, a seed of 0 or more, and complement or direct are needed.'
+            f'a release cannot have {rois} ROIs of {patients} patients, {size[0]} x {size[1]} px, seed {seed}, encoding '
+            f'{encoding!r}: use at least one ROI per patient, 64 x 64 px, a seed of 0 or more, and complement or direct.'
         )
     if rare is not None:
         if not (1 <= rare[0] <= NUM_CLASSES and 0 < rare[1] <= 0.2):
-            raise IgniteError(
-                f'the rare class {rare[0]} with a share of {rare[1]}: 1..16 and a share up to 0.2 are needed.'
-            )
+            raise IgniteError(f'the rare class {rare[0]} has a share of {rare[1]}: use 1..16 and a share up to 0.2.')
         rare = rare[0] - 1, rare[1]
     _check_replaceable(Path(out))
-    stains = [Patient.draw(np.random.default_rng([seed, 1, p])) for p in range(patients)]
-    rows, seen = [], [0] * patients
+    stains = [_sample_patient(np.random.default_rng([seed, 1, p])) for p in range(patients)]
+    rows = []
     with atomic_directory(out, (MARKER, OVERVIEW, LABEL_MAP, 'images', 'annotations')) as folder:
-        for task in ('images', 'annotations'):
+        for task in TASKS:
             (folder / task / 'he').mkdir(parents=True)
         for number in range(rois):
             rng, patient = np.random.default_rng([seed, 2, number]), number % patients
-            shape = tuple(int(s * rng.uniform(0.9, 1.1)) for s in size)
-            # Each class comes as often as the others: the first ones in turn, three more by chance.
-            classes = np.unique(
-                [number % NUM_CLASSES, (number * 7 + 3) % NUM_CLASSES, *rng.integers(NUM_CLASSES, size=3)]
-            )
-            nest = None
-            if rare is not None:
-                classes = np.setdiff1d(classes, rare[0]) if len(classes) > 1 else classes
-                nest = (rare[0], 4 * rare[1]) if (number + number // patients) % 4 == 0 else None
-            image, labels = draw_roi(rng, stains[patient], tuple(s + 2 * MARGIN for s in shape), classes, nest)
-            seen[patient] += 1
-            name = f'patient{patient + 1}_he_roi{seen[patient]}'
-            height, width = _write_roi(folder, name, image, labels, encoding)
-            test = patient % 5 == 4
-            rows.append(
-                dict(
-                    name=name,
-                    task=TASK,
-                    stain='H&E',
-                    split='test' if test else 'train',
-                    validation_fold='' if test else f'fold{number % 5}',
-                    patient_id=patient + 1,
-                    roi_id=seen[patient],
-                    source='synthetic',
-                    specimen_type=('resection', 'biopsy')[patient % 2],
-                    organ='lung',
-                    histological_subtype=('adenocarcinoma', 'squamous cell carcinoma')[patient % 3 == 2],
-                    scanner=f'scanner{patient % 3 + 1}',
-                    shape=f'({height}, {width})',
-                    area_mm2=f'{height * width * (UM_PER_PX / 1000) ** 2:.6f}',
-                    original_tcga_id='',
-                    image_path=f'../../data/images/he/{name}.png',
-                    annotation_path=f'../../data/annotations/he/{name}.png',
-                )
-            )
+            shape = tuple(int(s * rng.uniform(0.9, 1.1)) + 2 * MARGIN for s in size)
+            classes, islands = _classes(rng, number, patients, rare)
+            image, labels = render_roi(rng, stains[patient], shape, classes, islands)
+            row = _row(number, patients, (shape[0] - 2 * MARGIN, shape[1] - 2 * MARGIN))
+            _write_roi(folder, row['name'], image, labels, encoding)
+            rows.append(row)
             advance()
         (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
         with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
@@ -283,17 +251,53 @@ def write_synthetic_release(
         (folder / MARKER).write_text(json.dumps(facts) + '\n')
 
 
+def _classes(
+    rng: np.random.Generator, number: int, patients: int, rare: tuple[int, float] | None
+) -> tuple[np.ndarray, tuple[int, float] | None]:
+    """Choose the train ids of an ROI so that all classes are equally frequent, and its rare class, if any."""
+    classes = np.unique([number % NUM_CLASSES, (number * 7 + 3) % NUM_CLASSES, *rng.integers(NUM_CLASSES, size=3)])
+    if rare is None:
+        return classes, None
+    classes = np.setdiff1d(classes, rare[0]) if len(classes) > 1 else classes
+    return classes, (rare[0], 4 * rare[1]) if (number + number // patients) % 4 == 0 else None
+
+
+def _row(number: int, patients: int, shape: tuple[int, int]) -> dict:
+    """Return the overview's row of an ROI of ``shape`` (H, W)."""
+    patient, roi, test = number % patients, number // patients + 1, number % patients % 5 == 4
+    name = f'patient{patient + 1}_he_roi{roi}'
+    return dict(
+        name=name,
+        task=TASK,
+        stain='H&E',
+        split='test' if test else 'train',
+        validation_fold='' if test else f'fold{number % 5}',
+        patient_id=patient + 1,
+        roi_id=roi,
+        source='synthetic',
+        specimen_type=('resection', 'biopsy')[patient % 2],
+        organ='lung',
+        histological_subtype=('adenocarcinoma', 'squamous cell carcinoma')[patient % 3 == 2],
+        scanner=f'scanner{patient % 3 + 1}',
+        shape=f'({shape[0]}, {shape[1]})',
+        area_mm2=f'{shape[0] * shape[1] * (UM_PER_PX / 1000) ** 2:.6f}',
+        original_tcga_id='',
+        image_path=f'../../data/images/he/{name}.png',
+        annotation_path=f'../../data/annotations/he/{name}.png',
+    )
+
+
 def _files(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a release, by their paths in it."""
+    """Return the SHA-256 of the files of a release by relative path."""
     files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path != folder / MARKER)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raise IgniteError if a synthetic release may not be written to ``out``, or if the one there was changed."""
+    """Raise IgniteError if ``out`` must not be written, or has a synthetic release that was changed."""
     check_place(out.parent)
     if not (out / MARKER).is_file():
-        return  # atomic_directory replaces no other folder
+        return  # atomic_directory refuses other folders
     try:
         known = json.loads((out / MARKER).read_text(encoding='utf-8')).get('files', {})
     except (OSError, ValueError, AttributeError):
@@ -301,6 +305,6 @@ def _check_replaceable(out: Path) -> None:
     changed = sorted(path for path, checksum in _files(out).items() if known.get(path) != checksum)
     if changed:
         raise IgniteError(
-            f'{out} is a synthetic release in which {len(changed)} files were added or changed, e.g. {changed[0]}; it is '
-            'left as it is: choose another output folder, or delete it yourself.'
+            f'{out} is a synthetic release with {len(changed)} added or changed files, e.g. {changed[0]}: choose another '
+            'output folder, or delete it.'
         )

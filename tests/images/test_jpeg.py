@@ -1,4 +1,4 @@
-"""JPEGs that end early, each cut of a picture whose complete encoding passes."""
+"""JPEGs that end early are refused, complete ones pass."""
 
 import io
 
@@ -22,7 +22,7 @@ ENCODINGS = [
 
 
 def encoded(quality=None, **options):
-    """A JPEG of a random size and quality."""
+    """Return a JPEG of random size and quality."""
     random = np.random.default_rng()
     small = random.integers(0, 256, (9, 13, 3)).astype(np.uint8)
     image = cv2.resize(small, tuple(map(int, random.integers(60, 200, 2))), interpolation=cv2.INTER_CUBIC)
@@ -32,7 +32,7 @@ def encoded(quality=None, **options):
 
 
 def cuts(content):
-    """Places in the entropy-coded data of a JPEG of one scan, or of the last scan."""
+    """Return random positions in the entropy-coded data of the last scan."""
     start = content.rindex(b'\xff\xda') + 14
     return np.random.default_rng().integers(start, len(content) - 40, 4)
 
@@ -43,27 +43,29 @@ def test_complete_jpegs_pass_whatever_follows(options):
     check_jpeg(content)
     for tail in (bytes(1000), b'text', content[: len(content) // 2], b'\xff\xd9'):
         check_jpeg(content + tail)
-    for quality in range(5, 40, 2):  # tables of quantisation with values of 255, which are not markers
+    for quality in range(5, 40, 2):  # quantisation tables with values of 255, which are not markers
         check_jpeg(encoded(quality, **options))
 
 
 @pytest.mark.parametrize('options', ENCODINGS)
 @pytest.mark.parametrize('quality', [75, 90, 95])
-def test_a_download_that_broke_off_is_refused(options, quality):
+def test_a_truncated_download_is_refused(options, quality):
     content = encoded(quality, **options)
-    for place in (*cuts(content), *(int(len(content) * part) for part in (0.1, 0.25, 0.5, 0.9))):
-        rest = len(content) - place
+    for position in (*cuts(content), *(int(len(content) * part) for part in (0.1, 0.25, 0.5, 0.9))):
+        rest = len(content) - position
         for tail in (b'', bytes(rest), b'<html>not found</html>' * (rest // 22 + 1), content[:rest], b'\xff' * rest):
             with pytest.raises(DamagedPicture):
-                check_jpeg(content[:place] + tail)
+                check_jpeg(content[:position] + tail)
 
 
 @pytest.mark.parametrize('options', ENCODINGS)
 def test_an_end_before_the_last_pixel_is_refused(options):
     content = encoded(**options)
-    for place in cuts(content):
+    for position in cuts(content):
+        damaged = content[:position].rstrip(b'\xff') + b'\xff\xd9'
+        Image.open(io.BytesIO(damaged)).load()  # Pillow accepts it
         with pytest.raises(DamagedPicture, match='incomplete'):
-            check_jpeg(content[:place].rstrip(b'\xff') + b'\xff\xd9')
+            check_jpeg(damaged)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +74,14 @@ def test_an_end_before_the_last_pixel_is_refused(options):
 def test_a_lost_restart_interval_is_refused(options):
     content = encoded(**options)
     start = content.rindex(b'\xff\xda')
-    places = [i for i in range(start, len(content) - 1) if content[i] == 0xFF and content[i + 1] in range(0xD0, 0xD8)]
-    at = int(np.random.default_rng().integers(len(places) - 1))
+    positions = [
+        i for i in range(start, len(content) - 1) if content[i] == 0xFF and content[i + 1] in range(0xD0, 0xD8)
+    ]
+    at = int(np.random.default_rng().integers(len(positions) - 1))
     for damaged in (
-        content[: places[at]] + content[places[at + 1] :],  # in the middle
-        content[: places[at]] + b'\xff\xd9',  # all from there on
-        content[: places[at] - 4] + content[places[at] :],  # its last bytes
+        content[: positions[at]] + content[positions[at + 1] :],  # in the middle
+        content[: positions[at]] + b'\xff\xd9',  # all from there on
+        content[: positions[at] - 4] + content[positions[at] :],  # its last bytes
     ):
         with pytest.raises(DamagedPicture, match='incomplete'):
             check_jpeg(damaged)
@@ -86,10 +90,10 @@ def test_a_lost_restart_interval_is_refused(options):
 @pytest.mark.parametrize('options', [dict(progressive=True), dict(progressive=True, restart_marker_rows=2)])
 def test_missing_scans_of_a_progressive_jpeg_are_refused(options):
     content = encoded(**options)
-    place = len(content) - 2
-    while content.count(b'\xff\xda', 0, place) > 1:
-        place = content.rindex(b'\xff\xda', 0, place)
-        start = content.rindex(b'\xff\xc4', 0, place) if content[:place].rfind(b'\xff\xc4') > 0 else place
+    position = len(content) - 2
+    while content.count(b'\xff\xda', 0, position) > 1:
+        position = content.rindex(b'\xff\xda', 0, position)
+        start = content.rindex(b'\xff\xc4', 0, position) if content[:position].rfind(b'\xff\xc4') > 0 else position
         with pytest.raises(DamagedPicture, match='incomplete'):
             check_jpeg(content[:start] + b'\xff\xd9')
 

@@ -1,4 +1,4 @@
-"""Images of other sources: what is damaged is refused, and what is not taken as it is comes with a word."""
+"""Images from other sources: damage is refused, and changes of the pixels are reported."""
 
 import io
 import os
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.images.png import DamagedPicture, check_png
 from mmseg_ignite.images.reading import read_image
 
 LOSSLESS = [('PNG', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}), ('BMP', {})]
@@ -33,7 +34,7 @@ def encoded(image, kind='PNG', **options):
 @pytest.fixture
 def read(tmp_path):
     def one(content, **options):
-        (tmp_path / 'a.png').write_bytes(content)  # what counts is the content, not the suffix
+        (tmp_path / 'a.png').write_bytes(content)  # the content counts, not the suffix
         return read_image(tmp_path / 'a.png', **options)
 
     return one
@@ -63,8 +64,8 @@ def test_truncated_files_are_refused(read, kind, options):
 
 
 @pytest.mark.parametrize('options', [o for k, o in LOSSY if k == 'JPEG'])
-def test_a_jpeg_that_lacks_pixels_is_refused_though_it_ends(read, options):
-    """A decoder fills the rest with gray in silence."""
+def test_a_jpeg_with_an_end_but_missing_pixels_is_refused(read, options):
+    """Decoders silently fill the rest with gray."""
     content = encoded(picture(), 'JPEG', **options)
     start = content.rindex(b'\xff\xda') + 20 if options.get('progressive') else len(content) // 2
     length = int(np.random.default_rng().integers(start, len(content) - 60))
@@ -87,7 +88,7 @@ def test_a_jpeg_with_zeros_or_text_after_a_cut_is_refused(read, subsampling):
                 read(content[:length] + tail)
 
 
-def test_the_second_picture_of_a_camera_is_left_out(read):
+def test_the_second_image_of_a_camera_is_ignored(read):
     first, second = picture(), picture()
     content = encoded(first, 'MPO', save_all=True, append_images=[Image.fromarray(second)])
     found = read(content)
@@ -98,7 +99,7 @@ def test_the_second_picture_of_a_camera_is_left_out(read):
 
 
 def jpeg_tiff(image, compression):
-    """A TIFF of one JPEG: the obsolete form 6, or form 7 without shared tables."""
+    """Return a TIFF with one JPEG: the obsolete compression 6, or compression 7 without shared tables."""
     jpeg = encoded(image, 'JPEG', quality=90, subsampling=2)
     height, width = image.shape[:2]
     tags = {256: width, 257: height, 258: 8, 259: compression, 262: 6, 273: None, 277: 3, 278: height, 279: len(jpeg)}
@@ -122,20 +123,20 @@ def jpeg_tiff(image, compression):
     lambda image: jpeg_tiff(image, 6),
     lambda image: jpeg_tiff(image, 7),
 ])  # fmt: skip
-def test_a_strip_of_jpeg_that_ends_early_is_refused(read, content):
+def test_a_jpeg_strip_that_ends_early_is_refused(read, content):
     image = picture()
     content = content(image)
     assert np.abs(read(content).pixels.astype(int) - image).mean() < 20
-    place = content.rindex(b'\xff\xda') + 14
-    end = content.index(b'\xff\xd9', place)
-    cut = int(np.random.default_rng().integers(place + 20, end - 40))
+    position = content.rindex(b'\xff\xda') + 14
+    end = content.index(b'\xff\xd9', position)
+    cut = int(np.random.default_rng().integers(position + 20, end - 40))
     for tail in (b'\xff\xd9' + bytes(end - cut), b'\xff\xd9' + content[cut + 2 : end + 2], bytes(end + 2 - cut)):
         with pytest.raises(IgniteError, match='a.png'):
             read(content[:cut] + tail + content[cut + len(tail) :])
 
 
 def tiff_with_tags_first(image, tiled):
-    """A TIFF of zlib strips or tiles whose tags precede its pixels, so that a truncated one has all its tags."""
+    """Return a TIFF with zlib strips or tiles after its tags, so that a truncated one has all tags."""
     height, width = image.shape[:2]
     side = 64
     if tiled:
@@ -151,7 +152,7 @@ def tiff_with_tags_first(image, tiled):
     tags = {256: width, 257: height, 258: None, 259: 8, 262: 2, 277: 3, **layout, offsets: None, counts: None}
     extra = 8 + 2 + 12 * len(tags) + 4
     first = extra + 6 + 8 * count
-    places = np.cumsum([first, *map(len, data)])[:-1]
+    positions = np.cumsum([first, *map(len, data)])[:-1]
     entries = b''
     for tag in sorted(tags):
         if tag == 258:
@@ -161,7 +162,7 @@ def tiff_with_tags_first(image, tiled):
         else:
             entries += struct.pack('<HHII', tag, 4, 1, tags[tag])
     head = b'II*\0' + struct.pack('<I', 8) + struct.pack('<H', len(tags)) + entries + bytes(4)
-    return head + struct.pack(f'<3H{2 * count}I', 8, 8, 8, *places, *map(len, data)) + b''.join(data)
+    return head + struct.pack(f'<3H{2 * count}I', 8, 8, 8, *positions, *map(len, data)) + b''.join(data)
 
 
 @pytest.mark.parametrize('tiled', [True, False])
@@ -174,21 +175,37 @@ def test_a_truncated_tiff_with_all_its_tags_is_refused(read, tiled):
             read(content[:length])
     damaged = bytearray(content)
     damaged[-40] ^= 0xFF
-    with pytest.raises(IgniteError, match='a.png'):  # zlib has a checksum
+    with pytest.raises(IgniteError, match='a.png'):  # zlib detects it
         read(bytes(damaged))
 
 
 def test_a_png_with_a_wrong_checksum_or_without_data_or_end_is_refused(read):
     content = encoded(picture())
-    place = content.index(b'IDAT')
+    position = content.index(b'IDAT')
     wrong = bytearray(content)
-    wrong[place + 30] ^= 1
+    wrong[position + 30] ^= 1
     with pytest.raises(IgniteError, match='checksum'):
         read(bytes(wrong))
     with pytest.raises(IgniteError, match='no pixels'):
-        read(content[: place - 4] + content[-12:])
+        read(content[: position - 4] + content[-12:])
     with pytest.raises(IgniteError, match='truncated'):
         read(content[:-12])
+
+
+def test_pillow_accepts_damage_that_is_refused():
+    content = encoded(picture())
+    start, last = content.index(b'IDAT') - 4, bytearray(content)
+    checksum = start + 8 + int.from_bytes(content[start : start + 4], 'big')
+    last[-1] ^= 1
+    for damaged in (content[:checksum] + bytes(4) + content[checksum + 4 :], content[:-12], content[:-4], bytes(last)):
+        with Image.open(io.BytesIO(damaged)) as image:  # load() ignores checksums and a missing end
+            pixels = np.array(image)
+        np.testing.assert_array_equal(pixels, np.array(Image.open(io.BytesIO(content))))
+        with pytest.raises(DamagedPicture):
+            check_png(damaged)
+    for damaged in (content[:-4], bytes(last)):
+        Image.open(io.BytesIO(damaged)).verify()  # ignores the last checksum
+    assert Image.open(io.BytesIO(sixteen('.png'))).mode == 'RGB' and check_png(sixteen('.png')).bits == 16
 
 
 def sixteen(suffix):
@@ -210,7 +227,7 @@ def sixteen(suffix):
         (lambda: b'no picture', 'not a PNG'),
     ],
 )
-def test_what_is_not_8_bit_rgb_is_one_sentence(read, content, word):
+def test_images_other_than_8_bit_rgb_are_refused(read, content, word):
     with pytest.raises(IgniteError, match=word) as error:
         read(content())
     assert 'a.png' in str(error.value)
@@ -223,7 +240,7 @@ def test_palettes_are_converted(read, kind):
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
-def test_transparent_areas_are_laid_on_white(read, kind):
+def test_transparent_areas_are_composited_on_white(read, kind):
     image, alpha = picture(), np.random.default_rng().integers(0, 256, (120, 152)).astype(np.uint8)
     alpha[:60], alpha[60:90] = 0, 255
     found = read(encoded(np.dstack([image, alpha]), kind))
@@ -284,7 +301,7 @@ def test_a_transparent_palette_entry_and_colour_are_white(read):
         ('JPEG', dict(dpi=(96, 96)), None),
     ],
 )
-def test_resolution_is_read_where_it_is_plausible(read, kind, options, um_per_px):
+def test_plausible_resolutions_are_read(read, kind, options, um_per_px):
     found = read(encoded(picture(), kind, **options))
     assert found.um_per_px == (um_per_px and pytest.approx(um_per_px, rel=1e-3)) and found.resolution_source
 
@@ -293,7 +310,7 @@ def test_resolution_is_read_where_it_is_plausible(read, kind, options, um_per_px
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_orientation_is_undone(read, kind, orientation):
     image, exif = np.zeros((48, 64, 3), np.uint8), Image.Exif()
-    image[:16, :16] = 255  # the corner that stands at the top left of the stored pixels
+    image[:16, :16] = 255  # the top left corner of the stored pixels
     exif[274] = orientation
     found = read(encoded(image, kind, exif=exif))
     assert found.orientation == orientation and found.pixels.shape[:2] == ((48, 64) if orientation < 5 else (64, 48))
@@ -302,7 +319,7 @@ def test_orientation_is_undone(read, kind, orientation):
     assert corner.min() > 200 and (found.pixels > 200).mean() < 0.1
 
 
-def test_the_first_page_is_read_and_their_number_said(read):
+def test_the_first_page_is_read_and_the_number_reported(read):
     pages = [Image.fromarray(picture()) for _ in range(3)]
     found = read(encoded(pages[0], 'TIFF', save_all=True, append_images=pages[1:]))
     np.testing.assert_array_equal(found.pixels, np.array(pages[0]))
@@ -320,10 +337,10 @@ def test_a_gigantic_header_is_not_decoded(read):
         read(small, max_pixels=120 * 152 - 1)
     assert read(small, max_pixels=120 * 152).pixels.shape == (120, 152, 3)
     before = Image.MAX_IMAGE_PIXELS
-    assert before is not None  # Pillow's own limit is as it was
+    assert before is not None  # Pillow's own limit is restored
 
 
-def test_names_that_are_not_utf8_and_what_is_not_a_file(tmp_path):
+def test_names_that_are_not_utf8_and_paths_that_are_not_files(tmp_path):
     image = picture()
     path = tmp_path / os.fsdecode(b'caf\xe9\xff.png')
     path.write_bytes(encoded(image))
@@ -331,8 +348,8 @@ def test_names_that_are_not_utf8_and_what_is_not_a_file(tmp_path):
     path.write_bytes(b'junk')
     (tmp_path / 'folder.png').mkdir()
     os.mkfifo(tmp_path / 'fifo.png')
-    for place, word in ((path, r'caf\\xe9'), (tmp_path / 'folder.png', 'folder'), (tmp_path / 'fifo.png', 'regular file'),
+    for given, word in ((path, r'caf\\xe9'), (tmp_path / 'folder.png', 'folder'), (tmp_path / 'fifo.png', 'regular file'),
                         (tmp_path / 'none.png', 'does not exist')):  # fmt: skip
         with pytest.raises(IgniteError, match=word) as error:
-            read_image(place)
+            read_image(given)
         str(error.value).encode()  # can be printed

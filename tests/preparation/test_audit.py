@@ -1,4 +1,4 @@
-"""Every fault of a release is found in one pass, named with its remedy, and nothing wrong is published."""
+"""One pass finds every fault of a release with its remedy, and nothing wrong is published."""
 
 import csv
 import gzip
@@ -43,7 +43,7 @@ def mask(release, name=ONE):
 
 
 def rewrite(release, change, row=0):
-    """Change one data row of the overview, a dictionary."""
+    """Change one data row of the overview, given as a dictionary."""
     path = release / OVERVIEW
     rows = list(csv.DictReader(path.open()))
     change(rows[row])
@@ -62,13 +62,13 @@ def chunk(kind, content):
 
 
 def rebuild(path, pixels):
-    """A PNG whose chunks are all right, with other pixel data."""
+    """Replace the pixel data of a PNG; all chunks remain valid."""
     content = path.read_bytes()
     path.write_bytes(content[:33] + chunk(b'IDAT', zlib.compress(pixels)) + chunk(b'IEND', b''))
 
 
 def resave(path, change):
-    """Save a picture anew after changing it as a Pillow image or array."""
+    """Change a file as a Pillow image or array and save it again."""
     with Image.open(path) as picture:
         changed = change(picture.copy())
     (changed if isinstance(changed, Image.Image) else Image.fromarray(changed)).save(path)
@@ -149,7 +149,7 @@ def drop(release, *columns):
 
 
 def nest(folder):
-    """images/he to images/images/he, as one public loader unpacks the archives."""
+    """Move images/he to images/images/he, as one public loader unpacks the archives."""
     outer = folder.with_name('outer')
     outer.mkdir()
     folder.rename(outer / folder.name)
@@ -337,7 +337,7 @@ def findings(path):
 
 @pytest.mark.parametrize('name', DAMAGE)
 def test_damaged_release(own_release, tmp_path, name):
-    """An error publishes nothing and is in the audit beside; anything less is in the audit of the published folder."""
+    """Errors publish nothing and are in the audit beside the folder; other findings are in the published audit."""
     damage, kind = DAMAGE[name]
     damage(own_release)
     out, beside = tmp_path / 'out', tmp_path / 'out.audit.json'
@@ -356,12 +356,12 @@ def test_damaged_release(own_release, tmp_path, name):
     assert all((f['severity'], f['remedy']) == KINDS[kind] and f['detail'] and f['subject'] for f in of_kind)
 
 
-def test_at_least_forty_kinds_of_damage_are_tried_and_every_kind_of_fault_occurs():
+def test_the_damages_cover_every_kind_of_fault():
     assert len(DAMAGE) >= 40
     assert {kind for _, kind in DAMAGE.values()} == set(KINDS) - {'excluded', 'label-map-stated', 'roi-small'}
 
 
-def test_all_faults_come_in_one_pass(own_release, tmp_path, capsys):
+def test_all_faults_are_found_in_one_pass(own_release, tmp_path, capsys):
     image(own_release).unlink()
     truncate(mask(own_release, TWO), 0.5)
     rewrite(own_release, lambda row: row.update(area_mm2='x'), 2)
@@ -376,14 +376,14 @@ def test_all_faults_come_in_one_pass(own_release, tmp_path, capsys):
 
 
 def kinds_of(own_release, tmp_path):
-    """(kind, subject) of all findings of an audit that fails."""
+    """Return (kind, subject) of all findings of a failing audit."""
     with pytest.raises(IgniteError):
         audit(own_release, tmp_path / 'out')
     return {(f['kind'], f['subject']) for f in findings(tmp_path / 'out.audit.json')}
 
 
-def test_all_faults_of_one_roi_come_in_one_pass(own_release, tmp_path):
-    """Its row, its mask, its context, and that another patient has its picture."""
+def test_all_faults_of_one_roi_are_found_in_one_pass(own_release, tmp_path):
+    """Faults of its row, mask and context, and the same image of another patient."""
     copy_roi(own_release, ONE, TWO)
     rewrite(own_release, lambda row: row.update(area_mm2='x'))
     truncate(mask(own_release), 0.5)
@@ -407,7 +407,7 @@ def test_one_patient_in_two_spellings(own_release, tmp_path, spelling):
 
 
 @pytest.mark.parametrize('first, second', [('A1', 'B1'), ('1', '10'), ('TCGA-05-42', 'TCGA-05-43'), ('1.1', '1.2')])
-def test_different_patients_are_no_spellings(own_release, first, second):
+def test_similar_ids_of_different_patients_are_accepted(own_release, first, second):
     put('patient_id', first)(own_release)
     rewrite(own_release, lambda row: row.update(patient_id=second), 1)
     overview = read_overview(own_release)
@@ -423,7 +423,7 @@ def test_names_of_one_patient_with_two_ids(own_release, tmp_path):
 @pytest.mark.parametrize(
     'which, kind', [(image, 'image-unreadable'), (mask, 'mask-unreadable'), ('context', 'context-faulty')]
 )
-def test_a_file_that_the_disk_does_not_give(own_release, tmp_path, monkeypatch, which, kind):
+def test_an_unreadable_file_is_a_finding(own_release, tmp_path, monkeypatch, which, kind):
     path = image(own_release, f'{ONE}_with_context') if which == 'context' else which(own_release)
     read, truncated = type(path).read_bytes, mask(own_release, TWO)
     truncate(truncated, 0.5)
@@ -440,12 +440,12 @@ def test_a_file_that_the_disk_does_not_give(own_release, tmp_path, monkeypatch, 
     assert 'Input/output error' in (tmp_path / 'out.audit.json').read_text()
 
 
-def test_an_overview_that_cannot_be_read_makes_no_file_surplus(own_release, tmp_path):
+def test_no_file_is_surplus_if_the_overview_is_unreadable(own_release, tmp_path):
     edit(own_release / OVERVIEW, 'patient_id', 'patient')
     assert {kind for kind, _ in kinds_of(own_release, tmp_path)} == {'overview-columns'}
 
 
-def test_a_faulty_context_says_what_is_wrong_and_counts_stray_pixels(own_release, tmp_path):
+def test_a_faulty_context_names_the_fault_and_counts_stray_pixels(own_release, tmp_path):
     context = f'{ONE}_with_context'
     resave(mask(own_release, context), lambda m: palette(m).crop((0, 0, 90, 90)))
     values = np.array(Image.open(mask(own_release, f'{TWO}_with_context')))
@@ -459,7 +459,7 @@ def test_a_faulty_context_says_what_is_wrong_and_counts_stray_pixels(own_release
     assert f'{context}.png' in fault.detail and 'truncated' in fault.detail
 
 
-def test_blank_pictures_are_not_compared(own_release, tmp_path):
+def test_blank_images_are_not_compared(own_release, tmp_path):
     for name in (ONE, TWO):
         resave(image(own_release, name), lambda i: Image.new('RGB', (80, 72), 'white'))
         resave(mask(own_release, name), lambda m: np.full((72, 80), 255, np.uint8))
@@ -467,7 +467,7 @@ def test_blank_pictures_are_not_compared(own_release, tmp_path):
     assert kinds.count('image-blank') == 2 and not {'picture-patients', 'picture-twice'} & set(kinds)
 
 
-def test_leaks_of_rois_left_out_do_not_count(own_release, tmp_path):
+def test_leaks_of_skipped_rois_do_not_count(own_release, tmp_path):
     rewrite(own_release, lambda row: row.update(patient_id='2', split='test'))
     assert 'official-leak' in {f.kind for f in audit(own_release, tmp_path / 'out').findings}
     assert 'official-leak' not in {f.kind for f in audit(own_release, tmp_path / 'out', [ONE]).findings}
@@ -481,7 +481,7 @@ def test_names_that_differ_in_case_are_all_marked(own_release, tmp_path):
     assert {s for kind, s in kinds_of(own_release, tmp_path) if kind == 'name-case'} == {TWO, TWO.upper()}
 
 
-def test_the_table_shows_names_as_they_are_and_whole():
+def test_the_table_shows_names_unchanged_and_complete():
     name = 'x\\[/b][red]' + 'y' * 300
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(findings_table([Finding('mask-missing', name, 'gone', name)]))
@@ -489,17 +489,17 @@ def test_the_table_shows_names_as_they_are_and_whole():
     assert '\\[/b][red]' in text and text.count('y') >= 300 and '\u2026' not in text
 
 
-def test_a_name_that_is_no_utf8_is_written(own_release, tmp_path):
+def test_a_name_that_is_not_utf8_is_written(own_release, tmp_path):
     path = os.fsencode(image(own_release).parent) + b'/caf\xe9.png'
     try:
         open(path, 'wb').close()
     except OSError:
-        pytest.skip('this disk takes UTF-8 names only')
+        pytest.skip('this file system accepts only UTF-8 names')
     audit(own_release, tmp_path / 'out')
     assert r'images/he/caf\xe9.png' in {f['subject'] for f in findings(tmp_path / 'out.audit.json')}
 
 
-def test_audit_that_cannot_be_written_is_one_sentence(own_release, tmp_path):
+def test_an_audit_that_cannot_be_written_is_one_sentence(own_release, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(IgniteError, match='cannot be made') as caught:
         audit(own_release, tmp_path / 'file' / 'out')
@@ -509,7 +509,7 @@ def test_audit_that_cannot_be_written_is_one_sentence(own_release, tmp_path):
 
 
 def test_audit_takes_the_arguments_of_prepare(own_release, tmp_path):
-    """As the tool passes them on: no advice to give what was given, no context where none is wanted."""
+    """As passed by the tool: no advice to use an option that is used, no context findings without context."""
     image(own_release, f'{ONE}_with_context').unlink()
     mask(own_release, TWO).unlink()
     arguments = ('--release', own_release, '--out', tmp_path / 'out', '--audit-only')
@@ -523,14 +523,14 @@ def test_audit_takes_the_arguments_of_prepare(own_release, tmp_path):
     assert '--drop-faulty' not in str(caught.value)
 
 
-def test_the_audit_is_written_where_too_few_patients_are_left(own_release, tmp_path):
+def test_the_audit_is_written_if_too_few_patients_remain(own_release, tmp_path):
     with pytest.raises(IgniteError, match='three'):
         prepare(own_release, tmp_path / 'out', exclude=[ONE, TWO])
     assert [f['subject'] for f in findings(tmp_path / 'out.audit.json') if f['kind'] == 'excluded'] == [ONE, TWO]
     assert not (tmp_path / 'out').exists()
 
 
-def test_dropping_a_row_whose_name_leads_elsewhere_removes_nothing_there(own_release, tmp_path):
+def test_dropping_a_row_with_a_path_as_name_removes_nothing_there(own_release, tmp_path):
     precious = tmp_path / 'precious.npy'
     precious.write_text('mine')
     put('name', str(precious.with_suffix('')))(own_release)
@@ -538,7 +538,7 @@ def test_dropping_a_row_whose_name_leads_elsewhere_removes_nothing_there(own_rel
     assert precious.read_text() == 'mine'
 
 
-def test_faulty_rois_are_left_out_on_request(own_release, tmp_path):
+def test_faulty_rois_can_be_skipped(own_release, tmp_path):
     image(own_release).unlink()
     for number, arguments in enumerate((dict(exclude=[ONE]), dict(drop_faulty=True))):
         index = prepare(own_release, tmp_path / f'out{number}', **arguments)
@@ -549,8 +549,8 @@ def test_faulty_rois_are_left_out_on_request(own_release, tmp_path):
         assert ONE not in names
 
 
-def test_dropping_cures_a_leaking_picture_and_leaves_no_array(own_release, tmp_path):
-    """That it is faulty shows only after its arrays were written."""
+def test_dropping_resolves_a_leaking_image_and_leaves_no_array(own_release, tmp_path):
+    """The fault is found only after its arrays were written."""
     rows = list(csv.DictReader((own_release / OVERVIEW).open()))
     copy_roi(own_release, ONE, 'patient5_he_roi1')
     with (own_release / OVERVIEW).open('a', newline='') as stream:
@@ -569,7 +569,7 @@ def test_faults_of_the_whole_release_cannot_be_dropped(own_release, tmp_path):
         prepare(own_release, tmp_path / 'out', drop_faulty=True)
 
 
-def test_excluding_what_is_not_there_is_an_error(own_release, tmp_path):
+def test_excluding_an_unknown_roi_is_an_error(own_release, tmp_path):
     with pytest.raises(IgniteError, match='patient99_he_roi1'):
         prepare(own_release, tmp_path / 'out', exclude=['patient99_he_roi1'])
 
@@ -604,8 +604,8 @@ def png(seed, mode='RGB'):
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(['RGB', 'L', 'P']), st.data())
-def test_no_damage_of_the_bytes_goes_unnoticed(seed, mode, data):
-    """Any changed, lost or cut byte: an error, or the very pixels that were stored."""
+def test_no_damaged_byte_goes_unnoticed(seed, mode, data):
+    """After any changed, lost or truncated byte: an error, or unchanged pixels."""
     content = png(seed, mode)
     whole = decode(content, check_png(content))
     at = data.draw(st.integers(0, len(content) - 1))
@@ -635,7 +635,7 @@ def test_any_table_is_read_or_refused(tmp_path_factory, noise, tail):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 30), st.integers(0, 30), st.integers(0, 2), st.integers(0, 2))
 def test_an_roi_is_found_in_its_context(seed, y, x, taller, wider):
-    """Also where the context mask is up to two px larger, as for patient1_he_roi1 of the release."""
+    """Including context masks up to two px larger, as for patient1_he_roi1 of the release."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 16, (6, 7)).astype(np.uint8)
     labels = np.kron(blocks, np.ones((12, 12), np.uint8))

@@ -1,8 +1,7 @@
-"""A download over a bad network ends with the right bytes or with one sentence, and never asks twice for what it has."""
+"""A download over a bad network ends with the right bytes or one sentence, and never requests bytes twice."""
 
 import gzip
 import hashlib
-import http.client
 import io
 import itertools
 import json
@@ -19,12 +18,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import urllib3
 from conftest import tool
 from rich.console import Console
 from rich.progress import Progress
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.preparation import client, download, read_index, write_synthetic_release
+from mmseg_ignite.preparation import archives, client, download, read_index, write_synthetic_release
 from mmseg_ignite.preparation.client import TRIES
 from mmseg_ignite.preparation.download import NAMES, download_release
 
@@ -32,11 +32,11 @@ CSV = 'data_overview.csv'
 ZIP = 'images.zip'
 
 
-# What the server does with one request: functions of (handler, content, first byte asked for or None).
+# Behaviour of the server on one request: functions of (handler, content, first requested byte or None).
 
 
 def answer(handler, content, start=None, cut=None, length=True, status=None, span=None):
-    """Answer as a good server does, but for what is asked otherwise; ``cut`` ends it after that many bytes."""
+    """Answer correctly, except for the given changes; ``cut`` ends the body after that many bytes."""
     body = content[start or 0 :]
     if start is not None and start >= len(content):
         return fail(416)(handler, content, start)
@@ -72,7 +72,7 @@ def whole_but_cut(count):
 
 
 def other_range(handler, content, start):
-    """Claims and sends bytes from the one after that asked for."""
+    """Send the range that starts one byte later."""
     answer(handler, content, start + 1)
 
 
@@ -97,7 +97,7 @@ def without_length(handler, content, start):
 
 
 def compressing(coding='gzip', cut=None, ranges=False):
-    """Compresses whatever is asked for, as some proxies do; a range is then one of the compressed file."""
+    """Always compress, as some proxies do; ranges are then ranges of the compressed file."""
 
     def act(handler, content, start):
         body = gzip.compress(content)
@@ -135,7 +135,7 @@ def redirect(to):
 
 
 class Served:
-    """A local server of a record: ``script[name]`` holds the acts of the next requests, then it is a good server."""
+    """A local server of a record; ``script[name]`` has the behaviour of the next requests, others are answered."""
 
     def __init__(self):
         self.files, self.script, self.requests, self.codings = {}, defaultdict(lambda: iter(())), [], []
@@ -190,7 +190,7 @@ def source(tmp_path_factory):
     """A release of 3 ROIs; read-only."""
     out = tmp_path_factory.mktemp('source') / 'release'
     write_synthetic_release(out, rois=3, patients=3, size=(64, 70), seed=7)
-    (out / 'synthetic.json').unlink()  # no release has it
+    (out / 'synthetic.json').unlink()  # not in a real release
     return out
 
 
@@ -211,7 +211,7 @@ def contents(source):
 
 @pytest.fixture
 def served(contents, monkeypatch):
-    for name in ('no_proxy', 'NO_PROXY'):  # a proxy of the environment does not know this machine's loopback
+    for name in ('no_proxy', 'NO_PROXY'):  # bypass a proxy of the environment
         monkeypatch.setenv(name, '127.0.0.1')
     served = Served()
     served.files = {**contents, 'models.zip': b'not ours', '../../evil.txt': b'evil'}
@@ -226,7 +226,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def get(served, out):
-    """Run the download; returns the waits it asked for, in seconds."""
+    """Return a function that runs the download and returns its waits in seconds."""
 
     def run(record=None):
         waits = []
@@ -242,7 +242,7 @@ def tree(folder):
 
 
 def assert_complete(out, source):
-    """Everything of the release, byte by byte, and beside it the archives and the state only."""
+    """Assert that the folder has exactly the files of the release, the archives and the state."""
     found = tree(out)
     for name in ('images.zip', 'annotations.zip'):
         found.pop(name, None)
@@ -250,7 +250,7 @@ def assert_complete(out, source):
     assert found == tree(source)
 
 
-def test_a_good_server_is_asked_once_for_each_of_the_four_files(served, get, out, source, contents):
+def test_each_of_the_four_files_is_requested_once(served, get, out, source, contents):
     assert get() == []
     assert_complete(out, source)
     assert sorted(served.requests) == sorted((name, None) for name in ('record', *NAMES))
@@ -258,7 +258,7 @@ def test_a_good_server_is_asked_once_for_each_of_the_four_files(served, get, out
     assert {name: (out / name).read_bytes() for name in NAMES} == contents
 
 
-def test_progress_and_the_archives_that_may_go_are_shown(served, out):
+def test_progress_and_the_archives_that_may_be_deleted_are_shown(served, out):
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     download_release(out, f'{served.root}/record', console, time.sleep)
     shown = console.file.getvalue()
@@ -266,13 +266,13 @@ def test_progress_and_the_archives_that_may_go_are_shown(served, out):
         assert words in shown
 
 
-def test_a_gzipped_overview_is_left_as_it_is_served(served, get, out, contents):
+def test_a_gzipped_overview_is_stored_unchanged(served, get, out, contents):
     served.files[CSV] = gzip.compress(contents[CSV])
     get()
     assert (out / CSV).read_bytes() == served.files[CSV]
 
 
-# Interruptions: the acts for images.zip, the ranges that are then asked for, the number of waits.
+# Interruptions: behaviour for images.zip, the requested ranges, the number of waits.
 RESUMED = {
     'one cut': ([cut(1000)], [None, 1000], 1),
     'three cuts': ([cut(1000), cut(500), cut(1)], [None, 1000, 1500, 1501], 3),
@@ -299,7 +299,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize('kind', RESUMED)
-def test_a_bad_network_gives_the_right_bytes(served, get, out, source, contents, kind):
+def test_interrupted_downloads_give_the_right_bytes(served, get, out, source, contents, kind):
     acts, ranges, waits = RESUMED[kind]
     served.script[ZIP] = iter(acts)
     assert len(get()) == waits
@@ -309,8 +309,8 @@ def test_a_bad_network_gives_the_right_bytes(served, get, out, source, contents,
     assert (out / ZIP).read_bytes() == contents[ZIP]
 
 
-def test_a_server_that_always_compresses_is_no_trouble(served, get, out, source, contents):
-    """Record, tables and archives, without a wait; and the server was asked not to."""
+def test_a_server_that_always_compresses_is_supported(served, get, out, source, contents):
+    """Record, tables and archives need no wait, although identity was requested."""
     for name in ('record', *NAMES):
         served.script[name] = iter([compressing()])
     assert get() == []
@@ -319,7 +319,7 @@ def test_a_server_that_always_compresses_is_no_trouble(served, get, out, source,
     assert {name: (out / name).read_bytes() for name in NAMES} == contents
 
 
-def test_a_compressed_answer_that_is_cut_is_asked_for_again(served, get, out, source):
+def test_a_truncated_compressed_response_is_requested_again(served, get, out, source):
     served.script['record'] = iter([compressing(cut=40)])
     served.script[ZIP] = iter([compressing(cut=2000), compressing()])
     assert len(get()) == 2
@@ -327,7 +327,7 @@ def test_a_compressed_answer_that_is_cut_is_asked_for_again(served, get, out, so
 
 
 @pytest.mark.parametrize('name', ['record', CSV, ZIP])
-def test_an_unknown_compression_is_one_sentence_at_once(served, get, out, name):
+def test_an_unknown_compression_fails_at_once(served, get, out, name):
     served.script[name] = iter([compressing('br')])
     with pytest.raises(IgniteError, match="compressed as 'br'") as caught:
         get()
@@ -365,7 +365,7 @@ def test_the_record_is_tried_again(served, get, out, source):
 
 
 @pytest.mark.parametrize('where', ['while waiting', 'while reading'])
-def test_an_interruption_is_continued_by_the_next_call(served, out, get, source, contents, where, monkeypatch):
+def test_the_next_call_continues_an_interrupted_one(served, out, get, source, contents, where, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -415,7 +415,7 @@ def test_a_partial_file_of_an_earlier_run(served, get, out, source, contents, ki
     assert_complete(out, source)
 
 
-def test_waits_double_to_a_minute_and_start_anew_when_bytes_arrive(served, get):
+def test_waits_double_up_to_a_minute_and_restart_after_progress(served, get):
     served.script[CSV] = itertools.chain([fail(500)] * (TRIES - 1), [cut(10)], [fail(500)] * (TRIES - 2))
     assert get() == [1, 2, 4, 8, 16, 32, 60, 60, 60, 1, 2, 4, 8, 16, 32, 60, 60, 60]
 
@@ -423,7 +423,7 @@ def test_waits_double_to_a_minute_and_start_anew_when_bytes_arrive(served, get):
 @pytest.mark.parametrize(
     ('value', 'wait'), [('7', 7), ('0', 1), ('99999999', 600), ('9' * 400, 600), ('soon', 1), ('-5', 1)]
 )
-def test_retry_after_is_honoured_up_to_a_cap(served, get, value, wait):
+def test_retry_after_is_honoured_up_to_a_limit(served, get, value, wait):
     served.script[CSV] = iter([fail(429, value)])
     assert get() == [wait]
 
@@ -434,8 +434,8 @@ def test_retry_after_may_be_a_date(served, get):
 
 
 HOPELESS = {
-    'busy': (fail(503), 'HTTP Error 503'),
-    'rate limit': (fail(429, '1'), 'HTTP Error 429'),
+    'busy': (fail(503), 'HTTP 503'),
+    'rate limit': (fail(429, '1'), 'HTTP 429'),
     'no answer': (hang_up, 'Remote end closed'),
     'cut at one place, no Range': (whole_but_cut(1000), '1,000 of'),
     'always too few bytes': (short, 'images.zip.part'),
@@ -443,7 +443,7 @@ HOPELESS = {
 
 
 @pytest.mark.parametrize('kind', HOPELESS)
-def test_it_gives_up_in_a_sentence_and_the_next_call_goes_on(served, get, out, source, kind):
+def test_it_gives_up_with_a_sentence_and_the_next_call_continues(served, get, out, source, kind):
     act, words = HOPELESS[kind]
     served.script[ZIP] = itertools.chain([cut(500)], itertools.repeat(act))
     with pytest.raises(IgniteError, match=words) as caught:
@@ -466,12 +466,12 @@ def test_refusals_fail_at_once(served, get, status, name):
     assert served.asked(name) == [None]
 
 
-def test_no_server_ends_in_a_sentence_and_the_waits_say_how_many_tries_are_left(served, out):
+def test_an_unreachable_server_is_one_sentence_and_waits_name_the_remaining_tries(served, out):
     served.close()
     console, waits = Console(file=io.StringIO()), []
     with pytest.raises(IgniteError, match='record cannot be read.*refused'):
         download_release(out, f'{served.root}/record', console, waits.append)
-    said = re.findall(r'refused.*; the next of (\d+) more (tries|try) is in (\d+) s', console.file.getvalue())
+    said = re.findall(r'refused.*; (\d+) more (tries|try), the next in (\d+) s', console.file.getvalue())
     expected = [(left, 'try' if left == 1 else 'tries', wait) for left, wait in zip(range(TRIES - 1, 0, -1), waits)]
     assert said == [(str(left), word, f'{wait:.0f}') for left, word, wait in expected[1:]]
 
@@ -480,7 +480,7 @@ def test_an_untrusted_certificate_fails_at_once(get, monkeypatch):
     def connect(self):
         raise ssl.SSLCertVerificationError('self-signed certificate')
 
-    monkeypatch.setattr(http.client.HTTPSConnection, 'connect', connect)
+    monkeypatch.setattr(urllib3.connection.HTTPSConnection, 'connect', connect)
     with pytest.raises(IgniteError, match='certificate of the server is not trusted.*self-signed'):
         get('https://127.0.0.1/record')
 
@@ -490,7 +490,7 @@ def sign_in_page(handler, content, start):
 
 
 @pytest.mark.parametrize('act', [garbled, sign_in_page])
-def test_wrong_content_is_fetched_anew_once_and_not_kept(served, get, out, source, act):
+def test_wrong_content_is_requested_twice_and_not_kept(served, get, out, source, act):
     served.script[ZIP] = itertools.repeat(act)
     with pytest.raises(IgniteError, match=f'{ZIP}.*twice.*MD5'):
         get()
@@ -502,8 +502,8 @@ def test_wrong_content_is_fetched_anew_once_and_not_kept(served, get, out, sourc
     assert_complete(out, source)
 
 
-def test_an_endless_answer_is_left(served, get):
-    """A server that sends without end is left after the declared bytes, whatever else fits the buffers."""
+def test_an_endless_response_is_closed(served, get):
+    """The connection is closed after the declared bytes, plus what fits into the buffers."""
     sent = []
 
     def endless(handler, content, start):
@@ -532,34 +532,34 @@ def entry_with(**changes):
 
 
 RECORDS = {
-    'no JSON': (lambda record: b'<html>Sign in</html>', 'with JSON'),
+    'no JSON': (lambda record: b'<html>Sign in</html>', 'the JSON of'),
     'no text': (lambda record: b'\xff\xfe\x00', 'JSON'),
-    'empty': (lambda record: b'', 'with JSON'),
-    'list': (lambda record: [1], 'another shape'),
-    'null': (lambda record: None, 'another shape'),
-    'no files': (lambda record: {'message': 'PID does not exist'}, 'another shape'),
-    'files of another API': (lambda record: {'files': {'entries': {}}}, 'another shape'),
-    'deep': (lambda record: b'[' * 200_000, 'shape'),
-    'file missing': (lambda record: {'files': record['files'][1:]}, f'lists no {CSV}'),
+    'empty': (lambda record: b'', 'the JSON of'),
+    'list': (lambda record: [1], 'the JSON of'),
+    'null': (lambda record: None, 'the JSON of'),
+    'no files': (lambda record: {'message': 'PID does not exist'}, 'the JSON of'),
+    'files of another API': (lambda record: {'files': {'entries': {}}}, 'the JSON of'),
+    'deep': (lambda record: b'[' * 200_000, 'the JSON of'),
+    'file missing': (lambda record: {'files': record['files'][1:]}, f'KeyError.*{CSV}'),
     'no size': (lambda record: {'files': [{'key': name} for name in NAMES]}, 'size'),
     'negative size': (entry_with(size=-1), 'size -1'),
     'size as text': (entry_with(size='12'), "size '12'"),
     'true as size': (entry_with(size=True), 'size True'),
     'sha256': (entry_with(checksum='sha256:' + '0' * 64), 'checksum'),
     'no hex': (entry_with(checksum='md5:' + 'x' * 32), 'checksum'),
-    'checksum null': (entry_with(checksum=None), 'another shape'),
-    'links null': (entry_with(links=None), 'another shape'),
+    'checksum null': (entry_with(checksum=None), 'the JSON of'),
+    'links null': (entry_with(links=None), 'the JSON of'),
     'link number': (entry_with(links={'self': 5}), 'address 5'),
-    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'not an http'),
-    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'not an http'),
-    'link without host': (entry_with(links={'self': 'http:///x'}), 'not an http'),
-    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'not an http'),
-    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'not a usable address'),
+    'file link': (entry_with(links={'self': 'file:///etc/passwd'}), 'cannot be requested'),
+    'ftp link': (entry_with(links={'self': 'ftp://127.0.0.1/x'}), 'cannot be requested'),
+    'link without host': (entry_with(links={'self': 'http:///x'}), 'cannot be requested'),
+    'link in brackets': (entry_with(links={'self': 'http://[x/y'}), 'cannot be requested'),
+    'link with a newline': (entry_with(links={'self': 'http://127.0.0.1/a b\n'}), 'cannot be fetched'),
 }
 
 
 @pytest.mark.parametrize('kind', RECORDS)
-def test_an_unusable_record_ends_in_a_sentence(served, get, out, kind):
+def test_an_unusable_record_is_one_sentence(served, get, out, kind):
     change, words = RECORDS[kind]
     record = change(json.loads(served.record()))
     served.record = lambda: record if isinstance(record, bytes) else json.dumps(record).encode()
@@ -570,8 +570,8 @@ def test_an_unusable_record_ends_in_a_sentence(served, get, out, kind):
 
 
 @pytest.mark.parametrize('record', ['file:///etc/passwd', 'ftp://host/record', '/etc/passwd', '', 'data:,{}'])
-def test_only_http_addresses_are_read(get, record):
-    with pytest.raises(IgniteError, match='not an http'):
+def test_only_http_addresses_are_requested(get, record):
+    with pytest.raises(IgniteError, match='cannot be requested.*check the http'):
         get(record)
 
 
@@ -584,7 +584,7 @@ def test_a_redirect_is_followed_with_its_range_but_only_to_http(served, get, out
     assert_complete(out, source)
     (out / CSV).unlink()
     served.script[CSV] = itertools.repeat(redirect('ftp://127.0.0.1/x'))
-    with pytest.raises(IgniteError, match="'ftp://127.0.0.1/x' is not an http"):
+    with pytest.raises(IgniteError, match="cannot be requested.*'ftp://127.0.0.1/x'"):
         get()
 
 
@@ -594,15 +594,15 @@ def needed(contents):
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk of which a test sets the free bytes."""
+    """A disk with adjustable free bytes."""
     disk = SimpleNamespace(free=0)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: disk)
     return disk
 
 
-def test_a_disk_too_small_is_told_before_anything_is_fetched(served, get, out, source, contents, disk):
+def test_a_disk_too_small_is_reported_before_the_download(served, get, out, source, contents, disk):
     disk.free = needed(contents) - 1
-    with pytest.raises(IgniteError, match=f'{disk.free:,} bytes free, {disk.free + 1:,} are needed'):
+    with pytest.raises(IgniteError, match=f'{disk.free:,} bytes free, but {disk.free + 1:,} are needed'):
         get()
     assert served.requests == [('record', None)]
     disk.free += 1
@@ -610,7 +610,7 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(served, get, out, s
     assert_complete(out, source)
 
 
-def test_bytes_that_are_there_need_no_room(get, out, source, contents, disk):
+def test_existing_bytes_need_no_disk_space(get, out, source, contents, disk):
     out.mkdir(parents=True)
     (out / f'{ZIP}.part').write_bytes(contents[ZIP][:2000])
     (out / CSV).write_bytes(contents[CSV])
@@ -628,19 +628,19 @@ def test_bytes_that_are_there_need_no_room(get, out, source, contents, disk):
     get()
 
 
-def test_a_disk_that_fills_up_ends_in_a_sentence(get, out, source, monkeypatch):
+def test_a_full_disk_is_one_sentence(get, out, source, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, 'extract_he_members', full)
+        patch.setattr(archives, 'extract_he_members', full)
         with pytest.raises(IgniteError, match='No space left on device.*the same command'):
             get()
     get()
     assert_complete(out, source)
 
 
-def test_a_file_in_the_place_of_the_folder_ends_in_a_sentence(get, out):
+def test_a_file_instead_of_the_folder_is_one_sentence(get, out):
     out.parent.mkdir()
     out.write_text('mine')
     with pytest.raises(IgniteError, match=str(out)):
@@ -649,7 +649,7 @@ def test_a_file_in_the_place_of_the_folder_ends_in_a_sentence(get, out):
 
 
 @pytest.mark.parametrize('archives', ['kept', 'deleted'])
-def test_a_complete_release_asks_only_for_the_record(served, get, out, source, archives):
+def test_for_a_complete_release_only_the_record_is_requested(served, get, out, source, archives):
     get()
     if archives == 'deleted':
         for name in ('images.zip', 'annotations.zip'):
@@ -664,9 +664,9 @@ def test_a_complete_release_asks_only_for_the_record(served, get, out, source, a
 
 @pytest.mark.parametrize('archive', ['kept', 'deleted'])
 @pytest.mark.parametrize('harm', ['deleted', 'truncated'])
-def test_harm_to_an_unpacked_file_is_mended(served, get, out, source, archive, harm):
+def test_a_damaged_unpacked_file_is_restored(served, get, out, source, archive, harm):
     get()
-    (out / 'images' / 'he' / 'mine.png').write_bytes(b'does not stand in for the lost one')
+    (out / 'images' / 'he' / 'mine.png').write_bytes(b'does not replace the lost one')
     png = out / 'images' / 'he' / 'patient2_he_roi1.png'
     png.unlink() if harm == 'deleted' else png.write_bytes(png.read_bytes()[:50])
     if archive == 'deleted':
@@ -679,7 +679,7 @@ def test_harm_to_an_unpacked_file_is_mended(served, get, out, source, archive, h
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_file_that_the_record_changes_is_fetched_anew(served, get, out, tmp_path, contents, name):
+def test_a_file_changed_in_the_record_is_downloaded_again(served, get, out, tmp_path, contents, name):
     get()
     if name in (ZIP, 'annotations.zip'):
         changed = tmp_path / 'changed'
@@ -697,7 +697,7 @@ def test_a_file_that_the_record_changes_is_fetched_anew(served, get, out, tmp_pa
     assert (out / name).read_bytes() == served.files[name]
 
 
-def test_an_archive_changed_at_the_same_size_is_fetched_anew(served, get, out, contents):
+def test_a_changed_archive_of_the_same_size_is_downloaded_again(served, get, out, contents):
     get()
     served.files[ZIP] = contents[ZIP].replace(b'patient9', b'patient8')
     served.requests.clear()
@@ -706,7 +706,7 @@ def test_an_archive_changed_at_the_same_size_is_fetched_anew(served, get, out, c
     assert (out / ZIP).read_bytes() == served.files[ZIP] != contents[ZIP]
 
 
-def test_files_that_are_there_already_are_used(served, get, out, source, contents):
+def test_existing_files_are_used(served, get, out, source, contents):
     out.mkdir(parents=True)
     for name in (CSV, ZIP):
         (out / name).write_bytes(contents[name])
@@ -715,7 +715,7 @@ def test_files_that_are_there_already_are_used(served, get, out, source, content
     assert_complete(out, source)
 
 
-def test_other_files_in_the_folder_are_left_alone(get, out, source, contents):
+def test_other_files_in_the_folder_are_not_touched(get, out, source, contents):
     mine = [
         'notes.txt',
         'images/mine.png',
@@ -736,7 +736,7 @@ def test_other_files_in_the_folder_are_left_alone(get, out, source, contents):
     assert_complete(out, source)
 
 
-def test_a_wrong_archive_in_the_folder_stays_until_the_right_one_is_whole(served, get, out, contents):
+def test_a_wrong_archive_is_replaced_only_by_a_complete_one(served, get, out, contents):
     out.mkdir(parents=True)
     (out / ZIP).write_bytes(b'mine')
     served.script[ZIP] = itertools.repeat(garbled)
@@ -749,10 +749,10 @@ def test_a_wrong_archive_in_the_folder_stays_until_the_right_one_is_whole(served
 
 
 @pytest.mark.parametrize('text', ['', 'mine', '[]', '{}', '{"archives": []}', '{"archives": {"images.zip": {}}}'])
-def test_a_state_file_of_somebody_else_is_refused_and_kept(served, get, out, text):
+def test_a_foreign_state_file_is_refused_and_kept(served, get, out, text):
     out.mkdir(parents=True)
     (out / 'download.json').write_text(text)
-    with pytest.raises(IgniteError, match='download.json is not what'):
+    with pytest.raises(IgniteError, match='download.json is not a list'):
         get()
     assert (out / 'download.json').read_text() == text
     assert served.requests == []
@@ -768,7 +768,7 @@ def test_a_hostile_archive_with_the_right_checksum_is_refused(served, get, out, 
     assert not list(tmp_path.rglob('evil.png'))
 
 
-def test_an_interrupted_unpacking_fetches_nothing_again(served, get, out, source, monkeypatch):
+def test_an_interrupted_unpacking_downloads_nothing_again(served, get, out, source, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -783,17 +783,17 @@ def test_an_interrupted_unpacking_fetches_nothing_again(served, get, out, source
 
 
 def test_a_proxy_of_the_environment_is_used(served, get, out, source, monkeypatch):
-    """The local server stands in for a proxy: it sees the whole address of a host that does not exist."""
+    """The local server acts as the proxy: it gets the full address of a host that does not exist."""
     for name in ('no_proxy', 'NO_PROXY'):
         monkeypatch.delenv(name)
     monkeypatch.setenv('http_proxy', served.root)
     served.files['http://record.invalid/api'] = b'seen by the proxy'
-    with pytest.raises(IgniteError, match='with JSON'):
+    with pytest.raises(IgniteError, match='the JSON of'):
         get('http://record.invalid/api')
     assert served.requests == [('http://record.invalid/api', None)]
 
 
-def test_one_command_goes_from_the_record_to_the_data_set(served, source, out, tmp_path):
+def test_one_command_downloads_and_prepares(served, source, out, tmp_path):
     arguments = ['--download', '--record', f'{served.root}/record', '--release', out, '--out', tmp_path / 'ignite']
     assert tool('prepare_ignite', *arguments) == 0
     assert tool('prepare_ignite', '--release', source, '--out', tmp_path / 'plain') == 0
@@ -802,7 +802,7 @@ def test_one_command_goes_from_the_record_to_the_data_set(served, source, out, t
     assert fetched['splits'] == plain['splits']
 
 
-def test_a_record_that_is_not_there_ends_the_command_in_a_sentence(served, out, tmp_path, capsys):
+def test_a_missing_record_ends_the_command_with_a_sentence(served, out, tmp_path, capsys):
     served.script['record'] = itertools.repeat(fail(404))
     arguments = ['--download', '--record', f'{served.root}/record', '--release', out, '--out', tmp_path / 'ignite']
     assert tool('prepare_ignite', *arguments) == 2
@@ -810,11 +810,11 @@ def test_a_record_that_is_not_there_ends_the_command_in_a_sentence(served, out, 
     assert len(said) == 1 and '404' in said[0] and not (tmp_path / 'ignite').exists()
 
 
-def test_a_table_mended_by_hand_is_kept_beside_the_one_of_the_record(get, out, source):
+def test_a_table_corrected_by_the_user_is_kept_as_bak(get, out, source):
     get()
-    (out / CSV).write_text('mended')
+    (out / CSV).write_text('corrected')
     get()
-    assert (out / CSV).read_bytes() == (source / CSV).read_bytes() and (out / f'{CSV}.bak').read_text() == 'mended'
+    assert (out / CSV).read_bytes() == (source / CSV).read_bytes() and (out / f'{CSV}.bak').read_text() == 'corrected'
 
 
 def test_a_long_wait_is_announced(served, out):

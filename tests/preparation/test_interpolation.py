@@ -1,4 +1,4 @@
-"""Interpolated and JPEG-compressed masks are found though every value is a valid id; drawn masks are not suspected."""
+"""Interpolated and JPEG-compressed masks are found although all values are valid ids; annotated masks pass."""
 
 import io
 
@@ -17,8 +17,8 @@ from mmseg_ignite.preparation.interpolation import MAX_BETWEEN, MIN_FRINGE, frin
 from mmseg_ignite.preparation.pictures import read_mask
 
 
-def drawn(rng, size=240, regions=25, unannotated=False):
-    """Train ids of a Voronoi diagram with wavy boundaries, each of its cells one random class."""
+def annotated(rng, size=240, regions=25, unannotated=False):
+    """Return train ids of a Voronoi diagram with wavy boundaries and a random class per cell."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     for _ in range(3):
         (a, b), phase = rng.uniform(15, 40, 2), rng.uniform(0, 6, 2)
@@ -70,7 +70,7 @@ def kinds(values):
 @pytest.mark.parametrize('name', DAMAGE)
 def test_damaged_masks_are_refused_with_the_share(name, encoding):
     rng = np.random.default_rng()
-    damaged = DAMAGE[name](encode_mask(drawn(rng), encoding))
+    damaged = DAMAGE[name](encode_mask(annotated(rng), encoding))
     found = kinds(damaged)
     assert list(found) == ['mask-interpolated']
     assert f'{share_between(damaged):.1%} of its class boundaries' in found['mask-interpolated']
@@ -79,15 +79,15 @@ def test_damaged_masks_are_refused_with_the_share(name, encoding):
 @pytest.mark.parametrize('encoding', ['direct', 'complement'])
 @pytest.mark.parametrize('factor', [0.5, 0.9, 1, 1.3, 2])
 @pytest.mark.parametrize('unannotated', [False, True])
-def test_drawn_masks_pass_at_any_scale_without_interpolation(encoding, factor, unannotated):
-    labels = drawn(np.random.default_rng(), unannotated=unannotated)
+def test_annotated_masks_pass_at_any_scale_without_interpolation(encoding, factor, unannotated):
+    labels = annotated(np.random.default_rng(), unannotated=unannotated)
     mask = scaled(factor, cv2.INTER_NEAREST)(encode_mask(labels, encoding))
     assert kinds(mask) == {} and share_between(mask) < MAX_BETWEEN / 2
 
 
-def test_gaps_of_one_pixel_between_regions_are_no_interpolation():
-    """Annotators leave thin unannotated lines between regions; 0 lies between no two classes."""
-    mask = encode_mask(drawn(np.random.default_rng()), 'direct')
+def test_gaps_of_one_pixel_between_regions_pass():
+    """Annotators leave thin unannotated lines between regions; 0 is not between two classes."""
+    mask = encode_mask(annotated(np.random.default_rng()), 'direct')
     edges = np.zeros(mask.shape, bool)
     edges[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     edges[1:] |= mask[1:] != mask[:-1]
@@ -96,13 +96,13 @@ def test_gaps_of_one_pixel_between_regions_are_no_interpolation():
 
 
 def test_jpeg_between_neighbouring_ids_leaves_fringes():
-    """Nothing lies between 3 and 4, but ringing adds 2 and 5."""
-    labels = np.where(drawn(np.random.default_rng(3)) % 2, 3, 2).astype(np.uint8)
+    """There is no value between 3 and 4, but ringing adds 2 and 5."""
+    labels = np.where(annotated(np.random.default_rng(3)) % 2, 3, 2).astype(np.uint8)
     for encoding in ('direct', 'complement'):
         mask = encode_mask(labels, encoding)
         assert kinds(mask) == {}
         damaged = compressed(85)(mask)
-        assert len(np.unique(damaged)) == 4  # two classes that nobody drew
+        assert len(np.unique(damaged)) == 4  # two classes that were not annotated
         assert kinds(damaged).keys() & {'mask-fringes', 'mask-interpolated'}
     fringes, pixels = fringe_classes(damaged)
     assert set(fringes) == set(np.unique(damaged).tolist()) - set(np.unique(mask).tolist())

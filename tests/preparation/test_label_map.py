@@ -1,4 +1,4 @@
-"""Ids decide what a mask means; other ids need a mapping that the user states."""
+"""Ids decide what a mask means; other ids need a mapping from the user."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def test_our_name_under_another_id_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize('change, detail', [({'Artefact': 17}, '17'), ({'Liver': None}, 'lacks the id(s) 15 (Liver)')])
-def test_other_ids_are_an_error_with_a_way_out(tmp_path, change, detail):
+def test_other_ids_are_an_error_unless_mapped(tmp_path, change, detail):
     write(tmp_path, {k: v for k, v in (RAW_LABEL_MAP | change).items() if v is not None})
     assert detail in kinds(tmp_path)['label-map-changed']
     stated = write(tmp_path, {'Artefact': 0} if 'Artefact' in change else {}, 'mine.json')
@@ -57,7 +57,7 @@ def test_a_mapping_by_name_or_id_replaces_what_it_names(tmp_path):
     ids, findings = read_label_map(tmp_path, write(tmp_path, {'glass': 1, '20': 2}, 'mine.json'))
     assert ids == {0: 0, 3: 1, 20: 2, 4: 4}
     assert {f.kind for f in findings} == {'label-map-stated', 'label-map-names'}
-    (tmp_path / LABEL_MAP).unlink()  # ids can be stated without a label map of the release
+    (tmp_path / LABEL_MAP).unlink()  # ids can be mapped without a label map of the release
     ids, findings = read_label_map(tmp_path, write(tmp_path, {'20': 2}, 'mine.json'))
     assert ids == {**{i: i for i in range(17)}, 20: 2} and [f.kind for f in findings] == ['label-map-stated']
 
@@ -85,7 +85,7 @@ def test_masks_are_decoded_by_the_mapping_in_either_encoding(complement):
     assert decoded.labels.tolist() == expected and decoded.stray == 0
     assert decoded.encoding == ('complement' if complement else 'direct')
     other = dict(ids)
-    del other[int(np.bincount(raw[raw > 0]).argmax())]  # an id that the mapping lacks is no class
+    del other[int(np.bincount(raw[raw > 0]).argmax())]  # unmapped ids are not classes
     with pytest.raises(IgniteError, match='not a class|were expected'):
         decode_mask(stored, ids=other)
 
@@ -96,7 +96,7 @@ def test_a_class_of_id_0_fills_an_empty_mask():
 
 @pytest.fixture
 def shifted(own_release):
-    """A release of other ids, Background 20 and so on; its plain masks stay complemented, its context masks direct."""
+    """A release with other ids (Background is 20 etc.); ROI masks stay complemented, context masks direct."""
     write(own_release, {name: i + 19 if i else 0 for name, i in RAW_LABEL_MAP.items()})
     for path in (own_release / 'annotations' / 'he').glob('*.png'):
         values = np.array(Image.open(path)).astype(int)
@@ -105,7 +105,7 @@ def shifted(own_release):
     return own_release
 
 
-def test_a_release_of_other_ids_is_prepared_by_a_stated_mapping(shifted, tmp_path):
+def test_a_release_with_other_ids_is_prepared_by_a_mapping(shifted, tmp_path):
     stated = write(tmp_path, RAW_LABEL_MAP, 'mine.json')
     with pytest.raises(IgniteError, match='--label-map'):
         prepare(shifted, tmp_path / 'out')
@@ -121,7 +121,7 @@ def test_a_release_of_other_ids_is_prepared_by_a_stated_mapping(shifted, tmp_pat
         assert roi['context'] is not None
 
 
-def test_another_mapping_decodes_anew(shifted, tmp_path):
+def test_another_mapping_decodes_again(shifted, tmp_path):
     stated = write(tmp_path, RAW_LABEL_MAP, 'mine.json')
     first = prepare(shifted, tmp_path / 'out', label_map=stated)
     write(tmp_path, dict(RAW_LABEL_MAP, Stroma=5), 'mine.json')

@@ -1,4 +1,4 @@
-"""Pixels count as they are stored, whatever EXIF says, in images and masks of every colour type."""
+"""Pixels of images and masks are used as stored, whatever their EXIF orientation and colour type."""
 
 import io
 
@@ -24,7 +24,7 @@ def saved(picture, orientation, form='PNG', **options):
 
 
 def colours(mode):
-    """An unsymmetrical picture whose RGB value every colour mode can hold."""
+    """Return an asymmetric image that every colour mode can store, and its RGB values."""
     values = np.random.default_rng().integers(0, 4, (*SHAPE, 3)).astype(np.uint8) * 80
     picture = Image.fromarray(values)
     if mode == 'P':
@@ -71,8 +71,8 @@ def test_a_jpeg_is_read_as_stored_too(orientation):
     assert ('picture-turned' in found) == (orientation != 1) and 'image-lossy' in found
 
 
-def test_image_and_mask_of_a_prepared_roi_fit_whatever_their_orientations(own_release, tmp_path):
-    """A palette image with an orientation beside a mask without one, and the reverse."""
+def test_image_and_mask_of_a_prepared_roi_match_whatever_their_orientations(own_release, tmp_path):
+    """A palette image with an orientation and a mask without one, and vice versa."""
     plain = prepare(own_release, tmp_path / 'plain')['rois']
     for number, task in enumerate(('images', 'annotations')):
         path = own_release / task / 'he' / f'{plain[number]["name"]}.png'
@@ -88,7 +88,7 @@ def test_image_and_mask_of_a_prepared_roi_fit_whatever_their_orientations(own_re
         np.testing.assert_array_equal(*(np.load(label_path(tmp_path / f, name)) for f in ('plain', 'turned')))
 
 
-def test_files_found_good_by_an_older_audit_are_read_again(own_release, tmp_path, monkeypatch):
+def test_files_that_passed_an_older_audit_are_read_again(own_release, tmp_path, monkeypatch):
     from mmseg_ignite.preparation import prepare as package_prepare
 
     prepare(own_release, tmp_path / 'out')
@@ -98,12 +98,12 @@ def test_files_found_good_by_an_older_audit_are_read_again(own_release, tmp_path
 
 
 @pytest.mark.parametrize('exif', [b'', b'nonsense', b'II*\0\xff\xff\xff\xff', b'Exif\0\0MM\0*'])
-def test_unreadable_exif_is_no_orientation(exif):
+def test_unreadable_exif_has_no_orientation(exif):
     assert exif_orientation(exif) == 1
 
 
-def test_single_colours_marked_transparent_count_as_transparent():
-    """RGB and palette PNGs with a tRNS chunk: refused if a pixel has that colour, else opaque."""
+def test_single_transparent_colours_are_recognised():
+    """RGB PNGs with a tRNS chunk are refused if a pixel has that colour, and opaque otherwise."""
     values = np.random.default_rng(0).integers(1, 200, (*SHAPE, 3)).astype(np.uint8)
     for first, kind in ((values[0, 0], 'image-format'), ((255, 255, 255), 'image-opaque-alpha')):
         stream = io.BytesIO()
@@ -116,7 +116,7 @@ def test_single_colours_marked_transparent_count_as_transparent():
             np.testing.assert_array_equal(image, values)
 
 
-def test_a_damaged_jpeg_is_no_picture():
+def test_a_damaged_jpeg_is_refused():
     content = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SHAPE, 3)).astype(np.uint8)), 1, 'JPEG')
     for damaged in (content[:-2], content[: len(content) // 2], content[:4] + b'\xff\xd9'):
         with pytest.raises(DamagedPicture, match='JPEG'):

@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import tool
 from PIL import Image
 
+from mmseg_ignite.apis import preparing
 from mmseg_ignite.datasets.prepared import image_path, label_path, points_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import IGNORE
@@ -67,7 +69,7 @@ def test_real_tissue_prepares_with_its_known_faults(real_release, tmp_path, caps
     assert {tuple(r['context']['origin']) for r in index['rois']} <= {
         (12, 12),
         (32, 32),
-    }  # the margins it was made with
+    }  # its margins
     official = index['splits']['official']
     assert len(official['test']) == sum(r['official_split'] == 'test' for r in index['rois'])
     assert 'mask-stray' in capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_a_repeated_run_redoes_only_what_changed(own_release, tmp_path):
     assert second == prepare(own_release, tmp_path / 'out')
 
 
-def test_a_damaged_array_is_not_taken_over(own_release, tmp_path):
+def test_a_damaged_array_is_not_reused(own_release, tmp_path):
     prepare(own_release, tmp_path / 'out')
     cut, lost = image_path(tmp_path / 'out', NAME), label_path(tmp_path / 'out', 'patient2_he_roi1_with_context')
     whole, gone = cut.read_bytes(), lost.read_bytes()
@@ -108,14 +110,24 @@ def test_a_damaged_array_is_not_taken_over(own_release, tmp_path):
     assert cut.read_bytes() == whole and lost.read_bytes() == gone
 
 
-def test_too_little_room_is_said_before_the_work(own_release, tmp_path, monkeypatch):
+def test_the_command_publishes_the_figure_of_the_splits_with_the_data(own_release, tmp_path, monkeypatch):
+    assert tool('prepare_ignite', '--release', own_release, '--out', tmp_path / 'out') == 0
+    assert Image.open(tmp_path / 'out' / 'splits.png').width > 500
+    monkeypatch.setattr(preparing, 'plot_split_shares', lambda index, path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        preparing.prepare(own_release, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+    assert prepare(own_release, tmp_path / 'out') and not (tmp_path / 'out' / 'splits.png').exists()
+
+
+def test_too_little_disk_space_is_reported_before_the_work(own_release, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000))())
     with pytest.raises(IgniteError, match='GB free'):
         prepare(own_release, tmp_path / 'out')
     assert [p.name for p in tmp_path.iterdir()] == ['release']
 
 
-def test_contexts_can_be_left_out(own_release, tmp_path):
+def test_contexts_can_be_skipped(own_release, tmp_path):
     whole = prepare(own_release, tmp_path / 'whole')
     index = prepare(own_release, tmp_path / 'out', context=False)
     assert all(r['context'] is None for r in index['rois']) and all(r['context'] for r in whole['rois'])
@@ -123,7 +135,7 @@ def test_contexts_can_be_left_out(own_release, tmp_path):
     assert 'context-missing' not in (tmp_path / 'out' / 'audit.json').read_text()
 
 
-def test_going_over_to_no_context_takes_the_arrays_over(own_release, tmp_path):
+def test_changing_to_no_context_reuses_the_arrays(own_release, tmp_path):
     out = tmp_path / 'out'
     prepare(own_release, out)
     before = {p.name: p.stat().st_ino for p in (out / 'images').iterdir()}
@@ -137,7 +149,7 @@ def test_going_over_to_no_context_takes_the_arrays_over(own_release, tmp_path):
     assert all(r['context'] for r in prepare(own_release, out)['rois'])
 
 
-def test_a_context_that_was_not_wanted_before_is_missed_now(own_release, tmp_path):
+def test_a_context_that_was_skipped_before_is_reported_as_missing(own_release, tmp_path):
     for folder in ('images', 'annotations'):
         (own_release / folder / 'he' / f'{NAME}_with_context.png').unlink()
     prepare(own_release, tmp_path / 'out', context=False)
@@ -147,7 +159,7 @@ def test_a_context_that_was_not_wanted_before_is_missed_now(own_release, tmp_pat
 
 
 @pytest.mark.parametrize('path', [image_path, label_path, points_path])
-def test_an_array_of_other_content_is_not_taken_over(own_release, tmp_path, path):
+def test_a_changed_array_is_not_reused(own_release, tmp_path, path):
     prepare(own_release, tmp_path / 'out')
     array = path(tmp_path / 'out', NAME)
     whole = array.read_bytes()
@@ -156,7 +168,7 @@ def test_an_array_of_other_content_is_not_taken_over(own_release, tmp_path, path
     assert array.read_bytes() == whole
 
 
-def test_the_release_is_named_though_given_as_a_dot(own_release, tmp_path, monkeypatch):
+def test_a_release_given_as_a_dot_gets_its_name(own_release, tmp_path, monkeypatch):
     monkeypatch.chdir(own_release)
     assert prepare('.', tmp_path / 'out')['release'] == 'release'
     assert json.loads((tmp_path / 'out' / 'audit.json').read_text())['release'] == 'release'
@@ -166,7 +178,7 @@ def test_the_release_and_the_current_folder_are_not_replaced(own_release, tmp_pa
     before = sorted(own_release.rglob('*'))
     (tmp_path / 'link').symlink_to(own_release)
     for out in (own_release, tmp_path, tmp_path / 'link'):
-        with pytest.raises(IgniteError, match='lies in the output folder'):
+        with pytest.raises(IgniteError, match='is in the output folder'):
             prepare(own_release, out)
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
@@ -175,11 +187,11 @@ def test_the_release_and_the_current_folder_are_not_replaced(own_release, tmp_pa
     assert sorted(own_release.rglob('*')) == before
 
 
-def test_a_full_disk_is_told_in_a_sentence(own_release, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence(own_release, tmp_path, monkeypatch):
     def write_json(path, content):
         raise OSError(28, 'No space left on device', str(path))
 
-    # The package's attribute of that name is the function.
+    # The package's attribute `prepare` is the function.
     monkeypatch.setattr(sys.modules['mmseg_ignite.preparation.prepare'], 'write_json', write_json)
     with pytest.raises(IgniteError, match='index.json cannot be written.*No space left') as caught:
         prepare(own_release, tmp_path / 'out')

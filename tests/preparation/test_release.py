@@ -1,4 +1,4 @@
-"""A release as users have it: derived tables, other folders, other files among the PNGs."""
+"""Releases as users have them: modified tables, other folders, other files among the PNGs."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ ONE = 'patient1_he_roi1'
 
 
 def rewrite(release, columns, change=lambda row: row):
-    """The overview with other columns."""
+    """Write the overview with other columns."""
     path = release / OVERVIEW
     rows = [change(row) for row in csv.DictReader(path.open())]
     with path.open('w', newline='') as stream:
@@ -37,7 +37,7 @@ def kinds(result):
 # --- columns
 
 
-def test_columns_that_nothing_reads_are_not_missed(own_release, tmp_path):
+def test_unused_columns_may_be_missing(own_release, tmp_path):
     before = audit(own_release, tmp_path / 'before').entries
     unused = {'stain', 'original_tcga_id', 'image_path', 'annotation_path'}
     assert set(COLUMNS) - set(REQUIRED) - set(OPTIONAL) == unused
@@ -47,16 +47,16 @@ def test_columns_that_nothing_reads_are_not_missed(own_release, tmp_path):
 
 
 @pytest.mark.parametrize('column', OPTIONAL)
-def test_optional_columns_are_a_warning_that_names_them(own_release, tmp_path, column):
+def test_missing_optional_columns_are_named_in_a_warning(own_release, tmp_path, column):
     rewrite(own_release, [c for c in COLUMNS if c != column])
     result = audit(own_release, tmp_path / 'out')
     (found,) = [f for f in result.findings if f.kind == 'overview-optional']
     assert found.severity == 'warning' and found.detail == f'it lacks the column(s) {column}'
-    assert not kinds(result) & {'split-unknown', 'shape-malformed'}  # said once, not for every row
+    assert not kinds(result) & {'split-unknown', 'shape-malformed'}  # reported once, not per row
 
 
 @pytest.mark.parametrize('column', REQUIRED)
-def test_required_columns_are_an_error_that_names_them(own_release, tmp_path, column):
+def test_missing_required_columns_are_named_in_an_error(own_release, tmp_path, column):
     rewrite(own_release, [c for c in COLUMNS if c != column])
     with pytest.raises(IgniteError, match=f'lacks the column.* {column}'):
         audit(own_release, tmp_path / 'out')
@@ -87,8 +87,8 @@ def nest(release, task, folder):
 
 @pytest.mark.parametrize('tasks', [('images', 'annotations'), ('annotations',)])
 @pytest.mark.parametrize('wrapper', [None, 'data'])
-def test_a_folder_around_the_pngs_is_looked_through(own_release, tmp_path, tasks, wrapper):
-    """images/images/he, as one public loader unpacks the archives, and any other single folder."""
+def test_pngs_are_found_in_a_nested_folder(own_release, tmp_path, tasks, wrapper):
+    """In images/images/he, as one public loader unpacks the archives, and in any other single folder."""
     before = audit(own_release, tmp_path / 'before').entries
     for task in tasks:
         nest(own_release, task, wrapper or task)
@@ -96,7 +96,7 @@ def test_a_folder_around_the_pngs_is_looked_through(own_release, tmp_path, tasks
         (own_release / task / '__MACOSX' / 'he' / f'{ONE}.png').write_bytes(b'resource fork')
     result = audit(own_release, tmp_path / 'out')
     found = {f.subject: f.detail for f in result.findings if f.kind == 'layout-nested'}
-    assert found == {f'{task}/he': f'its PNGs lie in {task}/{wrapper or task}/he' for task in tasks}
+    assert found == {f'{task}/he': f'its PNGs are in {task}/{wrapper or task}/he' for task in tasks}
     assert result.entries == before
 
 
@@ -121,7 +121,7 @@ def test_a_release_without_pngs_is_one_sentence(own_release, tmp_path, capsys, t
     assert capsys.readouterr().err.count('error:') == 1
 
 
-def test_a_tiff_in_the_place_of_a_png_is_named(own_release, tmp_path):
+def test_a_tiff_instead_of_a_png_is_named(own_release, tmp_path):
     for task in ('images', 'annotations'):
         path = own_release / task / 'he' / f'{ONE}.png'
         Image.open(path).save(path.with_suffix('.tif'))
@@ -130,10 +130,10 @@ def test_a_tiff_in_the_place_of_a_png_is_named(own_release, tmp_path):
         audit(own_release, tmp_path / 'out')
     found = json.loads((tmp_path / 'out.audit.json').read_text())['findings']
     missing = [f for f in found if f['kind'] in ('image-missing', 'mask-missing')]
-    assert len(missing) == 2 and all(f'{ONE}.tif is, but only .png files are read' in f['detail'] for f in missing)
+    assert len(missing) == 2 and all(f'{ONE}.tif does, but only .png files are read' in f['detail'] for f in missing)
 
 
-def test_hidden_files_are_no_surplus(own_release, tmp_path):
+def test_hidden_files_are_not_surplus(own_release, tmp_path):
     before = audit(own_release, tmp_path / 'before').entries
     for task in ('images', 'annotations'):
         for name in (f'._{ONE}.png', '.DS_Store', '.hidden.png', 'Thumbs.db'):
@@ -146,13 +146,13 @@ def test_a_folder_whose_name_is_not_utf8_is_written(own_release, tmp_path):
     try:
         nest(own_release, 'images', os.fsdecode(b'caf\xe9'))
     except OSError:
-        pytest.skip('this disk takes UTF-8 names only')
+        pytest.skip('this file system accepts only UTF-8 names')
     audit(own_release, tmp_path / 'out')
     assert r'images/caf\\xe9/he' in (tmp_path / 'out.audit.json').read_text()
 
 
-def test_any_number_of_rois_is_a_release(own_release, tmp_path):
-    """Another version of the record may list more or fewer."""
+def test_a_release_may_have_any_number_of_rois(own_release, tmp_path):
+    """Other versions of the record may list more or fewer."""
     rows = list(csv.DictReader((own_release / OVERVIEW).open()))
     rewrite(own_release, COLUMNS, lambda row: row | {'task': row['task'] if row['name'] != ONE else 'pdl1'})
     overview = read_overview(own_release)

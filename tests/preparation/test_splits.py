@@ -10,7 +10,7 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.splits import classes_not_in_all_parts, divide, make_splits
 
-# ROIs of the 408 that hold each class, from the release.
+# Number of the release's 408 ROIs with each class.
 HOLDERS = (313, 245, 79, 349, 124, 81, 16, 218, 263, 47, 73, 23, 199, 12, 15, 21)
 
 
@@ -19,7 +19,7 @@ def roi_of(name, patient, split='train', pixels=(1,) * 16):
 
 
 def rois_of(rng, patients, rois, tested=0.3):
-    """Random ROIs; each patient has one or more and stands wholly in the release's train or test."""
+    """Return random ROIs; each patient has at least one and is either in train or in test."""
     owner = np.r_[np.arange(patients), rng.integers(patients, size=rois - patients)]
     test = rng.random(patients) < tested
     pixels = rng.integers(0, 9999, (rois, 16)) * (rng.random((rois, 16)) < 0.4)
@@ -27,7 +27,7 @@ def rois_of(rng, patients, rois, tested=0.3):
 
 
 def ignite_like(rng, patients=155):
-    """408 ROIs that hold classes as often as the release's do; amounts and a patient's share of a class are skewed."""
+    """Return 408 ROIs with the release's class frequencies; amounts and patients' shares of a class are skewed."""
     owner = np.r_[np.arange(patients), rng.integers(patients, size=408 - patients)]
     pixels = np.zeros((408, 16), int)
     for number, count in enumerate(HOLDERS):
@@ -39,7 +39,7 @@ def ignite_like(rng, patients=155):
 
 
 def shares_of(rois, parts):
-    """(3, 16) share of each class's pixels."""
+    """Return the (3, 16) shares of each class's pixels."""
     pixels = {r['name']: np.array(r['pixels']) for r in rois}
     amounts = np.array([sum(pixels[n] for n in parts[part]) for part in PARTS])
     return amounts / amounts.sum(0)
@@ -49,8 +49,8 @@ def deviation(rois, parts):
     return np.abs(shares_of(rois, parts) - np.array([[0.8], [0.1], [0.1]])).mean()
 
 
-def lacking(features, part_of, parts):
-    """How many (part, feature) pairs stand at nothing, of features that at least as many units hold as parts are."""
+def missing(features, part_of, parts):
+    """Count the (part, feature) pairs without any amount, for features of at least as many units as parts."""
     needed = (features > 0).sum(0) >= parts
     return sum(int((features[part_of == part][:, needed].sum(0) == 0).sum()) for part in range(parts))
 
@@ -66,7 +66,7 @@ def brute_force_leaks(rois, parts):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 40), st.integers(0, 50))
-def test_every_protocol_is_whole_disjoint_and_as_leaky_as_it_says(seed, patients, more):
+def test_every_protocol_is_complete_disjoint_and_leaks_as_declared(seed, patients, more):
     rois = rois_of(np.random.default_rng(seed), patients, patients + more)
     for protocol, parts in make_splits(rois).items():
         assert tuple(parts) == PARTS
@@ -81,7 +81,7 @@ def test_every_protocol_is_whole_disjoint_and_as_leaky_as_it_says(seed, patients
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 40), st.integers(0, 50))
-def test_the_order_of_the_rois_is_of_no_account(seed, patients, more):
+def test_the_order_of_the_rois_does_not_matter(seed, patients, more):
     rng = np.random.default_rng(seed)
     rois = rois_of(rng, patients, patients + more)
     splits = make_splits(rois)
@@ -119,8 +119,8 @@ def test_official_tests_on_exactly_the_rows_marked_test(seed, patients):
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32))
-def test_a_class_of_three_patients_stands_in_all_parts(seed):
-    """Each rare class has three patients of its own, so all of them can be in all parts."""
+def test_a_class_of_three_patients_is_in_all_parts(seed):
+    """Each rare class has its own three patients, so all classes can be in all parts."""
     rng = np.random.default_rng(seed)
     rois = [roi_of(f'r{i}', f'p{i}', pixels=[5] + [0] * 15) for i in range(60)]
     for number, holders in enumerate(rng.permutation(60)[:45].reshape(15, 3), 1):
@@ -136,7 +136,7 @@ def test_a_class_of_three_patients_stands_in_all_parts(seed):
 )
 @pytest.mark.parametrize('seed', range(4))
 def test_a_planted_division_with_every_class_in_every_part_is_found(shares, units, seed):
-    """Units are dealt to parts in secret; each class is then given to one unit of each part and to none besides."""
+    """Units get hidden parts; then one unit of each hidden part gets each class."""
     rng = np.random.default_rng(seed)
     parts = len(shares)
     secret = np.r_[np.arange(parts), rng.integers(parts, size=units - parts)]
@@ -144,19 +144,19 @@ def test_a_planted_division_with_every_class_in_every_part_is_found(shares, unit
     features[:, 16] = 1
     for number, part in itertools.product(range(16), range(parts)):
         features[rng.choice(np.flatnonzero(secret == part)), number] = int(rng.lognormal(10, 2)) + 1
-    assert lacking(features, divide(features, shares), parts) == 0
+    assert missing(features, divide(features, shares), parts) == 0
 
 
 @pytest.mark.parametrize('seed', range(6))
-def test_where_not_every_class_fits_as_many_fit_as_any_division_allows(seed):
+def test_if_not_every_class_fits_as_many_as_possible_do(seed):
     rng = np.random.default_rng(seed)
     features = np.zeros((6, 17))
     features[:, 16] = 1
     for number in range(16):
         features[rng.choice(6, 3, replace=False), number] = rng.integers(1, 10**6, 3)
-    least = min(lacking(features, np.array(p), 3) for p in itertools.product(range(3), repeat=6))
+    least = min(missing(features, np.array(p), 3) for p in itertools.product(range(3), repeat=6))
     assert least > 0
-    assert lacking(features, divide(features, (8, 1, 1)), 3) == least
+    assert missing(features, divide(features, (8, 1, 1)), 3) == least
 
 
 def test_a_small_division_is_near_the_best_of_all():
@@ -171,7 +171,7 @@ def test_a_small_division_is_near_the_best_of_all():
     assert cost(divide(features, (2, 1, 1))) <= every[len(every) // 1000]
 
 
-def test_shares_come_near_8_1_1_with_many_patients():
+def test_shares_approximate_8_1_1_with_many_patients():
     rng = np.random.default_rng(3)
     features = rng.integers(0, 1000, (155, 17)).astype(float)
     part = divide(features, (8, 1, 1))
@@ -194,7 +194,7 @@ def test_at_least_as_near_as_scikit_learn():
     for seed in range(2):
         rois = ignite_like(np.random.default_rng(seed))
         pixels = np.array([r['pixels'] for r in rois])
-        counts = np.ceil(pixels * (20_000 / pixels.sum())).astype(int)  # a sample for so many pixels
+        counts = np.ceil(pixels * (20_000 / pixels.sum())).astype(int)  # one sample per so many pixels
         roi, label = np.nonzero(counts)
         samples, labels = np.repeat(roi, counts[roi, label]), np.repeat(label, counts[roi, label])
         patients = np.array([rois[i]['patient'] for i in samples])
@@ -220,7 +220,7 @@ def test_without_test_rows_the_folds_test_on_the_default_split():
     assert {tuple(splits[fold]['test']) for fold in FOLDS} == {tuple(splits['patient-8-1-1']['test'])}
 
 
-def test_a_patient_on_both_official_sides_leaves_official_out():
+def test_a_patient_on_both_official_sides_omits_official():
     rois = [roi_of(f'r{i}', f'p{i}', 'test' if i < 5 else 'train') for i in range(20)]
     assert 'official' in make_splits(rois)
     splits = make_splits([*rois, roi_of('more', 'p0')])
@@ -229,7 +229,7 @@ def test_a_patient_on_both_official_sides_leaves_official_out():
 
 
 @pytest.mark.parametrize('train', [1, 2, 4, 5])
-def test_too_few_training_patients_leave_protocols_out(train):
+def test_too_few_training_patients_omit_protocols(train):
     rois = [roi_of(f'r{i}', f'p{i}', 'train' if i < train else 'test') for i in range(train + 3)]
     splits = make_splits(rois)
     assert ('official' in splits, 'fold0' in splits) == (train >= 2, train >= 5)
@@ -239,8 +239,8 @@ def test_a_class_that_cannot_be_in_all_parts_is_named():
     rois = [roi_of(f'r{i}', f'p{min(i, 3)}') for i in range(6)]
     for i, roi in enumerate(rois):
         roi['pixels'][6] = int(i < 3)  # three patients
-        roi['pixels'][13] = int(i < 2)  # two patients: no claim
-        roi['pixels'][14] = int(i >= 3)  # three ROIs of one patient: no claim
+        roi['pixels'][13] = int(i < 2)  # two patients: not required
+        roi['pixels'][14] = int(i >= 3)  # three ROIs of one patient: not required
     parts = dict(train=['r0', 'r1'], val=['r2'], test=['r3', 'r4', 'r5'])
     assert classes_not_in_all_parts(rois, parts) == [CLASSES[6]]
 

@@ -15,7 +15,7 @@ def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
-def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path):
+def test_same_seed_same_bytes_other_seed_other_images(tmp_path):
     for name, seed in (('a', 3), ('b', 3), ('c', 4)):
         write_synthetic_release(tmp_path / name, 3, 3, (64, 70), seed)
     a, b, c = (files(tmp_path / n) for n in 'abc')
@@ -23,7 +23,7 @@ def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path):
     assert a != c
 
 
-def test_layout_is_the_release(release):
+def test_the_layout_is_that_of_the_release(release):
     rows = list(csv.DictReader((release / 'data_overview.csv').open()))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 12
     assert json.loads((release / 'he_label_map.json').read_text()) == RAW_LABEL_MAP
@@ -47,14 +47,14 @@ def test_layout_is_the_release(release):
     'arguments',
     [dict(rois=0), dict(patients=9, rois=4), dict(size=(10, 10)), dict(encoding='?'), dict(seed=-1)],
 )
-def test_impossible_wishes(tmp_path, arguments):
+def test_invalid_arguments_are_refused(tmp_path, arguments):
     with pytest.raises(IgniteError, match='release'):
         write_synthetic_release(tmp_path / 'r', **arguments)
 
 
 @pytest.mark.parametrize('change', ['added', 'changed', 'marker'])
 def test_a_release_that_was_changed_is_not_replaced(tmp_path, change):
-    """Somebody puts images of their own into its layout."""
+    """A user may have added images."""
     out = tmp_path / 'release'
     for _ in range(2):
         write_synthetic_release(out, 2, 2, (64, 70))
@@ -68,6 +68,6 @@ def test_a_release_that_was_changed_is_not_replaced(tmp_path, change):
     assert files(out) == before
 
 
-def test_no_release_in_a_release(release):
+def test_a_release_is_not_written_into_another(release):
     with pytest.raises(IgniteError, match='stays as it is'):
         write_synthetic_release(release / 'new', 2, 2, (64, 70))

@@ -5,8 +5,9 @@ from PIL import Image
 from rich.console import Console
 
 from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation.split_table import split_table
 from mmseg_ignite.preparation.splits import make_splits
-from mmseg_ignite.visualization.split_shares import draw_split_shares, split_table
+from mmseg_ignite.visualization.split_shares import plot_split_shares
 
 
 def index_of(patients, rois_each=2, tested=3, absent=()):
@@ -25,24 +26,24 @@ def index_of(patients, rois_each=2, tested=3, absent=()):
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draw an index; give the figure's panels by protocol, their texts and the path of the picture."""
+def plotted(monkeypatch, tmp_path):
+    """Return a function that plots an index and returns the panels and texts by protocol, and the path."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
 
-    def draw(index):
+    def plot(index):
         path = tmp_path / 'splits.png'
-        draw_split_shares(index, path)
+        plot_split_shares(index, path)
         panels = {a.get_title('left').split('\n')[0]: a for a in figures[-1].axes if a.get_visible()}
         return panels, {p: [t.get_text() for t in a.texts] for p, a in panels.items()}, path
 
-    return draw
+    return plot
 
 
-def test_bars_are_the_shares_of_pixels(drawn):
+def test_bars_are_the_shares_of_pixels(plotted):
     index = index_of(15, absent=(4,))
-    panels, _, path = drawn(index)
+    panels, _, path = plotted(index)
     assert list(panels) == list(index['splits'])
     names = [t.get_text() for t in panels['patient-8-1-1'].get_yticklabels()]
     assert names == [c for c in CLASSES if c != 'Inflammation']
@@ -58,8 +59,8 @@ def test_bars_are_the_shares_of_pixels(drawn):
     assert len(picture.convert('RGB').getcolors(10**6)) > 50
 
 
-def test_wanted_lines_stand_at_80_and_90_percent_or_divide_what_the_test_part_leaves(drawn):
-    panels, _, _ = drawn(index_of(15))
+def test_target_lines_are_at_80_and_90_percent_or_divide_what_the_test_part_leaves(plotted):
+    panels, _, _ = plotted(index_of(15))
     ends = {p: [c.get_segments()[0][0, 0] for c in axis.collections] for p, axis in panels.items()}
     assert ends['patient-8-1-1'] == pytest.approx([80, 90])
     assert ends['roi-8-1-1'] == pytest.approx([80, 90])
@@ -68,24 +69,24 @@ def test_wanted_lines_stand_at_80_and_90_percent_or_divide_what_the_test_part_le
         assert ends[protocol] == pytest.approx([(100 - test) * ratio, 100 - test])
 
 
-def test_absent_and_missing_classes_are_named(drawn):
+def test_absent_and_missing_classes_are_named(plotted):
     index = index_of(15, absent=(4, 9))
     tested = set(index['splits']['official']['test'])
     for roi in index['rois']:
         if roi['name'] in tested:
             roi['pixels'][7] = 0
-    panels, texts, _ = drawn(index)
+    panels, texts, _ = plotted(index)
     assert texts['official'] == ['none in test']
     note = panels['official'].figure.get_supxlabel()
     assert note.endswith(f'not in the data: {CLASSES[4]}, {CLASSES[9]}')
 
 
-def test_titles_count_patients_and_rois_and_leaks(drawn):
+def test_titles_count_patients_and_rois_and_leaks(plotted):
     index = index_of(6, rois_each=3, tested=2)
     index['splits']['roi-8-1-1'] = dict(
         train=[f'r{i}' for i in range(2, 17)], val=['r0'], test=['r1', 'r17']
     )  # patients 0 and 5 leak
-    panels, _, _ = drawn(index)
+    panels, _, _ = plotted(index)
     assert panels['official'].get_title('left').split('\n')[1:] == [
         'patients: 3 train, 1 val, 2 test',
         'ROIs: 9 train, 3 val, 6 test',
@@ -94,8 +95,8 @@ def test_titles_count_patients_and_rois_and_leaks(drawn):
     assert not any(axis.get_title('right') for protocol, axis in panels.items() if protocol != 'roi-8-1-1')
 
 
-def test_a_release_with_few_patients_and_no_pixels_is_drawn(drawn):
-    panels, texts, path = drawn(index_of(3, tested=0, absent=range(16)))
+def test_a_release_with_few_patients_and_no_pixels_is_plotted(plotted):
+    panels, texts, path = plotted(index_of(3, tested=0, absent=range(16)))
     assert list(panels) == ['patient-8-1-1', 'roi-8-1-1']
     assert texts['patient-8-1-1'] == ['absent'] * 16
     assert Image.open(path).height > 300
