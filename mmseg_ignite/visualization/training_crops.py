@@ -47,7 +47,7 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
     for n in count():
         if isinstance(dataset, IGNITECropDataset):
             source = dataset.stream.read(seed, n, with_image=False)
-            roi, position = source['entry'], source['place']
+            roi, position = source['entry'], source['position']
             name, um_per_px, train_id = roi['name'], roi['um_per_px'] * position.zoom, position.train_id
             sample = dataset[seed, n]
         else:
