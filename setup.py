@@ -35,7 +35,10 @@ setup(
     packages=find_packages(include=['mmseg_ignite', 'mmseg_ignite.*']),
     py_modules=['mmseg_ignite_command'],
     entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
-    package_data={'mmseg_ignite.report': ['templates/*', 'static/*']},
+    package_data={
+        'mmseg_ignite.report': ['templates/*', 'static/*', '*.yml'],
+        'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
+    },
     cmdclass=dict(build_py=BuildWithConfigs),
     install_requires=[
         'torch>=2.4',

@@ -1,14 +1,15 @@
-"""Our SegFormer beside mmseg's and Hugging Face's: forward, training step, memory.
+"""Time and memory of our SegFormer compared with mmseg's and Hugging Face's: forward pass and training step.
 
     python benchmarks/model.py [--device cuda] [--rounds 7] [--sizes 0 2 5] [--work-dir work_dirs/benchmarks/model]
 
-Every contestant is a process of its own, set up as its user's is: ours keeps freed memory as our tools do, the others have
-the system's allocator. A second stock process with our allocator shows what is left to the model. Each round calls every
-contestant once, in turn; ratios are of medians. Hugging Face's model takes part where transformers is installed. Memory is
-the peak of a fresh process that does one training step, above what it held before the step, all with the system's allocator.
+Each contestant runs in its own process with the settings of its users: ours keeps freed memory like our tools, the others
+use the system allocator. A second mmseg process with our allocator separates the effect of the model. Contestants alternate;
+ratios are of medians. Hugging Face's model requires transformers. Memory is the increase of the peak of a new process during
+one training step, with the system allocator.
 """
 
 import argparse
+import importlib.util
 import logging
 import resource
 from collections.abc import Callable
@@ -45,14 +46,14 @@ CONTESTANTS = ('ours', 'stock', 'stock-kept', 'transformers')
 
 
 def build(size: int, stock: bool, device: str) -> nn.Module:
-    """The segmentor of a config, ours or with mmseg's own parts; the same random weights."""
+    """Build the segmentor of a config, ours or with mmseg's parts, with equal random weights."""
     cfg = load_config(CONFIG.format(size)).model
     cfg.backbone.init_cfg, cfg.decode_head.norm_cfg = None, dict(type='BN')
-    cfg.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=True)  # mmseg's own, for all alike
+    cfg.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=True)  # mmseg's, for all contestants
     if stock:
         cfg.type, cfg.backbone.type, cfg.decode_head.type = 'EncoderDecoder', 'MixVisionTransformer', 'SegformerHead'
     init_default_scope('mmseg')
-    logging.disable(logging.INFO)  # a line for each weight
+    logging.disable(logging.INFO)  # one line per weight
     torch.manual_seed(0)
     model = MODELS.build(cfg)
     model.init_weights()
@@ -60,22 +61,18 @@ def build(size: int, stock: bool, device: str) -> nn.Module:
 
 
 def has_transformers() -> bool:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec('transformers') is not None
 
 
 def build_hugging_face(device: str) -> nn.Module:
-    """SegFormer-B0 of transformers, whose B0 has the same head of 256 channels."""
+    """Build SegFormer-B0 of transformers, which has the same head of 256 channels."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     return SegformerForSemanticSegmentation(SegformerConfig(num_labels=16)).to(device)
 
 
 def samples(count: int, device: str, side: int = 512) -> list[SegDataSample]:
-    """Random labels."""
+    """Return samples with random labels."""
     return [
         SegDataSample(gt_sem_seg=PixelData(data=torch.randint(16, (1, side, side), device=device)))
         for _ in range(count)
@@ -83,7 +80,7 @@ def samples(count: int, device: str, side: int = 512) -> list[SegDataSample]:
 
 
 def training_step(model: nn.Module, images: torch.Tensor, truth: list[SegDataSample]) -> Callable[[], None]:
-    """Forward, loss and backward of an mmseg segmentor or of Hugging Face's model."""
+    """Return a call of forward, loss and backward of an mmseg segmentor or Hugging Face's model."""
 
     def step() -> None:
         model.train().zero_grad(set_to_none=True)
@@ -97,7 +94,7 @@ def training_step(model: nn.Module, images: torch.Tensor, truth: list[SegDataSam
 
 
 def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
-    """The logits of the network, without gradients."""
+    """Return a call that computes the logits without gradients."""
 
     def call() -> None:
         model.eval()
@@ -108,7 +105,7 @@ def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None = 
 
 
 def operations(call: Callable[[], None]) -> Callable[[], int]:
-    """Floating-point operations of a call without gradients."""
+    """Return a call that counts the floating-point operations of a call without gradients."""
 
     def count() -> int:
         with FlopCounterMode(display=False) as counter:
@@ -119,7 +116,7 @@ def operations(call: Callable[[], None]) -> Callable[[], int]:
 
 
 def compete(name: str, size: int, device: str) -> None:
-    """Be a contestant."""
+    """Run as a contestant."""
     if name in ('ours', 'stock-kept'):
         keep_freed_memory()
     model = build_hugging_face(device) if name == 'transformers' else build(size, name != 'ours', device)
@@ -136,7 +133,7 @@ def compete(name: str, size: int, device: str) -> None:
 
 
 def measure_size(size: int, rounds: int, device: str) -> list[dict]:
-    """Forward and training step of one MiT size, 2 x 3 x 512 x 512."""
+    """Measure forward pass and training step of one MiT size, 2 x 3 x 512 x 512."""
     names = [n for n in CONTESTANTS if n != 'transformers' or (size == 0 and has_transformers())]
     processes = {name: Contestant('--contestant', name, '--size', size, '--device', device) for name in names}
     ours, rows = processes['ours'], []
@@ -146,62 +143,54 @@ def measure_size(size: int, rounds: int, device: str) -> list[dict]:
         calls['matrix'] = (ours, 'matrix')
         seconds = alternately(calls, rounds)
         rate = 2 * 2048**3 / seconds.pop('matrix')
-        # A backward pass is two forward passes' products; torch's own count takes depth-wise ones for full ones there.
+        # A backward pass has the products of two forward passes; torch counts its depth-wise convolutions as full ones.
         passes = dict(forward=1, step=3, bf16=0)[what]
         share = passes * ours.call('operations') / seconds['ours'] / rate
         for name in names[1:]:
             goal = GOALS.get((f'B{size}', what, name))
             if what != 'bf16' or goal:
-                rows.append(
-                    dict(
-                        size=f'B{size}',
-                        what=what,
-                        ours=seconds['ours'],
-                        beside=name,
-                        theirs=seconds[name],
-                        ratio=seconds[name] / seconds['ours'],
-                        goal=goal,
-                        matrix_share=share,
-                        matrix_rate=rate,
-                    )
+                times = dict(
+                    ours=seconds['ours'], baseline=name, theirs=seconds[name], ratio=seconds[name] / seconds['ours']
                 )
+                rows.append(dict(size=f'B{size}', what=what, **times, goal=goal, matrix_share=share, matrix_rate=rate))
     for process in processes.values():
         process.close()
     return rows
 
 
 def peak_memory(name: str, device: str) -> float:
-    """Bytes that a training step of B0, batch 8 at 512, needs at its peak."""
+    """Return the peak memory in bytes of a training step of B0 with batch 8 at 512."""
     with Contestant('--contestant', f'memory-{name}', '--device', device) as contestant:
         return contestant.call('memory')
+
+
+def peak_increase(call: Callable[[], object], device: str) -> int:
+    """Call a function and return the increase of the peak memory in bytes: allocated on a GPU, resident on a CPU."""
+    if device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def compete_for_memory(name: str, device: str) -> None:
     model = build(0, name == 'stock', device)
     step = training_step(model, torch.randn(8, 3, 512, 512, device=device), samples(8, device))
-
-    def measure() -> int:
-        if device.startswith('cuda'):
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-            return torch.cuda.max_memory_allocated() - before
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-
-    serve(dict(memory=measure), device)
+    serve(dict(memory=lambda: peak_increase(step, device)), device)
 
 
-def draw(rows: list[dict], memory: dict[str, float], where: str) -> Table:
+def to_table(rows: list[dict], memory: dict[str, float], where: str) -> Table:
     table = Table(
-        '', 'ours', 'beside', 'theirs', 'ratio', 'goal', 'share of matrix rate', title=f'SegFormer on {where}'
+        '', 'ours', 'baseline', 'theirs', 'ratio', 'goal', 'share of matrix rate', title=f'SegFormer on {where}'
     )
-    names = dict(forward='forward', step='training step', bf16='forward in bf16 beside fp32')
+    names = dict(forward='forward', step='training step', bf16='forward in bf16 (mmseg: fp32)')
     for r in rows:
         share = f'{r["matrix_share"]:.0%}' if r['matrix_share'] else ''
-        beside = {'stock-kept': 'mmseg, our allocator', 'stock': 'mmseg'}.get(r['beside'], r['beside'])
-        cells = [f'{r["ours"]:.3f} s', beside, f'{r["theirs"]:.3f} s', f'{r["ratio"]:.2f}x', r['goal'] or '', share]
+        baseline = {'stock-kept': 'mmseg, our allocator', 'stock': 'mmseg'}.get(r['baseline'], r['baseline'])
+        cells = [f'{r["ours"]:.3f} s', baseline, f'{r["theirs"]:.3f} s', f'{r["ratio"]:.2f}x', r['goal'] or '', share]
         table.add_row(f'{r["size"]} {names[r["what"]]}', *cells)
     ours, stock = memory['ours'], memory['stock']
     cells = [f'{ours / 1e9:.2f} GB', 'mmseg', f'{stock / 1e9:.2f} GB', f'{ours / stock:.2f}x', '<= 0.6', '']
@@ -229,7 +218,7 @@ def main() -> None:
         rows += measure_size(size, args.rounds, args.device)
     console.print('memory ...')
     memory = {name: peak_memory(name, args.device) for name in ('ours', 'stock')}
-    console.print(draw(rows, memory, where))
+    console.print(to_table(rows, memory, where))
     console.print(f'matrix rate (2048 x 2048 x 2048, fp32): {rows[0]["matrix_rate"] / 1e9:.0f} GFLOP/s')
     write_json(args.work_dir / 'model.json', dict(device=where, rows=rows, peak_memory=memory))
 

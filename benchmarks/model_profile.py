@@ -1,4 +1,4 @@
-"""Where our SegFormer's time goes: the share of each kind of operation, 2 x 3 x 512 x 512.
+"""Profile of our SegFormer: share of each kind of operation in the time, 2 x 3 x 512 x 512.
 
 python benchmarks/model_profile.py [--device cuda] [--sizes 0 5] [--work-dir work_dirs/benchmarks/model_profile]
 """
@@ -31,7 +31,7 @@ CALLS = 4
 
 
 def shares(call: Callable[[], None], device: str) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a call, under the profiler, and the share of each kind of operation in them."""
+    """Return the milliseconds of a call under the profiler, and the share of each kind of operation."""
     for _ in range(2):
         call()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.startswith('cuda') else [])]
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/benchmarks/model_profile'))
     args = parser.parse_args()
     keep_freed_memory()
-    found = {}
+    profiles = {}
     for size in args.sizes:
         model = build(size, False, args.device)
         images = torch.randn(2, 3, 512, 512, device=args.device)
@@ -63,13 +63,13 @@ def main() -> None:
             'forward in bf16': forward(model, images, torch.bfloat16),
             'training step': training_step(model, images, samples(2, args.device)),
         }
-        found |= {f'B{size} {what}': shares(call, args.device) for what, call in calls.items()}
-    table = Table('', *found)
-    table.add_row('ms', *(f'{time:.0f}' for time, _ in found.values()))
+        profiles |= {f'B{size} {what}': shares(call, args.device) for what, call in calls.items()}
+    table = Table('', *profiles)
+    table.add_row('ms', *(f'{time:.0f}' for time, _ in profiles.values()))
     for kind in (*KINDS, 'rest'):
-        table.add_row(kind, *(f'{of.get(kind, 0):.0%}' for _, of in found.values()))
+        table.add_row(kind, *(f'{share.get(kind, 0):.0%}' for _, share in profiles.values()))
     Console(width=160).print(table)
-    write_json(args.work_dir / 'model_profile.json', {k: dict(ms=t, shares=s) for k, (t, s) in found.items()})
+    write_json(args.work_dir / 'model_profile.json', {k: dict(ms=t, shares=s) for k, (t, s) in profiles.items()})
 
 
 if __name__ == '__main__':

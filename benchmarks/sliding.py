@@ -1,15 +1,13 @@
-"""Our sliding windows beside mmseg's: time, memory, and how both grow with the image. SegFormer-B0, crop 512, stride 384.
+"""Time and memory of our sliding windows and mmseg's for growing images; SegFormer-B0, crop 512, stride 384.
 
     python benchmarks/sliding.py [--device cuda] [--rounds 3] [--work-dir work_dirs/benchmarks/sliding]
 
-Stock is mmseg's EncoderDecoder with its own model parts. Every contestant is a process of its own, set up as its user's is:
-ours keeps freed memory as our tools do, stock has the system's allocator. Each round calls every contestant once, in turn;
-ratios are of medians. Memory is the peak of a fresh process: on a GPU what torch allocated, on a CPU resident memory above
-image and label map, with model and windows.
+Stock is mmseg's EncoderDecoder with its own model parts. Each contestant runs in its own process with the settings of its
+users: ours keeps freed memory like our tools, stock uses the system allocator. Contestants alternate; ratios are of medians.
+Memory is the peak of a new process: memory allocated by torch on a GPU, resident memory without image and label map on a CPU.
 """
 
 import argparse
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from contestants import Contestant, alternately, serve
 from mmengine.config import ConfigDict
-from model import build
+from model import build, peak_increase
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -31,14 +29,14 @@ MEMORY_SIZES = {(4096, 4096): '', (16384, 16384): '<= 1.5 GB'}
 
 
 def segmentor(stock: bool, device: str, **test_cfg: object) -> nn.Module:
-    """SegFormer-B0 with sliding windows, ours or mmseg's."""
+    """Build SegFormer-B0 with sliding windows, ours or mmseg's."""
     model = build(0, stock, device).eval()
     model.test_cfg = ConfigDict(**TILING, **test_cfg)
     return model
 
 
 def labelling(model: nn.Module, device: str) -> Callable[[int, int], Callable[[], None]]:
-    """Calls that label one preprocessed image of a size, as tools/test.py does."""
+    """Return a function from an image size to a call that labels a preprocessed image, as tools/test.py does."""
 
     def of_size(height: int, width: int) -> Callable[[], None]:
         def call() -> None:
@@ -52,7 +50,7 @@ def labelling(model: nn.Module, device: str) -> Callable[[int, int], Callable[[]
 
 
 def compete(name: str, device: str) -> None:
-    """Be a contestant: 'stock', 'ours', or 'ours-8' with that many symmetries."""
+    """Run as the contestant 'stock', 'ours', or 'ours-8' with that many symmetries."""
     kind, _, number = name.partition('-')
     if kind == 'ours':
         keep_freed_memory()
@@ -62,8 +60,8 @@ def compete(name: str, device: str) -> None:
     serve({f'{h} x {w}': of_size(h, w) for h, w in sizes}, device)
 
 
-def row(what: str, ours: float, beside: str, theirs: float, ratio: float, goal: str) -> dict:
-    return dict(what=what, ours=f'{ours:.2f} s', beside=f'{beside} {theirs:.2f} s', ratio=ratio, goal=goal)
+def row(what: str, ours: float, baseline: str, theirs: float, ratio: float, goal: str) -> dict:
+    return dict(what=what, ours=f'{ours:.2f} s', baseline=f'{baseline} {theirs:.2f} s', ratio=ratio, goal=goal)
 
 
 def time_rows(rounds: int, device: str, console: Console) -> list[dict]:
@@ -88,47 +86,21 @@ def time_rows(rounds: int, device: str, console: Console) -> list[dict]:
     return rows
 
 
-class PeakResident(threading.Thread):
-    """The largest resident memory of this process, looked at 200 times a second, above that at the start; bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.base = self.peak = self.resident()
-        self.done = threading.Event()
-
-    @staticmethod
-    def resident() -> int:
-        return int(Path('/proc/self/statm').read_text().split()[1]) * 4096
-
-    def run(self) -> None:
-        while not self.done.wait(0.005):
-            self.peak = max(self.peak, self.resident())
-
-    def stop(self) -> int:
-        self.done.set()
-        self.join()
-        return max(self.peak, self.resident()) - self.base
-
-
 def compete_for_memory(height: int, width: int, number: int, device: str) -> None:
-    """Say what labelling an image takes above the image and its label map."""
+    """Report the memory for labelling an image, without the image and its label map."""
     tile = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
     image, labels = np.empty((height, width, 3), np.uint8), np.ones((height, width), np.uint8)
-    for top in range(0, height, 256):  # by strips, so that nothing but the image itself is there before
+    for top in range(0, height, 256):  # by strips, to allocate nothing but the image
         strip = image[top : top + 256]
         strip[:] = np.tile(tile, (1, -(-width // 256), 1))[: len(strip), :width]
     keep_freed_memory()
 
-    def measure() -> int:
-        watch = PeakResident()
-        watch.start()
+    def label() -> None:
         model = segmentor(False, device, symmetries=number)
         with torch.inference_mode():
             model.label_image(image, out=labels)
-        peak = watch.stop()
-        return torch.cuda.max_memory_allocated() if device.startswith('cuda') else peak
 
-    serve(dict(memory=measure), device)
+    serve(dict(memory=lambda: peak_increase(label, device)), device)
 
 
 def memory(size: tuple[int, int], number: int, device: str) -> float:
@@ -142,11 +114,11 @@ def memory_rows(device: str, console: Console) -> list[dict]:
     for size, goal in MEMORY_SIZES.items():
         console.print(f'memory at {size[0]} x {size[1]} ...')
         found = f'{memory(size, 1, device) / 1e9:.2f} GB'
-        rows.append(dict(what=f'memory, {size[0]} x {size[1]}', ours=found, beside='', ratio=None, goal=goal))
+        rows.append(dict(what=f'memory, {size[0]} x {size[1]}', ours=found, baseline='', ratio=None, goal=goal))
     console.print('memory of 8 symmetries ...')
     extra = f'{(memory((2000, 2400), 8, device) - memory((2000, 2400), 1, device)) / 1e6:+.0f} MB'
     what = 'memory, 8 symmetries, 2000 x 2400'
-    return [*rows, dict(what=what, ours=extra, beside='plain', ratio=None, goal='< 300 MB')]
+    return [*rows, dict(what=what, ours=extra, baseline='plain', ratio=None, goal='< 300 MB')]
 
 
 def main() -> None:
@@ -166,9 +138,9 @@ def main() -> None:
     console = Console()
     where = torch.cuda.get_device_name() if args.device.startswith('cuda') else f'{torch.get_num_threads()} cores'
     rows = [*time_rows(args.rounds, args.device, console), *memory_rows(args.device, console)]
-    table = Table('', 'ours', 'beside', 'ratio', 'goal', title=f'Sliding windows, SegFormer-B0, on {where}')
+    table = Table('', 'ours', 'baseline', 'ratio', 'goal', title=f'Sliding windows, SegFormer-B0, on {where}')
     for r in rows:
-        table.add_row(r['what'], r['ours'], r['beside'], f'{r["ratio"]:.2f}x' if r['ratio'] else '', r['goal'])
+        table.add_row(r['what'], r['ours'], r['baseline'], f'{r["ratio"]:.2f}x' if r['ratio'] else '', r['goal'])
     console.print(table)
     write_json(args.work_dir / 'sliding.json', dict(device=where, rows=rows))
 

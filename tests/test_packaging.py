@@ -1,8 +1,10 @@
 import os
+import re
 import runpy
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,9 +31,10 @@ def test_wheel_contains_configs_and_tools(tmp_path):
         for path in (ROOT / folder).rglob('*.py'):
             assert f'mmseg_ignite/.mim/{path.relative_to(ROOT)}' in names
     assert 'mmseg_ignite/datasets/ignite.py' in names
-    for path in (ROOT / 'mmseg_ignite' / 'report').glob('*/*.*'):
-        if path.suffix != '.pyc':
-            assert str(path.relative_to(ROOT)) in names
+    data = [
+        name for name in tracked.stdout.splitlines() if re.fullmatch(r'mmseg_ignite/(report|visualization)/.*', name)
+    ]
+    assert {Path(name).suffix for name in data} == {'.py', '.j2', '.css', '.js', '.yml'} and set(data) <= names
     assert not [n for n in names if n.startswith(('tests', 'configs', 'tools'))]
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
     (points,) = (tmp_path / 'installed').glob('*.dist-info/entry_points.txt')

@@ -1,4 +1,4 @@
-"""Show the data before training: crops as the network gets them, class and stain figures, one HTML page."""
+"""Inspect the data before training: crops as the network sees them, figures of classes and stains, one HTML page."""
 
 from mmseg_ignite.apis import browse, load_config
 from mmseg_ignite.apis.arguments import config_parser
@@ -8,9 +8,9 @@ from mmseg_ignite.cli import run
 def main() -> None:
     parser = config_parser(__doc__)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures and dataset.html')
-    parser.add_argument('--crops', type=int, default=48, help='crops to show (default: %(default)s)')
+    parser.add_argument('--crops', type=int, default=48, help='number of crops to show (default: %(default)s)')
     parser.add_argument(
-        '--draws', type=int, default=10_000, help='crops whose labels are counted (default: %(default)s)'
+        '--draws', type=int, default=10_000, help='number of crops whose labels are counted (default: %(default)s)'
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the crops (default: %(default)s)')
     args = parser.parse_args()

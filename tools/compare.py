@@ -1,4 +1,4 @@
-"""Compare two runs on the same ROIs: whether B is better than A, by how much, and how certain that is."""
+"""Compare two runs on the same ROIs: is B better than A, by how much, and with which confidence interval."""
 
 import argparse
 
@@ -11,14 +11,14 @@ from mmseg_ignite.evaluation.comparison import comparison_table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('a', metavar='RUN_A', help='folder of a run, or its confusion.npz')
-    parser.add_argument('b', metavar='RUN_B', help='folder of the other run, or its confusion.npz')
-    parser.add_argument('--out', metavar='FILE.json', help='write the figures')
+    parser.add_argument('a', metavar='RUN_A', help='run folder or its confusion.npz')
+    parser.add_argument('b', metavar='RUN_B', help='run folder or confusion.npz of the other run')
+    parser.add_argument('--out', metavar='FILE.json', help='write the scores to this file')
     add_bootstrap(parser, SAMPLES)
     parser.add_argument(
         '--allow-seen-patients',
         action='store_true',
-        help='compare runs even if a checkpoint was trained on patients that it scored',
+        help='compare runs even if a checkpoint was trained on their patients',
     )
     args = parser.parse_args()
     result = compare_runs(args.a, args.b, args.out, args.samples, args.seed, args.allow_seen_patients)

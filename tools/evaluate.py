@@ -7,8 +7,8 @@ from mmseg_ignite.apis.arguments import add_bootstrap, add_report, report_langua
 from mmseg_ignite.cli import run
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.bootstrap import SAMPLES
-from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.label_files import ENCODINGS
+from mmseg_ignite.evaluation.text_table import table
 
 DATA = 'data/ignite'
 

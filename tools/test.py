@@ -5,7 +5,7 @@ from mmseg_ignite.apis.arguments import add_launcher, add_report, config_parser,
 from mmseg_ignite.cli import run
 from mmseg_ignite.datasets.transforms.shift import SHIFTS
 from mmseg_ignite.engine.distributed import is_main_process
-from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation.text_table import table
 
 
 def main() -> None:

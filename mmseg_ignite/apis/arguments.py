@@ -1,4 +1,4 @@
-"""Command-line arguments that several tools share."""
+"""Command-line arguments shared by several tools."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from .options import OptionText
 
 
 class _Options(argparse.Action):
-    """Collect ``KEY=VALUE`` arguments in a dictionary of :class:`OptionText`."""
+    """Collect ``KEY=VALUE`` arguments as {key: OptionText}."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: object = None
@@ -23,20 +23,17 @@ class _Options(argparse.Action):
         setattr(namespace, self.dest, found)
 
 
-class _LocalRank(argparse.Action):
-    """Pass the rank that older launchers give as an argument to mmengine, which reads it from the environment."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: object = None
-    ) -> None:
-        os.environ.setdefault('LOCAL_RANK', str(values))
-        setattr(namespace, self.dest, values)
+def _local_rank(text: str) -> int:
+    """Pass the rank, an argument of older launchers, to mmengine, which reads it from the environment."""
+    rank = int(text)
+    os.environ.setdefault('LOCAL_RANK', str(rank))
+    return rank
 
 
 def config_parser(
-    description: str, text: str = 'data_root and protocol reach all data sets'
+    description: str, note: str = 'data_root and protocol apply to all data sets'
 ) -> argparse.ArgumentParser:
-    """Return a parser with a config file and ``--cfg-options``; ``text`` ends the help of the options."""
+    """Return a parser with a config file and ``--cfg-options``; ``note`` ends the help of the options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -45,7 +42,7 @@ def config_parser(
         action=_Options,
         default={},
         metavar='KEY=VALUE',
-        help=f'override settings of the config, +KEY=VALUE to add one that the config does not know; {text}',
+        help=f'override settings of the config; +KEY=VALUE adds a setting that it does not know; {note}',
     )
     return parser
 
@@ -53,7 +50,7 @@ def config_parser(
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a distributed run."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, action=_LocalRank, default=0)
+    parser.add_argument('--local_rank', '--local-rank', type=_local_rank, default=0)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +65,7 @@ def report_language(args: argparse.Namespace) -> str | None:
 
 
 def add_bootstrap(parser: argparse.ArgumentParser, samples: int) -> None:
-    """Add the number of samples and the seed of the bootstrap."""
+    """Add ``--samples`` and ``--seed`` of the bootstrap."""
     parser.add_argument(
         '--samples', type=int, default=samples, help='bootstrap samples, 0 for no intervals (default: %(default)s)'
     )

@@ -1,6 +1,7 @@
-"""What a user can get wrong in a config, found before anything is built."""
+"""Find the mistakes in a config before anything is built."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from os import PathLike
 
 from mmengine.config import Config
@@ -10,75 +11,71 @@ from mmseg.models import EncoderDecoder
 
 from ..datasets.ignite import PROTOCOL
 from ..datasets.prepared import check_context, read_index, select
+from ..datasets.transforms.loading import transform_name as type_name
 from ..errors import IgniteError
 from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..labels import NUM_CLASSES
-from .options import find_type, suggest
+from .dotted import each, find, walk
+from .options import REGISTRIES, RUNNER_ARGUMENTS, find_type, part_class, suggestion
 from .values import LOADERS, check_values
 
-_READ = (
-    'model', *LOADERS, 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'param_scheduler', 'val_evaluator',
-    'test_evaluator', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor',
-)  # fmt: skip
-"""Parts of a config in which a ``type`` names a registered class."""
-_FREE = ('metainfo', 'groupings', 'dist_cfg', 'meta')
+_FREE = {'metainfo', 'groupings', 'dist_cfg', 'meta'}
+"""Settings inside which a ``type`` is not a registered class."""
+_VALIDATION = ('val_dataloader', 'val_evaluator', 'val_cfg')
+_NEEDED = {
+    'training': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'test': ('test_dataloader', 'test_evaluator', 'test_cfg'),
+}
 
 
 def check_config(cfg: Config) -> None:
-    """Check values, types, the parts of the model and the number of classes of a config.
+    """Check the values, types, parts of the model and number of classes of a config.
 
     Raises:
         IgniteError: one of them is missing or wrong.
     """
     check_values(cfg)
-    _check_texts(cfg)
+    for loader, dataset in our_datasets(cfg).items():
+        for key in ('data_root', 'protocol', 'split'):
+            if not isinstance(dataset.get(key, ''), (str, PathLike)):
+                raise IgniteError(f'{key} of {loader} is {dataset[key]!r}; text was expected: correct it.')
     _check_model(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    for part in _READ:
-        _check_types(cfg.get(part), part)
+    _check_types(cfg)
     check_classes(cfg)
 
 
-def _get(cfg: Config, name: str) -> object:
-    node: object = cfg
-    for part in name.split('.'):
-        node = node.get(part) if isinstance(node, (Config, Mapping)) else None
-    return node
-
-
-def _check_texts(cfg: Config) -> None:
-    """Raise IgniteError if a data set of ours has something else than a text where it needs one."""
-    for loader in LOADERS:
-        dataset = _get(cfg, f'{loader}.dataset')
-        for key in ('data_root', 'protocol', 'split') if is_ours(dataset) else ():
-            if not isinstance(dataset.get(key, ''), (str, PathLike)):
-                raise IgniteError(f'{key} of {loader} is {dataset[key]!r}; a text was expected: correct it.')
-
-
 def _check_model(cfg: Config) -> None:
-    """Raise IgniteError if the model is not a segmentor of a backbone, and of a head where its class needs one."""
-    model = cfg.get('model')
-    kind = find_type(_get(cfg, 'model.type'))
-    head = ('decode_head',) if isinstance(kind, type) and issubclass(kind, EncoderDecoder) else ()
-    missing = [name for name in ('type', 'backbone', *head) if not (isinstance(model, Mapping) and model.get(name))]
-    if missing:
+    """Raise IgniteError if the model lacks its type, its backbone, or the head that an EncoderDecoder requires."""
+    needed = ['model.type', 'model.backbone']
+    needed += ['model.decode_head'] if issubclass(part_class(cfg.get('model')), EncoderDecoder) else []
+    if missing := [key for key in needed if not find(cfg, key)]:
         raise IgniteError(
-            f'{_name(cfg)} has no {_and(f"model.{name}" for name in missing)}: inherit a base with a whole model, e.g. '
+            f'{config_name(cfg)} has no {" and ".join(missing)}: inherit a base with a complete model, e.g. '
             "_base_ = ['mmseg_ignite::segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py']."
         )
 
 
-def _name(cfg: Config) -> str:
+def config_name(cfg: Config) -> str:
+    """Return the file of a config, as the subject of a sentence."""
     return str(cfg.filename or 'the config')
 
 
-def _and(names: Iterable[str]) -> str:
-    *first, last = names
-    return f'{", ".join(first)} and {last}' if first else last
+def _check_types(cfg: Config) -> None:
+    """Raise IgniteError if a ``type`` is not registered."""
+    for key, name in walk({part: cfg.get(part) for part in RUNNER_ARGUMENTS}):
+        *parents, last = key.split('.')
+        if last != 'type' or not isinstance(name, str) or _FREE & set(parents) or find_type(name) is not None:
+            continue
+        registries = {*REGISTRIES, *(registry.parent for registry in REGISTRIES)} - {None}
+        hint = suggestion(get_close_matches(name, {n for registry in registries for n in registry.module_dict}, 1))
+        raise IgniteError(
+            f'{key} is {name!r}, which is not registered in mmseg{hint} Correct it, or add its module to custom_imports.'
+        )
 
 
 def check_run(cfg: Config, task: str) -> None:
-    """Check everything that a 'training' or a 'test' needs of a resolved config.
+    """Check everything that a 'training' or a 'test' requires of a resolved config.
 
     Raises:
         IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names` and :func:`check_data`.
@@ -92,166 +89,121 @@ def check_run(cfg: Config, task: str) -> None:
 
 
 def check_parts(cfg: Config, task: str) -> None:
-    """Check what a 'training' or a 'test' needs of a config; a training needs all parts of a validation, or none.
+    """Check that a config has the parts of a 'training' or a 'test'; a training has a complete validation or none.
 
     Raises:
         IgniteError: a part is missing, a data set has no pipeline, or two metrics would log scores of the same name.
     """
-    validation = ('val_dataloader', 'val_evaluator', 'val_cfg')
-    if task == 'test':
-        needed = ('test_dataloader', 'test_evaluator', 'test_cfg')
-    else:
-        needed = ('train_dataloader', 'train_cfg', 'optim_wrapper')
-        needed += validation if any(cfg.get(name) is not None for name in validation) else ()
-    if missing := [name for name in needed if cfg.get(name) is None]:
-        raise IgniteError(f'{_name(cfg)} has no {_and(missing)}, which a {task} needs: add what is missing.')
-    for loader in LOADERS:
-        if loader in needed:
-            dataset = _get(cfg, f'{loader}.dataset')
-            if dataset is None:
-                raise IgniteError(f'{_name(cfg)} has no {loader}.dataset, which a {task} needs: add it.')
-            if is_ours(dataset) and not dataset.get('pipeline'):
-                raise IgniteError(
-                    f'{loader}.dataset.pipeline of {_name(cfg)} is empty; transforms were expected, of which the last is '
-                    'PackSegInputs: add them.'
-                )
+    needed = _NEEDED[task]
+    if task == 'training' and any(cfg.get(part) is not None for part in _VALIDATION):
+        needed += _VALIDATION
+    loaders = [part for part in needed if part in LOADERS]
+    missing = [part for part in needed if cfg.get(part) is None]
+    if missing := missing or [f'{part}.dataset' for part in loaders if cfg[part].get('dataset') is None]:
+        raise IgniteError(
+            f'{config_name(cfg)} has no {" and ".join(missing)}, which a {task} needs: add what is missing.'
+        )
+    for loader, dataset in our_datasets(cfg, loaders).items():
+        if not dataset.get('pipeline'):
+            raise IgniteError(
+                f'{loader}.dataset.pipeline of {config_name(cfg)} is empty: add transforms that end with PackSegInputs.'
+            )
     _check_evaluator(cfg, 'test_evaluator' if task == 'test' else 'val_evaluator')
 
 
 def _check_evaluator(cfg: Config, name: str) -> None:
-    """Raise IgniteError if two metrics of an evaluator would log scores of the same name, which mmengine refuses late."""
+    """Raise IgniteError if two metrics would log scores of the same name; mmengine does so after the first evaluation."""
     seen: dict[object, str] = {}
-    for number, evaluator in enumerate(_names(cfg.get(name) or [])):
-        kind = find_type(evaluator.get('type')) if isinstance(evaluator, Mapping) else None
-        if not (isinstance(kind, type) and issubclass(kind, (IoUMetric, TissueMetric))):
+    for key, metric in each(cfg, name):
+        kind = part_class(metric)
+        if not issubclass(kind, (IoUMetric, TissueMetric)):
             continue
-        prefix = evaluator.get('prefix') or kind.default_prefix
+        prefix = metric.get('prefix') or kind.default_prefix
         if prefix in seen:
             raise IgniteError(
-                f'{seen[prefix]} and {kind.__name__} of the {name} would both log mIoU: give one of them a prefix, e.g. '
-                f'{name}.{number}.prefix=other.'
+                f'{seen[prefix]} and {kind.__name__} of {name} would both log mIoU: give one of them a prefix, e.g. '
+                f'{key}.prefix=other.'
             )
         seen[prefix] = kind.__name__
 
 
-def _check_types(node: object, place: str) -> None:
-    """Raise IgniteError if a ``type`` of a config is registered nowhere."""
-    if isinstance(node, (list, tuple)):
-        for number, item in enumerate(node):
-            _check_types(item, f'{place}.{number}')
-    if not isinstance(node, Mapping):
-        return
-    name = node.get('type')
-    if isinstance(name, str) and find_type(name) is None:
-        raise IgniteError(
-            f'{place}.type is {name!r}, which is not registered in mmseg{suggest(name, _registered())}. Correct it, or add '
-            'the module that defines it to custom_imports.'
-        )
-    for key, value in node.items():
-        if key not in _FREE:
-            _check_types(value, f'{place}.{key}')
-
-
-def _registered() -> set[str]:
-    from .options import REGISTRIES
-
-    names: set[str] = set()
-    for registry in REGISTRIES:
-        while registry is not None:
-            names.update(registry.module_dict)
-            registry = registry.parent
-    return names
-
-
 def check_classes(cfg: Config, *loaders: str) -> None:
-    """Raise IgniteError if the network has another number of classes than the data of these loaders.
+    """Raise IgniteError if a head has another number of classes than the data sets of these loaders.
 
-    Without loaders, those data sets count that name their classes, else all.
+    Without loaders, check the data sets that name their classes in ``metainfo``; if there are none, all of them.
     """
-    datasets = {name: (cfg.get(name) or {}).get('dataset') for name in loaders or LOADERS}
-    datasets = {name: dataset for name, dataset in datasets.items() if is_ours(dataset)}
-    named = {name: dataset for name, dataset in datasets.items() if (dataset.get('metainfo') or {}).get('classes')}
-    for name, dataset in (datasets if loaders else named or datasets).items():
-        classes = (dataset.get('metainfo') or {}).get('classes')
-        expected = NUM_CLASSES if classes is None else len(classes)
-        for place, head in heads(cfg):
+    datasets = our_datasets(cfg, loaders or LOADERS)
+    classes = {loader: (dataset.get('metainfo') or {}).get('classes') for loader, dataset in datasets.items()}
+    if not loaders and any(classes.values()):
+        classes = {loader: names for loader, names in classes.items() if names}
+    for loader, names in classes.items():
+        expected = NUM_CLASSES if names is None else len(names)
+        for key, head in heads(cfg):
             found = head.get('num_classes', expected)
             if found == expected:
                 continue
-            unannotated = classes is None and found == NUM_CLASSES + 1
-            hint = ' (Unannotated is not a class here: those pixels are ignored)' if unannotated else ''
+            unannotated = names is None and found == NUM_CLASSES + 1
+            hint = ' (Unannotated is not a class: its pixels are ignored)' if unannotated else ''
             raise IgniteError(
-                f'model.{place}.num_classes is {found}, but the data set of {name} has {expected} classes{hint}: set it to '
+                f'{key}.num_classes is {found}, but the data set of {loader} has {expected} classes{hint}: set it to '
                 f'{expected}, or name the classes in metainfo of all data sets.'
             )
 
 
 def heads(cfg: Config) -> Iterator[tuple[str, Mapping]]:
-    """Yield the decode and auxiliary heads of a config with their names."""
+    """Yield the decode and auxiliary heads of a config with their keys, e.g. 'model.auxiliary_head.0'."""
     for name in ('decode_head', 'auxiliary_head'):
-        head = cfg.model.get(name)
-        for number, one in enumerate(head if isinstance(head, (list, tuple)) else [head]):
-            if isinstance(one, Mapping):
-                yield (f'{name}.{number}' if isinstance(head, (list, tuple)) else name), one
+        yield from ((key, head) for key, head in each(cfg, f'model.{name}') if isinstance(head, Mapping))
 
 
 def check_score_names(cfg: Config) -> None:
-    """Raise IgniteError if ``save_best`` or an early stopping names a score that the validation does not give."""
+    """Raise IgniteError if ``save_best`` or an EarlyStoppingHook names a score that the validation does not compute."""
     scores = _validation_scores(cfg)
     if scores is None:
         return
-    wanted = [
-        ('default_hooks.checkpoint.save_best', name) for name in _names(_get(cfg, 'default_hooks.checkpoint.save_best'))
-    ]
-    for number, hook in enumerate(cfg.get('custom_hooks') or ()):
-        if str(hook.get('type')).split('.')[-1] == 'EarlyStoppingHook':
-            wanted.append((f'custom_hooks.{number}.monitor', hook.get('monitor')))
-    for place, name in wanted:
+    stopping = [(key, hook) for key, hook in each(cfg, 'custom_hooks') if type_name(hook) == 'EarlyStoppingHook']
+    monitors = [(f'{key}.monitor', hook.get('monitor')) for key, hook in stopping]
+    for key, name in [*each(cfg, 'default_hooks.checkpoint.save_best'), *monitors]:
         if name not in (*scores, 'auto', None):
-            raise IgniteError(
-                f'{place} is {name!r}, but the validation gives {", ".join(scores)}{suggest(str(name), scores)}. Correct it.'
-            )
-
-
-def _names(value: object) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+            computed, hint = ', '.join(scores) or 'no score', suggestion(get_close_matches(str(name), scores, 1))
+            raise IgniteError(f'{key} is {name!r}, but the validation computes {computed}{hint} Correct it.')
 
 
 def _validation_scores(cfg: Config) -> list[str] | None:
-    """Names of the scores of a validation; None if not all evaluators are ours."""
-    evaluators = cfg.get('val_evaluator') or []
+    """Return the names of the validation scores; None if a metric is not a TissueMetric."""
     scores: list[str] = []
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-        if str(evaluator.get('type')).split('.')[-1] != 'TissueMetric':
+    for metric in [metric for _, metric in each(cfg, 'val_evaluator') if metric]:
+        if type_name(metric) != 'TissueMetric':
             return None
-        prefix = evaluator.get('prefix')
+        prefix = metric.get('prefix')
         scores += [f'{prefix}/{name}' if prefix else name for name in LOGGED]
-    for hook in cfg.get('custom_hooks') or ():
-        if str(hook.get('type')).split('.')[-1] == 'ScoreSmoothingHook':
-            scores.append(f'{hook.get("score", "mIoU")}_smoothed')
-    return scores
+    smoothing = [hook for _, hook in each(cfg, 'custom_hooks') if type_name(hook) == 'ScoreSmoothingHook']
+    return scores + [f'{hook.get("score", "mIoU")}_smoothed' for hook in smoothing]
 
 
 def is_ours(dataset: Mapping | None) -> bool:
-    """Whether the settings of a data set are of one of this package."""
-    kind = dataset.get('type') if isinstance(dataset, Mapping) else None
-    return getattr(kind, '__name__', str(kind)).split('.')[-1] in ('IGNITEDataset', 'IGNITECropDataset')
+    """Return whether the settings of a data set are those of a class of this package."""
+    return type_name(dataset) in ('IGNITEDataset', 'IGNITECropDataset')
+
+
+def our_datasets(cfg: Config, loaders: Iterable[str] = LOADERS) -> dict[str, Mapping]:
+    """Return {loader: settings of its data set} for the data sets of this package."""
+    datasets = {loader: find(cfg, f'{loader}.dataset') for loader in loaders}
+    return {loader: dataset for loader, dataset in datasets.items() if is_ours(dataset)}
 
 
 def selected(dataset: Mapping) -> list[dict]:
-    """The index entries of the ROIs of a data set of this package."""
+    """Return the index entries of the ROIs that a data set of this package selects."""
     root = dataset['data_root']
     return select(read_index(root), dataset.get('protocol', PROTOCOL), dataset['split'], root)
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Raise IgniteError if a data set that a run needs is missing, holds no ROI, or lacks the context that it is to use."""
-    for loader in loaders:
-        dataset = (cfg.get(loader) or {}).get('dataset')
-        if not is_ours(dataset):
-            continue
-        root, protocol, rois = dataset.data_root, dataset.get('protocol', PROTOCOL), selected(dataset)
+    """Raise IgniteError if the data set of a loader is missing, has no ROI, or lacks the context that it uses."""
+    for dataset in our_datasets(cfg, loaders).values():
+        root, rois = dataset.data_root, selected(dataset)
         if not rois:
+            protocol = dataset.get('protocol', PROTOCOL)
             raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
         if dataset.get('use_context'):
             check_context(rois, root)

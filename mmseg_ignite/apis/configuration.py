@@ -1,7 +1,6 @@
-"""Reading a config and checking what a user can get wrong in it before anything is built."""
+"""Read configs, resolve their shared settings, and build runners."""
 
 import copy
-import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,25 +9,26 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
+from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.distributed import is_main_process, prepare_launch
 from ..engine.runner import QuietRunner
 from ..errors import IgniteError
 from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
-from .checks import LOADERS, check_config, is_ours
+from .checks import LOADERS, check_config, config_name, our_datasets
+from .dotted import find
 from .options import apply_options
 
 
-def _find(config: str | Path) -> Path:
-    """The file of a config: a path, or a packaged config by its bare file name or as ``mmseg_ignite::segformer/NAME.py``."""
+def _config_file(config: str | Path) -> Path:
+    """Return the file of a config given by its path, or of a packaged config given by its name with or without PREFIX."""
     name, path = str(config), Path(config)
     if path.is_file():
         return path
-    if not name.startswith(PREFIX):
-        packaged = packaged_configs()
-        if name not in map(posixpath.basename, packaged):
-            beside = [str(path.with_name(one.name)) for one in path.parent.glob('*.py')]
-            hint = did_you_mean(name, [PREFIX + one for one in packaged] + beside)
-            raise IgniteError(f'{config} is not a file; a config (.py) was expected{hint}')
+    packaged = packaged_configs()
+    if not name.startswith(PREFIX) and name not in (Path(known).name for known in packaged):
+        siblings = [str(path.with_name(file.name)) for file in path.parent.glob('*.py')]
+        hint = did_you_mean(name, [PREFIX + known for known in packaged] + siblings)
+        raise IgniteError(f'{config} is not a file; a config (.py) was expected{hint}')
     found = config_path(name)
     if is_main_process():
         print(f'config: {found}')
@@ -38,17 +38,23 @@ def _find(config: str | Path) -> Path:
 def load_config(
     config: str | Path, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none'
 ) -> Config:
-    """Read a config, merge options, choose the work dir: argument, then config, then ``work_dirs/CONFIG_NAME``.
+    """Read a config, merge options into it and check it.
 
-    ``data_root``, ``protocol`` and ``crops`` at the top of a config, or among the options, reach its data sets, see
-    :func:`resolved`; e.g. ``protocol = 'official'`` in a child config or
-    ``--cfg-options data_root=data/mine crops.class_probability=0.7``.
+    Args:
+        config: path of a config, or name of a packaged one, e.g. 'mmseg_ignite::segformer/NAME.py' or 'NAME.py'.
+        options: {dotted key: value}, see :func:`.options.apply_options`. ``data_root``, ``protocol`` and ``crops``, as an
+            option or at the top of the config, apply to all data sets, see :func:`resolved`.
+        work_dir: defaults to the config's own, else ``work_dirs/CONFIG_NAME``.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
-        IgniteError: no such config, it cannot be read, or a setting in it is wrong, see :func:`.options.apply_options` and
-            :func:`.checks.check_config`.
+        IgniteError: the config is missing, cannot be read or has a wrong setting (see :func:`.checks.check_config`), an
+            option is wrong, or the work dir is a file.
+
+    Example:
+        >>> load_config('my_config.py', {'data_root': 'data/mine', 'crops.class_probability': 0.7})
     """
-    path = _find(config)
+    path = _config_file(config)
     try:
         cfg = Config.fromfile(str(path))
     except Exception as error:  # a config is code: it may raise anything
@@ -56,12 +62,13 @@ def load_config(
             f'{path} cannot be read as a config ({type(error).__name__}: {error}): correct it.'
         ) from error
     if 'model' not in cfg:
-        raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits it.')
+        raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits from it.')
     try:
         apply_options(cfg, options or {})
-    except (TypeError, KeyError, ValueError, IndexError, AssertionError) as error:
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError, AssertionError) as error:
         raise IgniteError(f'the options do not fit {path} ({type(error).__name__}: {error}): correct them.') from error
-    cfg = resolved(cfg, options)
+    cfg = resolved(cfg)
+    _check_reach(cfg, [key.removeprefix('+') for key in options or {}])
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
         raise IgniteError(f'the work dir {cfg.work_dir} is a file: choose another with --work-dir.')
@@ -69,61 +76,49 @@ def load_config(
     return cfg
 
 
-def resolved(cfg: Config, options: dict | None = None) -> Config:
-    """Return a checked copy of a config whose data sets have all settings they need.
+def resolved(cfg: Config) -> Config:
+    """Return a checked copy of a config whose data sets have all settings they require.
 
-    - Top-level ``data_root`` and ``protocol`` are copied into every data set of this package, ``crops`` into the training
-      data. A value that a data set sets itself is never overwritten.
-    - Loaders without workers lose the settings that torch allows with workers only.
-
-    Args:
-        options: those of the command line, already merged; one of a shared setting must reach every data set.
+    - Copy top-level ``data_root`` and ``protocol`` to every data set of this package, and ``crops`` to the training data. A
+      value that a data set sets itself is never overwritten.
+    - Remove settings of the loaders that torch accepts only with workers from those without workers.
 
     Raises:
-        IgniteError: see :func:`.checks.check_config`, or an option reaches no data set, or one that sets another value.
+        IgniteError: see :func:`.checks.check_config`.
     """
     cfg = copy.deepcopy(cfg)
-    for name in LOADERS:
-        loader = cfg.get(name)
-        if loader and loader.get('num_workers', 0) == 0:
+    for loader in filter(None, map(cfg.get, LOADERS)):
+        if loader.get('num_workers', 0) == 0:
             loader.pop('prefetch_factor', None)
             loader['persistent_workers'] = False
-        if loader and is_ours(dataset := loader.get('dataset')):
-            dataset.setdefault('data_root', cfg.get('data_root', DATA_ROOT))
-            dataset.setdefault('protocol', cfg.get('protocol', PROTOCOL))
-            if str(dataset.get('type')).endswith('IGNITECropDataset'):
-                dataset['crops'] = {**copy.deepcopy(cfg.get('crops') or {}), **(dataset.get('crops') or {})}
-    _check_reach(cfg, [key.removeprefix('+') for key in options or {}])
+    for dataset in our_datasets(cfg).values():
+        dataset.setdefault('data_root', cfg.get('data_root', DATA_ROOT))
+        dataset.setdefault('protocol', cfg.get('protocol', PROTOCOL))
+        if type_name(dataset) == 'IGNITECropDataset':
+            dataset['crops'] = {**copy.deepcopy(cfg.get('crops') or {}), **(dataset.get('crops') or {})}
     check_config(cfg)
     return cfg
 
 
 def _check_reach(cfg: Config, options: list[str]) -> None:
-    """Raise IgniteError if an option of a shared setting does not reach a data set."""
-    datasets = {f'{name}.dataset': (cfg.get(name) or {}).get('dataset') for name in LOADERS}
-    datasets = {name: dataset for name, dataset in datasets.items() if is_ours(dataset)}
-    for option in options:
-        key, *rest = option.split('.')
-        if key not in ('data_root', 'protocol', 'crops'):
-            continue
-        if not datasets:
-            raise IgniteError(
-                f'the option {key} reaches no data set, since the config has none of mmseg_ignite: remove the option.'
-            )
-        for name, dataset in datasets.items():
-            wanted, found = cfg[key], dataset.get(key)
-            wanted, found = (
-                (wanted, found) if not rest else (wanted[rest[0]], (found or {}).get(rest[0], wanted[rest[0]]))
-            )
-            if key in dataset and found != wanted and '.'.join([name, option]) not in options:
+    """Raise IgniteError if an option of a shared setting does not reach a data set because it sets its own value."""
+    loaders = our_datasets(cfg)
+    for option in [option for option in options if option.split('.')[0] in ('data_root', 'protocol', 'crops')]:
+        if not loaders:
+            raise IgniteError(f'the option {option} reaches no data set, since none is of mmseg_ignite: remove it.')
+        setting = '.'.join(
+            option.split('.')[:2]
+        )  # a data set overrides crops.um_per_px as a whole, not crops.um_per_px.0
+        for own in (f'{loader}.dataset' for loader in loaders):
+            found = find(cfg, f'{own}.{setting}', default=find(cfg, setting))
+            if found != find(cfg, setting) and f'{own}.{option}' not in options:
                 raise IgniteError(
-                    f'the option {option} does not reach {name}, which sets {found!r} itself: use the option '
-                    f'{name}.{option} for it.'
+                    f'the option {option} does not reach {own}, which sets {found!r} itself: use {own}.{option} for it.'
                 )
 
 
 def build_runner(cfg: Config, training: bool = False) -> Runner:
-    """mmengine's runner of a config; for a training with its loops, optimizer and schedules built.
+    """Build mmengine's runner of a config; for a training also its loops, optimizer and schedules.
 
     Raises:
         IgniteError: a part cannot be built.
@@ -131,11 +126,11 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
     prepare_launch(cfg)
     with building(cfg):
         runner = QuietRunner.from_cfg(cfg)
-        if training:  # in the order of Runner.train, which skips what is built
-            runner.train_loop  # noqa: B018  builds it, and the data set
+        if training:  # in the order of Runner.train, which skips what is already built
+            runner.train_loop  # noqa: B018  builds the loop and its data set
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-            runner.auto_scale_lr = None  # once
+            runner.auto_scale_lr = None  # Runner.train would scale again
             if runner.param_schedulers is not None:
                 runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
             runner.val_loop  # noqa: B018
@@ -144,7 +139,7 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
 
 @contextmanager
 def building(cfg: Config) -> Iterator[None]:
-    """Building parts of a config: what registries and constructors complain of becomes a sentence.
+    """Convert the errors of registries and constructors into a sentence about the config.
 
     Raises:
         IgniteError: a part cannot be built.
@@ -154,5 +149,5 @@ def building(cfg: Config) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IgniteError(
-            f'{cfg.filename or "the config"} cannot be built ({type(error).__name__}: {reason}): correct the config.'
+            f'{config_name(cfg)} cannot be built ({type(error).__name__}: {reason}): correct the config.'
         ) from error

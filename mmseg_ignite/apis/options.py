@@ -1,13 +1,15 @@
-"""``--cfg-options KEY=VALUE``: parsing, and refusing keys that nothing would read.
+"""``--cfg-options KEY=VALUE``: parse values, and refuse keys that nothing reads.
 
-A key must name a setting of the config, or a new one that its reader knows: a parameter of the registered class, of the data
-loader, of the crop stream, and so on. ``+KEY=VALUE`` adds any other.
+A key must name a setting of the config, or a new one that its reader accepts: an argument of the registered class, the data
+loader, the crop stream, and so on. ``+KEY=VALUE`` adds any other setting.
 """
 
 import ast
-import difflib
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from itertools import accumulate
 
 import mmseg.registry
 from mmengine.config import Config
@@ -20,24 +22,26 @@ from ..datasets.crop_stream import CropStream
 from ..engine.optim_wrappers import HalfOptimWrapper
 from ..errors import IgniteError
 from ..models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmentor
+from .dotted import MISSING, children, find, walk
 
 REGISTRIES = tuple(r for r in vars(mmseg.registry).values() if isinstance(r, Registry))
-_MISSING = object()
-_TOP = ('data_root', 'protocol', 'crops', 'default_scope', 'auto_scale_lr', 'compile', 'tta_model', 'test_pipeline')
-"""Top-level settings that are read beside the arguments of mmengine's Runner."""
 
 
 class OptionText(str):
-    """The value of an option as typed; it is parsed when the setting that it replaces is known."""
+    """The value of an option as typed, parsed once the type of the setting it replaces is known."""
 
 
 def parse_value(text: str) -> object:
-    """A value as mmengine reads it: numbers, True, False, None, ``a,b``, ``[a,b]``, ``(a,b)``, ``{'k': 1}``, else text.
+    """Parse a value: a number, True, False, None, ``a,b``, ``[a,b]``, ``(a,b)``, ``{'k': 1}``; other text stays text.
 
-    Unlike mmengine's, spaces inside a text stay.
+    mmengine's DictAction parses the same syntax, but removes spaces inside text.
 
     Raises:
-        IgniteError: brackets that do not match.
+        IgniteError: unbalanced brackets, or an invalid dictionary.
+
+    Example:
+        >>> parse_value('(512, 512)')
+        (512, 512)
     """
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
@@ -46,7 +50,7 @@ def parse_value(text: str) -> object:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise IgniteError(f"the value {text!r} cannot be read; {{'key': value}} was expected.") from error
+            raise IgniteError(f"the value {text!r} is not a dictionary; {{'key': value}} was expected.") from error
     parts = _split(text)
     if parts and parts != [text]:
         return [parse_value(part) for part in parts]
@@ -54,49 +58,52 @@ def parse_value(text: str) -> object:
         if text.startswith(opening) and text.endswith(closing):
             return kind(parse_value(part) for part in _split(text[1:-1]))
     for convert in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return convert(text)
-        except ValueError:
-            pass
     return {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
 
 
 def _split(text: str) -> list[str]:
-    """The parts between the commas that stand outside brackets; none of an empty text."""
-    parts, depth, begin = [], 0, 0
-    for place, character in enumerate(text):
+    """Split at the commas outside brackets; ignore a comma at the end."""
+    parts, depth = [''], 0
+    for character in text:
         depth += (character in '([{') - (character in ')]}')
         if depth < 0:
             break
         if character == ',' and depth == 0:
-            parts.append(text[begin:place])
-            begin = place + 1
+            parts.append('')
+        else:
+            parts[-1] += character
     if depth:
-        raise IgniteError(f'the value {text!r} has brackets that do not match: close them.')
-    return [*parts, text[begin:]] if text[begin:].strip() else parts
+        raise IgniteError(f'the brackets of the value {text!r} do not match: close them.')
+    return parts if parts[-1].strip() else parts[:-1]
 
 
 def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
     """Merge options into a config.
 
     Args:
-        cfg: changed in place.
+        cfg: modified in place.
         options: {dotted key: value}; an :class:`OptionText` is parsed. A ``+`` before a key adds it unchecked.
 
     Raises:
-        IgniteError: a key that names nothing, or a value of another type than the setting it replaces.
+        IgniteError: a key that nothing reads, or a value of another type than the setting it replaces.
+
+    Example:
+        >>> apply_options(cfg, {'train_cfg.max_iters': 40000, 'model.decode_head.dropout_ratio': OptionText('0.2')})
     """
     before, values = cfg.to_dict(), {}
     for key, value in options.items():
         name = key.removeprefix('+')
-        present = _find(before, name)
-        _check_places(before, name)
+        current = find(before, name, MISSING)
+        _check_parents(name, before)
         if isinstance(value, OptionText):
-            value = _parsed(value, present)
+            value = _parse(value, current)
         if name == key:
-            _check_kind(name, present, value)
-        values[name] = value
-        _clear_nones(cfg, name, value)
+            _check_kind(name, current, value)
+        unset = [parent for parent in _prefixes(name)[:-1] if find(before, parent, MISSING) is None]
+        values |= {f'{parent}._delete_': True for parent in unset}  # else mmengine merges no settings into None
+        values[name] = {**value, '_delete_': True} if current is None and isinstance(value, Mapping) else value
     cfg.merge_from_dict(values)
     for key in options:
         if not key.startswith('+'):
@@ -104,202 +111,166 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
             _check_key(key, before, cfg.to_dict())
 
 
-def _parsed(text: OptionText, present: object) -> object:
-    if isinstance(present, str) and text != 'None' and text[:1] not in ('"', "'", '[', '('):
+def _parse(text: OptionText, current: object) -> object:
+    """Parse an option; one that replaces text stays text unless it is None, quoted or a list."""
+    if isinstance(current, str) and text != 'None' and text[:1] not in ('"', "'", '[', '('):
         return str(text)
     return parse_value(text)
 
 
-def _find(node: object, name: str) -> object:
-    for part in name.split('.'):
-        try:
-            node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return _MISSING
-    return node
+def _prefixes(name: str) -> list[str]:
+    """Return 'a', 'a.b' and 'a.b.c' for 'a.b.c'."""
+    return list(accumulate(name.split('.'), '{}.{}'.format))
 
 
-def _check_places(cfg: Mapping, name: str) -> None:
-    """Raise IgniteError if an option names an item that a list of the config lacks."""
-    parts = name.split('.')
-    for depth, part in enumerate(parts):
-        node = _find(cfg, '.'.join(parts[:depth])) if depth else cfg
-        if isinstance(node, (list, tuple)) and not (part.isdecimal() and int(part) < len(node)):
-            raise IgniteError(
-                f'the option {name} names no setting: {".".join(parts[:depth])} is a list, whose items are numbered 0 to '
-                f'{len(node) - 1}.'
-            )
-        place = '.'.join(parts[:depth])
-        if node is None and place == 'model.backbone.init_cfg':
-            raise IgniteError(
-                f'the option {name} names no setting: {place} is None; give the weights by --weights FILE.'
-            )
-        if node not in (None, _MISSING) and not isinstance(node, (Mapping, list, tuple)):
-            raise IgniteError(f'the option {name} names no setting: {place} is {node!r}, which has no settings inside.')
+def _check_parents(name: str, cfg: Mapping) -> None:
+    """Raise IgniteError if an option is inside a value that has no such item, or no settings at all."""
+    for parent, child in zip(_prefixes(name), name.split('.')[1:]):
+        node, fault = find(cfg, parent, MISSING), None
+        if node is None and parent == 'model.backbone.init_cfg':
+            fault = 'is None: set the weights with --weights FILE'
+        elif isinstance(node, (list, tuple)) and child not in children(node):
+            fault = f'is a list of {len(node)} items, numbered from 0: choose one of its items'
+        elif node is not None and node is not MISSING and not isinstance(node, (Mapping, list, tuple)):
+            fault = f'is {node!r}, which has no settings: set {parent} itself'
+        if fault:
+            raise IgniteError(f'the option {name} is unknown, since {parent} {fault}.')
 
 
-def _clear_nones(cfg: Config, name: str, value: object) -> None:
-    """Remove a None that an option fills with settings, into which mmengine would not merge them."""
-    parts = name.split('.')
-    for part in parts if isinstance(value, Mapping) else parts[:-1]:
-        if isinstance(cfg, (Config, Mapping)) and cfg.get(part, _MISSING) is None:
-            cfg.pop(part)
-            return
-        cfg = _find(cfg, part)
+_KINDS = (
+    (bool, bool, 'True or False'),
+    ((int, float), (int, float), 'a number, such as {!r},'),
+    (str, (str, list, tuple), 'text, such as {!r},'),
+    (Mapping, Mapping, 'a setting inside it (KEY.SETTING=VALUE)'),
+)
+"""Type of a setting, types that may replace it, and their description; other types accept any value."""
 
 
-def _check_kind(name: str, present: object, value: object) -> None:
-    """Raise IgniteError if a value cannot stand for the present one."""
-    if present is _MISSING or present is None or value is None:
+def _check_kind(name: str, current: object, value: object) -> None:
+    """Raise IgniteError if a value is of another type than the setting it replaces; None and a missing one fit any."""
+    if current is None or value is None:
         return
-    numbers = (int, float)
-    if isinstance(present, bool):
-        fits, expected = isinstance(value, bool), 'True or False'
-    elif isinstance(present, numbers):
-        fits, expected = isinstance(value, numbers) and not isinstance(value, bool), f'a number, as {present!r},'
-    elif isinstance(present, str):
-        fits, expected = isinstance(value, (str, list, tuple)), f'a text, as {present!r},'
-    elif isinstance(present, Mapping):
-        fits, expected = isinstance(value, Mapping), 'a setting inside it (KEY.SETTING=VALUE)'
-    else:
-        fits, expected = True, ''
-    if not fits:
-        raise IgniteError(f'the option {name} is {value!r}; {expected} was expected.')
+    for kind, allowed, expected in _KINDS:
+        if isinstance(current, kind):
+            if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(current, bool):
+                raise IgniteError(
+                    f'the option {name} is {value!r}; {expected.format(current)} was expected: correct it.'
+                )
+            return
 
 
 def _check_variable(name: str, cfg: Mapping) -> None:
     """Raise IgniteError if an option changes a variable of the config file, which nothing reads afterwards."""
-    top, *rest = name.split('.')
-    read = {*_TOP, *_signature(Runner.__init__)} - {
-        'data_preprocessor'
-    }  # the Runner reads it only for a model without one
+    top, *inside = name.split('.')
+    read = _TOP - {'data_preprocessor'}  # read by the Runner only for a model that has none
     if top not in cfg or top in read:
         return
-    copies = [key for key in _dotted(cfg) if key.split('.')[0] != top and _find(cfg, key) == cfg[top]]
-    used = [key for key in copies if key.split('.')[0] in read][:3]
-    hint = f' in {", ".join(".".join([key, *rest]) for key in used)}' if used else ''
+    copies = [key for key, value in walk(cfg) if key.split('.')[0] in read and value == cfg[top]][:3]
+    instead = ', '.join('.'.join([key, *inside]) for key in copies) or 'its copies'
     raise IgniteError(
-        f'the option {name} changes a variable of the config file, which nothing reads afterwards: change what was made of '
-        f'it{hint}. To change it all the same, write +{name}=...'
+        f'the option {name} changes a variable of the config file, which nothing reads afterwards: set {instead} '
+        f'instead, or write +{name}=... to change the variable.'
     )
 
 
-def _check_key(name: str, before: Mapping, merged: Mapping) -> None:
+def _check_key(name: str, before: Mapping, after: Mapping) -> None:
     """Raise IgniteError if an option added a setting that nothing reads."""
-    path: list[str] = []
-    old, new = before, merged
-    for part in name.split('.'):
-        inside = _find(old, part)
-        if inside is _MISSING:
-            known = _known(path, new, merged) if path else {*before, *_TOP, *_signature(Runner.__init__)}
+    parent = ''
+    for key in _prefixes(name):
+        if find(before, key, MISSING) is MISSING:
+            known = _known(parent, after) if parent else {*before, *_TOP}
             if known is None:
                 return
+            part = key.split('.')[-1]
             if part not in known:
-                hint = _suggestion(name, path, merged, known)
+                hint = suggestion(_similar_keys(name, parent, part, known, before))
                 raise IgniteError(
-                    f'the option {name} names no setting: {_place(path)} has no {part!r}{hint}. To add it all the same, '
-                    f'write +{name}=...'
+                    f'the option {name} is unknown, since {parent or "the config"} has no {part!r}{hint} To add it '
+                    f'anyway, write +{name}=...'
                 )
-            inside = {}
-        path.append(part)
-        old, new = inside, _find(new, part)
+        parent = key
 
 
-def _place(path: list[str]) -> str:
-    return '.'.join(path) if path else 'the config'
-
-
-def _known(path: list[str], node: object, cfg: Mapping) -> set[str] | None:
-    """Names of the settings that a place inside a config may have; None if any may be there."""
+def _known(key: str, cfg: Mapping) -> set[str] | None:
+    """Return the names of the settings that a part of a config accepts; None if it accepts any."""
+    node = find(cfg, key)
     if isinstance(node, (list, tuple)):
-        return {str(i) for i in range(len(node))}
+        return set(children(node))
     if isinstance(node, Mapping) and 'type' in node:
-        return _parameters(find_type(node['type']))
-    if path == ['model', 'test_cfg']:
-        kind = find_type((cfg.get('model') or {}).get('type'))
-        return set(InferenceSettings.__dataclass_fields__) if _is_class(kind, TissueSegmentor) else None
-    if len(path) == 1 and path[0].endswith('_dataloader'):
-        return {*_signature(DataLoader.__init__), 'dataset', 'worker_init_fn', 'num_batch_per_epoch'}
-    return _BY_NAME.get(path[-1], lambda: None)()
-
-
-_BY_NAME: dict[str, Callable[[], set[str] | None]] = {
-    'crops': lambda: {*_signature(CropStream.__init__)} - {'root', 'rois', 'label_map'},
-    'randomness': lambda: {*_signature(Runner.set_randomness)},
-    'env_cfg': lambda: {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-    'clip_grad': lambda: {'type', 'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value'},
-    'log_processor': lambda: _parameters(LogProcessor),
-    'paramwise_cfg': lambda: {  # of DefaultOptimWrapperConstructor, which states them in no signature
-        'custom_keys', 'norm_decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
-        'flat_decay_mult', 'bypass_duplicate',
-    },
-}  # fmt: skip
+        return _class_arguments(find_type(node['type']))
+    if key == 'model.test_cfg':
+        ours = issubclass(part_class(cfg.get('model')), TissueSegmentor)
+        return set(InferenceSettings.__dataclass_fields__) if ours else None
+    if '.' not in key and key.endswith('_dataloader'):
+        return {*_arguments(DataLoader.__init__), 'dataset', 'worker_init_fn', 'num_batch_per_epoch'}
+    return _BY_NAME.get(key.split('.')[-1], lambda: None)()
 
 
 def find_type(name: object) -> type | Callable | None:
-    """What a ``type`` of a config stands for in mmseg's registries and their parents; None if nothing."""
+    """Return the class or function that a ``type`` names in mmseg's registries and their parents; None if unknown."""
     if not isinstance(name, str):
         return name if callable(name) else None
-    names = dict.fromkeys([name, name.split('.')[-1]])  # a scope, as in mmseg.LoadImageFromFile, may be that of a child
-    found = (registry.get(one) for one in names for registry in REGISTRIES)
+    # mmseg.LoadImageFromFile is registered in mmcv: mmseg's registry finds it only without the scope.
+    found = (registry.get(key) for key in dict.fromkeys([name, name.split('.')[-1]]) for registry in REGISTRIES)
     return next((kind for kind in found if kind is not None), None)
 
 
-def _is_class(kind: object, base: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, base)
+def part_class(part: object) -> type:
+    """Return the class that the ``type`` of a part of a config names; ``object`` if it is not a known class."""
+    kind = find_type(part.get('type')) if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, type) else object
 
 
-def _signature(function: Callable) -> Iterator[str]:
-    kinds = inspect.Parameter
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name != 'self' and parameter.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL):
-            yield name
+def _arguments(function: Callable) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {'self'}
 
 
-def _parameters(kind: type | Callable | None) -> set[str] | None:
-    """Names of the arguments of a class, those that it passes on to its bases included; None if unknown."""
+def _class_arguments(kind: type | Callable | None) -> set[str] | None:
+    """Return the names of a class's arguments, including those it passes on to its bases; None if it is unknown."""
     if kind is None:
         return None
     if not isinstance(kind, type):
-        return {*_signature(kind), 'type'}
+        return _arguments(kind) | {'type'}
     names = {'type', '_scope_', '_delete_'}
-    if _is_class(kind, OptimWrapper):  # --amp makes one of the other
-        names |= {*_signature(HalfOptimWrapper.__init__), 'constructor', 'paramwise_cfg'}
-    for base in kind.__mro__:
-        init = vars(base).get('__init__')
-        if base is object or init is None:
-            continue
-        names |= {*_signature(init)}
+    if issubclass(kind, OptimWrapper):  # --amp turns it into a HalfOptimWrapper
+        names |= _arguments(HalfOptimWrapper.__init__) | {'constructor', 'paramwise_cfg'}
+    for init in [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]:
+        names |= _arguments(init)
         if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
             break
     return names
 
 
-def _dotted(node: object, head: str = '') -> Iterator[str]:
-    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    for key, value in items:
-        yield f'{head}{key}'
-        yield from _dotted(value, f'{head}{key}.')
+RUNNER_ARGUMENTS = _arguments(Runner.__init__)
+_TOP = RUNNER_ARGUMENTS | {'data_root', 'protocol', 'crops', 'compile', 'tta_model', 'test_pipeline'}
+"""Top-level settings that are read."""
+_BY_NAME: dict[str, Callable[[], set[str] | None]] = {
+    'crops': lambda: _arguments(CropStream.__init__) - {'root', 'rois', 'label_map'},
+    'randomness': lambda: _arguments(Runner.set_randomness),
+    'env_cfg': lambda: {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'clip_grad': lambda: {'type', 'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value'},
+    'log_processor': lambda: _class_arguments(LogProcessor),
+    'paramwise_cfg': lambda: {  # read by DefaultOptimWrapperConstructor, not part of a signature
+        'custom_keys', 'norm_decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
+        'flat_decay_mult', 'bypass_duplicate',
+    },
+}  # fmt: skip
+"""Settings of the parts that have no ``type``, by the last name of their key."""
 
 
-def _suggestion(name: str, path: list[str], cfg: Mapping, known: Iterable[str]) -> str:
-    """'; did you mean X?' or nothing."""
-    every = {key for key in _dotted(cfg) if key != name}
-    every |= {f'model.test_cfg.{key}' for key in InferenceSettings.__dataclass_fields__}
-    every |= {f'crops.{key}' for key in _BY_NAME['crops']()}
+def _similar_keys(name: str, parent: str, part: str, known: Iterable[str], cfg: Mapping) -> list[str]:
+    """Return at most two keys: with the same last name, else with a similar name beside it, else anywhere."""
+    keys = {key for key, _ in walk(cfg)} | {f'crops.{key}' for key in _BY_NAME['crops']()}
+    keys |= {f'model.test_cfg.{key}' for key in InferenceSettings.__dataclass_fields__}
     by_last: dict[str, list[str]] = {}
-    for key in sorted(every, key=lambda key: (key.count('.'), key)):
+    for key in sorted(keys, key=lambda key: (key.count('.'), key)):
         by_last.setdefault(key.split('.')[-1], []).append(key)
-    last, head = name.split('.')[-1], ''.join(f'{part}.' for part in path)
-    near = by_last.get(last, [])[:2]
-    near = near or [
-        f'{head}{key}' for key in difflib.get_close_matches(name.split('.')[len(path)], sorted(known), 2, 0.7)
-    ]
-    near = near or [by_last[match][0] for match in difflib.get_close_matches(last, sorted(by_last), 2, 0.7)]
-    return f'; did you mean {" or ".join(near)}?' if near else ''
+    last = name.split('.')[-1]
+    beside = [f'{parent}.{match}'.removeprefix('.') for match in get_close_matches(part, known, 2, 0.7)]
+    return by_last.get(last, [])[:2] or beside or [by_last[m][0] for m in get_close_matches(last, by_last, 2, 0.7)]
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
-    """'; did you mean X?' or nothing, for a name that is not among ``names``."""
-    near = difflib.get_close_matches(name, sorted(names), 1, 0.6)
-    return f'; did you mean {near[0]}?' if near else ''
+def suggestion(names: list[str]) -> str:
+    """Return the end of a sentence about an unknown name: '; did you mean X or Y?', or '.' without ``names``."""
+    return f'; did you mean {" or ".join(names)}?' if names else '.'

@@ -11,18 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..engine.ensembles import Ensemble
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable, printable, visible_files, write_result
+from ..files import check_outputs, check_writable, printable, visible_files, write_result, writing
 from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
 from ..provenance import file_sha256
-from ..report.palette import class_colours
 from ..version import __version__
-from ..visualization.overlay import OFFICIAL, Colours, colours_of
+from ..visualization.colours import PALETTES, Colours
 from ..visualization.writers import prediction_files, write_prediction
 from .predictor import TOLERANCE, Predictor, check_resolution
 
 RUN = 'run.json'
-PALETTES = ('official', 'colour-blind')
 
 
 def predict(
@@ -155,13 +153,6 @@ def _check_options(um_per_px: float | None = None, palette: str = 'official', ma
         raise IgniteError(f'the limit of pixels is {max_pixels}; a number above 0 was expected.')
 
 
-def _colours(palette: str) -> Colours:
-    if palette == 'official':
-        return OFFICIAL
-    safe = [class_colours(name, number) for number, name in enumerate(CLASSES)]
-    return colours_of([tuple(bytes.fromhex(c.safe[1:])) for c in safe], [c.hatched for c in safe])
-
-
 def _run(
     predictor: Predictor,
     files: _Files,
@@ -172,7 +163,7 @@ def _run(
     max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
     """Predict the files one by one and record each in ``run.json``, even if interrupted."""
-    faults, entries, colours, total = [], [], _colours(palette), len(files.paths)
+    faults, entries, colours, total = [], [], PALETTES[palette], len(files.paths)
     try:
         for number, path in enumerate(files.paths, 1):
             line, entry, fault = '', {}, files.faults.get(path)
@@ -192,21 +183,14 @@ def _run(
             classes={name: number for number, name in enumerate(CLASSES, 1)},  # the raw ids of label PNGs
             images=entries,
         )
-        _write_record(files.out / RUN, record)
+        with writing(files.out / RUN):
+            write_result(files.out / RUN, record)
     if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
         report(
             f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
             'assumed: state theirs with --um-per-px.'
         )
     return faults
-
-
-def _write_record(path: Path, content: dict) -> None:
-    try:
-        write_result(path, content)
-    except OSError as error:
-        reason = error.strerror or error
-        raise IgniteError(f'{printable(path)} cannot be written ({reason}): choose another folder.') from error
 
 
 def _predict_file(

@@ -63,7 +63,9 @@ def open_checkpoint(path: str | Path, map_location: object = None) -> dict:
             f'{path} cannot be read as a checkpoint ({reason}): it may be truncated; use another one.'
         ) from error
     if not isinstance(checkpoint, dict):
-        raise IgniteError(f'{path} contains a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.')
+        raise IgniteError(
+            f'{path} contains a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.'
+        )
     _check_finite(checkpoint.get('state_dict', checkpoint), path)
     return checkpoint
 

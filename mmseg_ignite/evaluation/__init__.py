@@ -1,4 +1,4 @@
-"""Scores from per-ROI counts: pooled, grouped, with intervals, by stratum."""
+"""Scores computed from pixel counts per ROI: pooled, by group and stratum, with intervals."""
 
 from .comparison import compare
 from .confusion import confusion_matrix, scores

@@ -1,14 +1,16 @@
-"""How well boundaries agree, at a tolerance: boundary F1 and normalised surface distance.
+"""Boundary agreement at a tolerance: boundary F1 and normalised surface distance (NSD).
 
-Definitions, per class c, of both maps alike:
+Definitions per class c, symmetric in ground truth and prediction:
 
-- Only pixels annotated in the truth count, in the prediction too. A boundary pixel of c is one of class c with another class
-  on one of its four annotated neighbours. So neither the ROI's border nor that of the unannotated area is a boundary.
-- A boundary pixel of one map is matched if the other map has a boundary pixel of c at most ``tolerance`` away (Euclidean,
-  between pixel centres, in um).
+- Only pixels annotated in the ground truth count, in the prediction too. A boundary pixel is a pixel of class c with another
+  class at one of its four annotated neighbours, so borders of the ROI and of the unannotated area are not boundaries.
+- A boundary pixel is matched if the other map has a boundary pixel of c at most ``tolerance_um`` away (Euclidean distance
+  between pixel centres).
 - Four counts add up over ROIs: boundary pixels of the truth, those matched, boundary pixels of the prediction, those matched.
-- Boundary F1 (Csurka et al. 2013) is the harmonic mean of the two matched shares; NSD (Nikolov et al. 2021) is both matched
-  counts over both counts, each boundary pixel being one surface element.
+- Boundary F1 (Csurka et al. 2013) is the harmonic mean of the two matched fractions. NSD (Nikolov et al. 2021) is the matched
+  pixels of both maps over the boundary pixels of both, with one boundary pixel as one surface element.
+
+MONAI and DeepMind's ``surface-distance`` do not support unannotated pixels and do not return counts that add up over ROIs.
 """
 
 import math
@@ -25,23 +27,26 @@ COUNTS = ('truth', 'truth_matched', 'predicted', 'predicted_matched')
 
 
 def edges(labels: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """Boundary pixels of all classes: (H, W) bool.
+    """Find the boundary pixels of all classes.
 
     Args:
-        labels: (H, W) ids of any kind.
+        labels: (H, W) class ids.
         annotated: (H, W) bool, pixels that count.
+
+    Returns:
+        (H, W) bool.
     """
     found = np.zeros(labels.shape, bool)
-    for one, other in (((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
-                       ((slice(None), slice(1, None)), (slice(None), slice(None, -1)))):  # fmt: skip
-        differ = (labels[one] != labels[other]) & annotated[one] & annotated[other]
-        found[one] |= differ
-        found[other] |= differ
+    # Transposed views share the memory, so the second pass compares and marks horizontal neighbours.
+    for ids, valid, edge in ((labels, annotated, found), (labels.T, annotated.T, found.T)):
+        differ = (ids[1:] != ids[:-1]) & valid[1:] & valid[:-1]
+        edge[1:] |= differ
+        edge[:-1] |= differ
     return found
 
 
 def check_tolerance(tolerance_um: float) -> None:
-    """Raise IgniteError unless the tolerance is a length."""
+    """Raise :class:`IgniteError` unless the tolerance is a positive, finite length."""
     if not (math.isfinite(tolerance_um) and tolerance_um > 0):
         raise IgniteError(f'the boundary tolerance is {tolerance_um} um; a positive length was expected, e.g. 5.')
 
@@ -54,36 +59,36 @@ def boundary_counts(
     um_per_px: float | None,
     roi: str = 'ROI',
 ) -> np.ndarray:
-    """The four counts of each class: (C, 4) int64, in the order of ``COUNTS``.
+    """Count the boundary pixels of one ROI and how many are matched.
 
     Args:
-        truth: (H, W) uint8, train ids, 255 ignored.
-        prediction: (H, W) uint8, train ids; 255 where nothing was predicted, which is a class of its own there.
-        tolerance_um: in um.
-        um_per_px: resolution, um a pixel.
-        roi: its name, for messages.
+        truth: (H, W) uint8 train ids, 255 unannotated.
+        prediction: (H, W) uint8 train ids, 255 where nothing was predicted (treated as a class of its own).
+        classes: C.
+        tolerance_um: Tolerance in micrometres.
+        um_per_px: Resolution in micrometres per pixel.
+        roi: Name for error messages.
+
+    Returns:
+        (C, 4) int64, columns as in ``COUNTS``.
 
     Raises:
-        IgniteError: no resolution.
+        IgniteError: The tolerance is not a positive length, or the resolution is unknown.
     """
     check_tolerance(tolerance_um)
     if not um_per_px or not um_per_px > 0:
-        raise IgniteError(f'{roi} has no um_per_px, which a boundary tolerance in um needs: leave the tolerance away.')
-    # Squared distances are integers: the largest one allowed, free of rounding (2.0 um at 0.4 um/px is 5 px, not 4.99).
-    reach = math.floor((tolerance_um / um_per_px) ** 2 * (1 + 1e-9))
-    limit = math.sqrt(reach + 0.5)
+        raise IgniteError(f'{roi} has no um_per_px, which a boundary tolerance in um requires: omit the tolerance.')
+    # Squared distances are integers. Round the largest allowed one (2.0 um at 0.4 um/px is 5 px, not 4.99).
+    limit = math.sqrt(math.floor((tolerance_um / um_per_px) ** 2 * (1 + 1e-9)) + 0.5)
     annotated = truth != IGNORE
-    found = [np.where(edges(labels, annotated), labels, IGNORE) for labels in (truth, prediction)]
-    points = [_points(labels, classes) for labels in found]
-    result = np.zeros((classes, 4), np.int64)
-    for c in range(classes):
-        both = [points[which][c] for which in (0, 1)]
-        result[c] = len(both[0]), _matched(*both, limit), len(both[1]), _matched(*both[::-1], limit)
-    return result
+    points = [_points(np.where(edges(m, annotated), m, IGNORE), classes) for m in (truth, prediction)]
+    return np.array(
+        [(len(t), _matched(t, p, limit), len(p), _matched(p, t, limit)) for t, p in zip(*points)], np.int64
+    ).reshape(classes, len(COUNTS))
 
 
 def _points(labels: np.ndarray, classes: int) -> list[np.ndarray]:
-    """Coordinates of the pixels of each class: C arrays (N, 2) of y, x."""
+    """Return the (y, x) coordinates of the pixels of each class: C arrays (N, 2)."""
     flat = np.flatnonzero(labels != IGNORE)
     ids = labels.reshape(-1)[flat]
     order = np.argsort(ids, kind='stable')
@@ -91,34 +96,34 @@ def _points(labels: np.ndarray, classes: int) -> list[np.ndarray]:
     return np.split(yx, np.searchsorted(ids[order], np.arange(1, classes + 1)))[:classes]
 
 
-def _tree(points: np.ndarray) -> cKDTree:
-    """Built for few queries: neither balanced nor compact, which takes half the time."""
-    return cKDTree(points, balanced_tree=False, compact_nodes=False)
-
-
 def _matched(points: np.ndarray, others: np.ndarray, limit: float) -> int:
-    """How many points have another nearer than the limit."""
+    """Count the points that have one of the others within the limit (px)."""
     if not len(points) or not len(others):
         return 0
-    return int(np.isfinite(_tree(others).query(points, distance_upper_bound=limit)[0]).sum())
+    tree = cKDTree(others, balanced_tree=False, compact_nodes=False)  # built in half the time, for a single query
+    return int(np.isfinite(tree.query(points, distance_upper_bound=limit)[0]).sum())
 
 
 def boundary_scores(counts: np.ndarray, names: Sequence[str], tolerance_um: float) -> dict:
-    """Scores in percent from pooled counts (C, 4).
+    """Compute boundary scores in percent from pooled counts.
 
-    A class without a boundary in the truth is absent: None, and in no mean.
+    A class without a boundary in the ground truth is absent: its scores are None and excluded from the means.
+
+    Args:
+        counts: (C, 4) int64, see :func:`boundary_counts`.
+        names: C class names.
+        tolerance_um: Tolerance at which the pixels were counted, copied to the result.
     """
-    classes = {}
-    for name, (truth, truth_hit, predicted, predicted_hit) in zip(names, counts.astype(np.float64)):
-        row = dict(boundary_F1=None, NSD=None)
+    classes = {name: dict(boundary_F1=None, NSD=None) for name in names}
+    for row, (truth, truth_hit, predicted, predicted_hit) in zip(classes.values(), counts.astype(np.float64)):
         if truth:
             recall, precision = truth_hit / truth, predicted_hit / predicted if predicted else 0.0
             both = recall + precision
             row['boundary_F1'] = 200 * recall * precision / both if both else 0.0
             row['NSD'] = 100 * (truth_hit + predicted_hit) / (truth + predicted)
-        classes[name] = row
 
     def mean(key: str) -> float | None:
-        return number(np.mean(values)) if (values := [r[key] for r in classes.values() if r[key] is not None]) else None
+        values = [row[key] for row in classes.values() if row[key] is not None]
+        return number(np.mean(values)) if values else None
 
     return dict(tolerance_um=tolerance_um, classes=classes, mean_boundary_F1=mean('boundary_F1'), mean_NSD=mean('NSD'))

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: counts by confidence and by entropy, which add up over ROIs."""
+"""Calibration of predicted probabilities: counts by confidence and by entropy that add up over ROIs."""
 
 import numpy as np
 
@@ -8,24 +8,25 @@ from .confusion import ratio
 CONFIDENCE_BINS = 15
 ENTROPY_BINS = 20
 _BLOCK = 1 << 19
-"""Pixels at once: 32 MB of float32 for 16 classes."""
+"""Pixels processed at once: 32 MB of float32 for 16 classes."""
 
 
-def _bins(values: np.ndarray, count: int) -> np.ndarray:
-    """Which of ``count`` equal bins over 0..1, closed below (the last at both ends)."""
-    return np.clip((values * count).astype(np.int64), 0, count - 1)
+def _histogram(values: np.ndarray, bins: int, *weights: np.ndarray) -> np.ndarray:
+    """Count values in 0..1 and sum each of the weights in equal bins: (bins, 1 + number of weights) float64."""
+    index = np.clip((values * bins).astype(np.int64), 0, bins - 1)
+    return np.stack([np.bincount(index, w, bins) for w in (None, *weights)], 1)
 
 
 def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of one ROI.
+    """Count the annotated pixels of one ROI by confidence and by entropy.
 
     Args:
-        probabilities: (C, H, W) float, sums over C are 1; NumPy, or torch on the CPU.
-        truth: (H, W) uint8, train ids; 255 ignored.
+        probabilities: (C, H, W) float that sum to 1 over C; NumPy array or CPU tensor.
+        truth: (H, W) uint8 train ids, 255 unannotated.
 
     Returns:
-        confidence: (15, 3) float64, for bins of the largest probability: pixels, sum of confidence, right pixels.
-        entropy: (20, 2) float64, for bins of the entropy over ln C: pixels, wrong pixels.
+        - confidence: (15, 3) float64; per bin of the largest probability: pixels, sum of confidences, correct pixels.
+        - entropy: (20, 2) float64; per bin of the entropy divided by ln C: pixels, wrong pixels.
     """
     probabilities, truth = np.asarray(probabilities), np.asarray(truth).reshape(-1)
     classes = len(probabilities)
@@ -34,26 +35,27 @@ def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np
     for first in range(0, truth.size, _BLOCK):
         labels = truth[first : first + _BLOCK]
         p = flat[:, first : first + _BLOCK].astype(np.float32)
-        valid = labels != IGNORE
-        if not valid.all():
-            p, labels = p[:, valid], labels[valid]
-        sure, right = p.max(0), p.argmax(0) == labels
-        unsure = -(p * np.log(np.maximum(p, 1e-30))).sum(0) / np.log(max(classes, 2))
-        where = _bins(sure, CONFIDENCE_BINS)
-        for column, weights in enumerate((None, sure, right)):
-            confidence[:, column] += np.bincount(where, weights, CONFIDENCE_BINS)
-        where = _bins(unsure, ENTROPY_BINS)
-        for column, weights in enumerate((None, ~right)):
-            entropy[:, column] += np.bincount(where, weights, ENTROPY_BINS)
+        annotated = labels != IGNORE
+        if not annotated.all():
+            p, labels = p[:, annotated], labels[annotated]
+        largest, correct = p.max(0), p.argmax(0) == labels
+        relative_entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(0) / np.log(max(classes, 2))
+        confidence += _histogram(largest, CONFIDENCE_BINS, largest, correct)
+        entropy += _histogram(relative_entropy, ENTROPY_BINS, ~correct)
     return confidence, entropy
 
 
 def calibration_scores(confidence: np.ndarray, entropy: np.ndarray) -> dict:
-    """Expected calibration error (Guo et al. 2017) and both curves from pooled counts, percent; None in empty bins.
+    """Compute the expected calibration error (Guo et al. 2017) and both curves in percent from pooled counts.
 
-    ``ece`` is the mean over pixels of |accuracy - confidence| of their bin.
+    Args:
+        confidence, entropy: Sums over ROIs of the results of :func:`calibration_counts`.
+
+    Returns:
+        ``ece``, the mean over pixels of the |accuracy - confidence| of their bin; ``bins``: [{from, to, pixels, confidence,
+        accuracy}]; ``entropy``: [{from, to, pixels, error}]. Values of empty bins are None.
     """
-    pixels, sure, right = confidence.T
+    pixels, confident, correct = confidence.T
     total = pixels.sum()
 
     def rows(counts: np.ndarray, **columns: np.ndarray) -> list[dict]:
@@ -68,7 +70,7 @@ def calibration_scores(confidence: np.ndarray, entropy: np.ndarray) -> dict:
         ]
 
     return dict(
-        ece=float(100 * np.abs(right - sure).sum() / total) if total else None,
-        bins=rows(pixels, confidence=ratio(100 * sure, pixels), accuracy=ratio(100 * right, pixels)),
+        ece=float(100 * np.abs(correct - confident).sum() / total) if total else None,
+        bins=rows(pixels, confidence=ratio(100 * confident, pixels), accuracy=ratio(100 * correct, pixels)),
         entropy=rows(entropy[:, 0], error=ratio(100 * entropy[:, 1], entropy[:, 0])),
     )

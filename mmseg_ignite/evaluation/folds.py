@@ -1,4 +1,4 @@
-"""The folds of a cross-validation side by side."""
+"""Scores of the folds of a cross-validation."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ FIGURES = ('mIoU', 'mDice', 'aAcc')
 
 
 def fold_scores(folds: Mapping[str, dict]) -> dict:
-    """The scores of each fold, their mean and their standard deviation.
+    """Collect the scores of the folds with their mean and standard deviation.
 
-    A fold's score is of its own ROIs, pooled. The mean of the folds therefore differs from the score of the ROIs of all folds
-    pooled: a fold with few ROIs or few classes weighs as much as any other.
+    The scores of a fold are pooled over its own ROIs. The mean over folds differs from the score pooled over the ROIs of all
+    folds, because every fold has the same weight, however few ROIs or classes it has.
 
     Args:
-        folds: {name of the fold: its figures, as ``metrics.json`` holds them}.
+        folds: {fold name: contents of ``metrics.json``}.
 
     Returns:
-        dict: ``rows``: [{fold, rois, patients, classes_present, mIoU, mDice, aAcc}], percent; ``mean`` and ``sd`` (of the
-        sample, n - 1): {mIoU, mDice, aAcc}, None where no fold, or fewer than two, has the figure.
+        ``rows``: [{fold, rois, patients, classes_present, mIoU, mDice, aAcc}], in percent; ``mean`` and ``sd`` (n - 1):
+        {mIoU, mDice, aAcc}, None if no fold, or for ``sd`` fewer than two, has the score.
     """
     keys = ('rois', 'patients', 'classes_present', *FIGURES)
     rows = [dict(fold=name, **{key: found[key] for key in keys}) for name, found in folds.items()]

@@ -1,130 +1,139 @@
-"""ROIs one by one and in strata: the table, the worst of them, and the scores of each organ, scanner, patient."""
+"""Scores of single ROIs, the worst ROIs, and pooled scores of strata (ROIs that share a metadata value)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from .bootstrap import COMPARED, intervals, units
-from .confusion import Marginals, figures, number, scores
+from .bootstrap import intervals, sum_by_unit, units
+from .confusion import Marginals, number, score_arrays, scores
+from .folds import FIGURES
 
 WORST = 10
 NOTHING = 'nothing'
-"""The name of the column of pixels without prediction."""
+"""Name of the column of pixels without a prediction."""
 _NO_STRATA = ('roi', 'um_per_px')
 
 
 def per_roi(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
-    """One row an ROI: roi, metadata, annotated_pixels, aAcc, mIoU, mDice, classes_present, 'IoU CLASS' of each class.
+    """Return a table with one row per ROI.
 
-    Percent, means over the classes present in the ROI; None where absent. All rows have the same keys.
+    Columns are roi, the metadata, annotated_pixels, aAcc, mIoU, mDice, classes_present and 'IoU CLASS' of each class. Scores
+    are in percent, means are over the classes present in the ROI; None where absent. All rows have the same keys.
+
+    Args:
+        matrices: (R, C, C) or (R, C, C + 1) int64, pixel counts per ROI.
+        metadata: R dicts with ``roi``.
+        classes: C names.
     """
     pooled = Marginals.of(matrices)
-    found = figures(pooled)
+    found, present = score_arrays(pooled), pooled.truth > 0
     columns = list(dict.fromkeys(key for m in metadata for key in m if key != 'roi'))
-    rows = []
-    for r, m in enumerate(metadata):
-        present = pooled.truth[r] > 0
-        rows.append(
-            {
-                'roi': m['roi'],
-                **{key: m.get(key) for key in columns},
-                'annotated_pixels': int(pooled.truth[r].sum()),
-                **{key: number(found[key][r]) for key in ('aAcc', 'mIoU', 'mDice')},
-                'classes_present': int(present.sum()),
-                **{f'IoU {n}': number(found['IoU'][r, i]) if present[i] else None for i, n in enumerate(classes)},
-            }
-        )
-    return rows
+    return [
+        {
+            'roi': m['roi'],
+            **{key: m.get(key) for key in columns},
+            'annotated_pixels': int(pooled.truth[r].sum()),
+            **{key: number(found[key][r]) for key in ('aAcc', 'mIoU', 'mDice')},
+            'classes_present': int(present[r].sum()),
+            **{f'IoU {n}': number(found['IoU'][r, i]) if present[r, i] else None for i, n in enumerate(classes)},
+        }
+        for r, m in enumerate(metadata)
+    ]
 
 
 def holders(matrices: np.ndarray, metadata: Sequence[dict]) -> np.ndarray | None:
-    """Number of patients with ground truth of each class: (C,) int64; None where the patient of an ROI is not known."""
-    patients = [m.get('patient') for m in metadata]
-    if any(p in (None, '') for p in patients):
-        return None
-    truth, which = Marginals.of(matrices).truth > 0, np.unique(np.array(patients, str), return_inverse=True)[1]
-    held = np.zeros((which.max() + 1, truth.shape[1]), bool)
-    np.logical_or.at(held, which.reshape(-1), truth)
-    return held.sum(0)
+    """Count the patients with ground truth of each class: (C,) int64; None if the patient of an ROI is unknown."""
+    unit, names = units(metadata)
+    return (sum_by_unit(matrices, names)[:, : matrices.shape[-2]] > 0).sum(0) if unit == 'patient' else None
 
 
 def worst_first(matrices: np.ndarray, metadata: Sequence[dict]) -> list[int]:
-    """Numbers of the ROIs by ascending mean IoU of their classes; those without annotated pixels last."""
-    score = np.nan_to_num(figures(Marginals.of(matrices))['mIoU'], nan=np.inf)
+    """Return the indices of the ROIs by ascending mIoU; ROIs without annotated pixels are last."""
+    score = np.nan_to_num(score_arrays(Marginals.of(matrices))['mIoU'], nan=np.inf)
     return sorted(range(len(metadata)), key=lambda r: (score[r], metadata[r]['roi']))
 
 
-def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
-    """Up to ten ROIs by ascending mean IoU of their classes, each with its commonest mistake.
+def commonest_error(matrix: np.ndarray) -> tuple[int, int, float] | None:
+    """Find the most frequent confusion in a matrix (C, C) or (C, C + 1).
 
     Returns:
-        [{roi, patient, mIoU, aAcc, confused: [truth, predicted, percent of the annotated pixels] or None}].
+        Ids of the true and the predicted class (C: no prediction) and the percentage of all pixels; None without errors.
     """
-    found = figures(Marginals.of(matrices))
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong[:, : len(matrix)], 0)
+    if not wrong.any():
+        return None
+    truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    return int(truth), int(predicted), float(100 * wrong[truth, predicted] / matrix.sum())
+
+
+def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
+    """Return up to ten ROIs with annotated pixels by ascending mIoU.
+
+    Args:
+        matrices, metadata, classes: See :func:`per_roi`.
+
+    Returns:
+        [{roi, patient, mIoU, aAcc, confused}], where ``confused`` is the most frequent error [truth, predicted, percentage of
+        the annotated pixels] or None.
+    """
+    found = score_arrays(Marginals.of(matrices))
     names = (*classes, NOTHING)
-
-    def confused(matrix: np.ndarray) -> list | None:
-        wrong = matrix.copy()
-        np.fill_diagonal(wrong[:, : len(classes)], 0)
-        truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-        share = float(100 * wrong[truth, predicted] / matrix.sum())
-        return [names[truth], names[predicted], share] if share else None
-
-    return [
-        dict(
-            roi=metadata[r]['roi'],
-            patient=metadata[r].get('patient'),
-            mIoU=number(found['mIoU'][r]),
-            aAcc=number(found['aAcc'][r]),
-            confused=confused(matrices[r]),
-        )
-        for r in worst_first(matrices, metadata)[:WORST]
-        if np.isfinite(found['mIoU'][r])
-    ]
+    rows = []
+    for r in worst_first(matrices, metadata)[:WORST]:
+        if np.isfinite(found['mIoU'][r]):
+            error = commonest_error(matrices[r])
+            rows.append(
+                dict(
+                    roi=metadata[r]['roi'],
+                    patient=metadata[r].get('patient'),
+                    **{key: number(found[key][r]) for key in ('mIoU', 'aAcc')},
+                    confused=[names[error[0]], names[error[1]], error[2]] if error else None,
+                )
+            )
+    return rows
 
 
 def strata(
     matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str], samples: int = 0, seed: int = 0
 ) -> dict:
-    """Scores of the ROIs of each value of each metadata column, pooled: {column: {value: {...}}}.
+    """Compute the pooled scores of the ROIs that share a metadata value.
 
-    Columns that have one value, or another for each ROI, say nothing and are left out, but for ``patient``. An empty value is
-    'unknown'. Intervals draw the patients (or, where these are not known, the ROIs) of the stratum alone; a stratum of one
-    patient has none, and one of fewer than 5 has a ``note``.
+    Columns with a single value, or a different value for each ROI, are omitted, except ``patient``. An empty value becomes
+    'unknown'. Intervals resample the patients (or, if unknown, the ROIs) of the stratum only: a stratum of one patient has
+    none, and one of fewer than 5 has a ``note``.
 
     Args:
-        matrices: (R, C, C) or (R, C, C + 1) int64, of each ROI.
-        metadata: of each ROI.
-        classes: C names.
-        samples, seed: of the bootstrap; 0 samples leave the intervals out.
+        matrices, metadata, classes: See :func:`per_roi`.
+        samples, seed: See :func:`.bootstrap.intervals`; 0 samples omit the intervals.
+
+    Returns:
+        {column: {value: {rois, patients, pixels, mIoU, mDice, aAcc, classes_present, intervals, note}}}.
     """
     result = {}
-    columns = dict.fromkeys(key for m in metadata for key in m if key not in _NO_STRATA)
-    for column in columns:
+    for column in dict.fromkeys(key for m in metadata for key in m if key not in _NO_STRATA):
         values = [str(v) if (v := m.get(column)) not in (None, '') else 'unknown' for m in metadata]
-        if column != 'patient' and len(set(values)) in (1, len(values)):
+        distinct = sorted(set(values), key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
+        if column != 'patient' and len(distinct) in (1, len(values)):
             continue
-        result[column] = {}
-        for value in sorted(set(values), key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v)):
-            chosen = [r for r, v in enumerate(values) if v == value]
-            found = scores(matrices[chosen].sum(0), tuple(classes))
-            result[column][value] = dict(
-                rois=len(chosen),
-                patients=len({metadata[r].get('patient') for r in chosen}),
-                pixels=int(matrices[chosen].sum()),
-                **{key: found[key] for key in (*COMPARED, 'classes_present')},
-                **(
-                    _intervals(matrices[chosen], [metadata[r] for r in chosen], classes, samples, seed)
-                    if samples
-                    else {}
-                ),
-            )
+        chosen = {value: [r for r, v in enumerate(values) if v == value] for value in distinct}
+        result[column] = {
+            value: _stratum(matrices[rois], [metadata[r] for r in rois], classes, samples, seed)
+            for value, rois in chosen.items()
+        }
     return result
 
 
-def _intervals(matrices: np.ndarray, metadata: list[dict], classes: Sequence[str], samples: int, seed: int) -> dict:
-    """``intervals`` of a stratum, {figure: [low, high]}, and the ``note`` on them; nothing for one patient or ROI."""
-    if len(set(units(metadata)[1])) < 2:
-        return {}
-    found = intervals(matrices, metadata, classes, samples, seed, COMPARED)
-    return {'intervals': found['figures'], **({'note': found['note']} if 'note' in found else {})}
+def _stratum(matrices: np.ndarray, metadata: list[dict], classes: Sequence[str], samples: int, seed: int) -> dict:
+    found = scores(matrices.sum(0), tuple(classes))
+    result = dict(
+        rois=len(metadata),
+        patients=len({m.get('patient') for m in metadata}),
+        pixels=int(matrices.sum()),
+        **{key: found[key] for key in (*FIGURES, 'classes_present')},
+    )
+    if samples and len(set(units(metadata)[1])) > 1:
+        resampled = intervals(matrices, metadata, classes, samples, seed, FIGURES)
+        result['intervals'] = resampled['figures']
+        result |= {key: resampled[key] for key in ('note',) if key in resampled}
+    return result

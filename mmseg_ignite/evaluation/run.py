@@ -1,4 +1,4 @@
-"""What an evaluation keeps, and all that is made of it: the raw counts of each ROI in, metrics.json out."""
+"""The counts of a run (:class:`Evaluation`), everything computed from them, and the files of a run folder."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import numpy as np
 from ..errors import IgniteError
 from ..files import atomic_file, write_json
 from ..labels import CLASSES, IGNORE, histogram
-from . import per_roi as rois
 from .bootstrap import SAMPLES, intervals, units
 from .boundary import boundary_counts, boundary_scores
 from .calibration import calibration_counts, calibration_scores
-from .confusion import confusion_matrix, scores, table
-from .groupings import check_groupings, group_intervals, group_scores, published_intervals, published_scores
+from .confusion import confusion_matrix, scores
+from .groupings import check_groupings, group_scores, published_scores
+from .per_roi import per_roi, strata, worst_rois
 from .tables import TABLE_FILES, write_csv, write_tables
+from .text_table import table
 
 SCHEMA_VERSION = 1
 RAW, METRICS = 'confusion.npz', 'metrics.json'
 RUN_FILES = (RAW, 'per_roi.csv', 'metrics.txt', METRICS, *TABLE_FILES)
-"""What :func:`write_run` writes."""
+"""Files that :func:`write_run` writes."""
 _OPTIONAL = ('unpredicted', 'boundary', 'confidence', 'entropy')
-"""Counts that not every run has, an entry an ROI."""
+"""Counts per ROI that not every run has."""
 
 
 def score_roi(
@@ -37,20 +38,23 @@ def score_roi(
     boundary_tolerance_um: float | None = None,
     probabilities: np.ndarray | None = None,
 ) -> dict:
-    """The raw counts of one ROI, of which :meth:`Evaluation.collect` makes an evaluation.
+    """Count the pixels of one ROI, for :meth:`Evaluation.collect`.
 
     Args:
-        metadata: with ``roi``, and ``um_per_px`` if boundaries are wanted.
-        truth: (H, W) uint8, train ids; 255 ignored.
-        prediction: (H, W) uint8, train ids; 255 where nothing was predicted.
-        probabilities: (C, H, W), if calibration is wanted.
+        metadata: With ``roi``, and ``um_per_px`` if boundaries are counted.
+        truth: (H, W) uint8 train ids, 255 unannotated.
+        prediction: (H, W) uint8 train ids, 255 where nothing was predicted.
+        classes: C.
+        boundary_tolerance_um: Also count boundaries, at this tolerance in micrometres.
+        probabilities: (C, H, W) float, to count by confidence and entropy too.
     """
-    seen, unpredicted = truth, np.zeros(classes, np.int64)
+    predicted_truth, unpredicted = truth, np.zeros(classes, np.int64)
     if prediction.max(initial=0) == IGNORE:
-        nothing = prediction == IGNORE
-        unpredicted += histogram(truth[nothing])[:classes]
-        seen = np.where(nothing, IGNORE, truth)
-    result = dict(metadata=metadata, matrix=confusion_matrix(seen, prediction, classes), unpredicted=unpredicted)
+        missing = prediction == IGNORE
+        unpredicted += histogram(truth[missing])[:classes]
+        predicted_truth = np.where(missing, IGNORE, truth)
+    matrix = confusion_matrix(predicted_truth, prediction, classes)
+    result = dict(metadata=metadata, matrix=matrix, unpredicted=unpredicted)
     if boundary_tolerance_um is not None:
         result['boundary'] = boundary_counts(
             truth, prediction, classes, boundary_tolerance_um, metadata.get('um_per_px'), metadata['roi']
@@ -62,17 +66,23 @@ def score_roi(
 
 @dataclass
 class Evaluation:
-    """The raw counts of each ROI of a run.
+    """Pixel counts of each ROI of a run.
 
     Attributes:
-        names: R names of ROIs, each once.
-        matrices: (R, C, C) int64, pixels, rows truth, columns prediction.
+        names: R unique names of ROIs.
+        matrices: (R, C, C) int64 pixels; rows are ground truth, columns prediction.
         classes: C names.
-        metadata: R dicts, each with ``roi`` and, as far as known, ``patient``, ``um_per_px``, ``organ``, ...
-        unpredicted: (R, C) int64, annotated pixels for which nothing was predicted; None if there are none.
+        metadata: R dicts with ``roi`` and, if known, ``patient``, ``um_per_px``, ``organ``, ...
+        unpredicted: (R, C) int64, annotated pixels without a prediction; None if there are none.
         boundary: (R, C, 4) int64, see :mod:`.boundary`; or None.
-        boundary_tolerance_um: that of ``boundary``.
+        boundary_tolerance_um: Tolerance of ``boundary`` in micrometres; or None.
         confidence, entropy: (R, 15, 3) and (R, 20, 2) float64, see :mod:`.calibration`; or None.
+
+    Raises:
+        ValueError: Sizes or names contradict each other.
+
+    Example:
+        >>> Evaluation.load('work_dirs/run').metrics(samples=0)['mIoU']
     """
 
     names: list[str]
@@ -87,70 +97,65 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.metadata = self.metadata or [dict(roi=name) for name in self.names]
-        count, classes = len(self.names), len(self.classes)
+        count, classes, shape = len(self.names), len(self.classes), np.shape(self.matrices)
         if len(set(self.names)) != count:
-            raise ValueError('an ROI stands twice in it')
-        if np.shape(self.matrices) != (count, classes, classes) or len(self.metadata) != count or not count:
+            raise ValueError('an ROI occurs twice')
+        if shape != (count, classes, classes) or len(self.metadata) != count or not count:
             raise ValueError(
-                f'it holds {count} names, {len(self.metadata)} metadata, {classes} classes and matrices of shape '
-                f'{np.shape(self.matrices)}'
+                f'{count} names, {len(self.metadata)} metadata and {classes} classes do not match matrices of shape {shape}'
             )
         if [m.get('roi') for m in self.metadata] != self.names:
-            raise ValueError('its metadata are of other ROIs')
+            raise ValueError('the metadata belong to other ROIs')
         for key in _OPTIONAL:
             if (value := getattr(self, key)) is not None and len(value) != count:
-                raise ValueError(f'its {key} is of {len(value)} ROIs, not of {count}')
+                raise ValueError(f'{key} has {len(value)} ROIs instead of {count}')
 
     @classmethod
     def collect(
         cls, results: Sequence[dict], classes: Sequence[str], boundary_tolerance_um: float | None = None
     ) -> Evaluation:
-        """Of results of :func:`score_roi`; optional counts are kept where every ROI has them."""
+        """Build an evaluation from results of :func:`score_roi`; keep optional counts that every ROI has."""
 
         def stacked(key: str) -> np.ndarray | None:
             return np.stack([r[key] for r in results]) if results and all(key in r for r in results) else None
 
-        unpredicted = stacked('unpredicted')
+        optional = {key: stacked(key) for key in _OPTIONAL}
+        if optional['unpredicted'] is not None and not optional['unpredicted'].any():
+            optional['unpredicted'] = None
         return cls(
             names=[r['metadata']['roi'] for r in results],
             matrices=stacked('matrix'),
             classes=tuple(classes),
             metadata=[r['metadata'] for r in results],
-            unpredicted=unpredicted if unpredicted is not None and unpredicted.any() else None,
-            boundary=(boundary := stacked('boundary')),
-            boundary_tolerance_um=boundary_tolerance_um if boundary is not None else None,
-            confidence=stacked('confidence'),
-            entropy=stacked('entropy'),
+            boundary_tolerance_um=boundary_tolerance_um if optional['boundary'] is not None else None,
+            **optional,
         )
 
     @classmethod
     def merge(cls, evaluations: Sequence[Evaluation]) -> Evaluation:
-        """One of several of different ROIs, by name; boundaries and calibration are kept where all have them.
+        """Pool runs on different ROIs, sorted by name; keep boundaries and calibration that all runs have.
 
         Raises:
-            IgniteError: they are of other classes or boundary tolerances, or an ROI stands in two of them.
+            IgniteError: The runs differ in classes or boundary tolerance, or share an ROI.
         """
         names = [name for e in evaluations for name in e.names]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise IgniteError(f'the ROI {twice[0]} stands in two of the runs to pool: pool runs of different ROIs.')
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise IgniteError(f'the ROI {repeated[0]} is in two of the runs to pool: pool runs on different ROIs.')
         tolerances = {e.boundary_tolerance_um for e in evaluations}
-        for what, found in (
-            ('classes', {e.classes for e in evaluations}),
-            ('boundary_tolerance_um', tolerances - {None}),
-        ):
+        differing = dict(classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None})
+        for what, found in differing.items():
             if len(found) > 1:
-                raise IgniteError(f'the runs to pool differ in {what}: score them alike.')
+                raise IgniteError(f'the runs to pool differ in {what}: score them with the same settings.')
         order = np.argsort(names, kind='stable')
+        metadata = [m for e in evaluations for m in e.metadata]
 
         def joined(key: str) -> np.ndarray | None:
             values = [getattr(e, key) for e in evaluations]
-            if key == 'unpredicted' and any(v is not None for v in values):  # None: there are no such pixels
-                values = [
-                    np.zeros(e.matrices.shape[:2], np.int64) if v is None else v for e, v in zip(evaluations, values)
-                ]
+            if key == 'unpredicted' and any(v is not None for v in values):  # None means 0 here
+                zeros = (np.zeros(e.matrices.shape[:2], np.int64) for e in evaluations)
+                values = [z if v is None else v for v, z in zip(values, zeros)]
             return None if any(v is None for v in values) else np.concatenate(values)[order]
 
-        metadata = [m for e in evaluations for m in e.metadata]
         return cls(
             names=[names[i] for i in order],
             matrices=joined('matrices'),
@@ -162,38 +167,35 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Of ``confusion.npz`` or the run folder that holds it; files without metadata, as written earlier, load too.
+        """Read ``confusion.npz`` or the run folder that holds it; the metadata that old files lack are optional.
 
         Raises:
-            IgniteError: missing, or no such file.
+            IgniteError: The file is missing or invalid.
         """
         path = Path(path)
         path = path / RAW if path.is_dir() else path
         if not path.is_file():
             raise IgniteError(
-                f'{path} is not there; {RAW} of a run of tools/test.py or tools/evaluate.py was expected: check the path.'
+                f'{path} does not exist; {RAW} of a run of tools/test.py or tools/evaluate.py was expected: check the path.'
             )
         try:
             with np.load(path) as data:
-                optional = {key: data[key] for key in _OPTIONAL if key in data}
                 return cls(
                     names=[str(n) for n in data['names']],
                     matrices=data['matrices'].astype(np.int64),
                     classes=tuple(str(c) for c in data['classes']),
                     metadata=json.loads(str(data['metadata'])) if 'metadata' in data else [],
                     boundary_tolerance_um=float(data['boundary_tolerance_um']) if 'boundary' in data else None,
-                    **optional,
+                    **{key: data[key] for key in _OPTIONAL if key in data},
                 )
         except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise IgniteError(
-                f'{path} is no {RAW} of a run ({error}): name one that tools/test.py or tools/evaluate.py wrote.'
+                f'{path} is not a valid {RAW} ({error}): name one that tools/test.py or tools/evaluate.py wrote.'
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write ``confusion.npz``; counts that are not there are left away."""
-        optional = {
-            key: value for key in (*_OPTIONAL, 'boundary_tolerance_um') if (value := getattr(self, key)) is not None
-        }
+        """Write ``confusion.npz`` atomically, without counts that are None."""
+        optional = {key: getattr(self, key) for key in (*_OPTIONAL, 'boundary_tolerance_um')}
         with atomic_file(path) as partial:
             np.savez_compressed(
                 partial,
@@ -201,46 +203,41 @@ class Evaluation:
                 matrices=self.matrices,
                 classes=np.array(self.classes),
                 metadata=np.array(json.dumps(self.metadata, ensure_ascii=False)),
-                **optional,
+                **{key: value for key, value in optional.items() if value is not None},
             )
 
     @property
     def counts(self) -> np.ndarray:
-        """The matrices, with a last column of pixels without prediction if there are any: (R, C, C) or (R, C, C + 1)."""
+        """Matrices with a last column of pixels without a prediction, if there are any: (R, C, C) or (R, C, C + 1)."""
         if self.unpredicted is None:
             return self.matrices
         return np.concatenate([self.matrices, self.unpredicted[..., None]], -1)
 
     def scores(self) -> dict:
-        """The scores of the pooled counts alone, see :func:`.confusion.scores`."""
+        """Return the scores of the pooled counts, see :func:`.confusion.scores`."""
         return scores(self.counts.sum(0), self.classes)
 
     def metrics(self, groupings: Mapping | None = None, samples: int = SAMPLES, seed: int = 0) -> dict:
-        """All that follows from the counts, as ``metrics.json`` holds it (see docs/evaluation.md).
+        """Compute everything that ``metrics.json`` holds about the counts (see docs/evaluation.md).
 
         Args:
-            groupings: {grouping: {group: [class names] or 'rest'}}, beside the built-in ones.
-            samples: of the bootstrap; 0 leaves the intervals away.
-            seed: of the bootstrap.
+            groupings: {grouping: {group: [class names] or 'rest'}}, in addition to the built-in ones.
+            samples: Number of bootstrap samples; 0 omits the intervals.
+            seed: Seed of the bootstrap.
 
         Raises:
-            IgniteError: a grouping is wrong, or there are too few samples.
+            IgniteError: A grouping is invalid, or there are too few samples.
         """
         counts, members = self.counts, check_groupings(groupings, self.classes)
-        pooled = counts.sum(0)
-        result = dict(schema_version=SCHEMA_VERSION, **scores(pooled, self.classes))
+        bootstrap = dict(metadata=self.metadata, samples=samples, seed=seed)
+        result = dict(schema_version=SCHEMA_VERSION, **self.scores())
         if self.classes == CLASSES:
-            result['published'] = published_scores(pooled)
-        result['groupings'] = {name: group_scores(pooled, m) for name, m in members.items()}
+            result['published'] = published_scores(counts, **bootstrap)
+        result['groupings'] = {name: group_scores(counts, m, **bootstrap) for name, m in members.items()}
         if samples:
-            result['intervals'] = intervals(counts, self.metadata, self.classes, samples, seed)
-            if 'published' in result:
-                result['published']['intervals'] = published_intervals(counts, self.metadata, samples, seed)
-            for name, m in members.items():
-                found = group_intervals(counts, self.metadata, m, samples, seed)
-                result['groupings'][name]['intervals'] = found
-        result['strata'] = rois.strata(counts, self.metadata, self.classes, samples, seed)
-        result['worst_rois'] = rois.worst_rois(counts, self.metadata, self.classes)
+            result['intervals'] = intervals(counts, classes=self.classes, **bootstrap)
+        result['strata'] = strata(counts, classes=self.classes, **bootstrap)
+        result['worst_rois'] = worst_rois(counts, self.metadata, self.classes)
         if self.boundary is not None:
             result['boundary'] = boundary_scores(self.boundary.sum(0), self.classes, self.boundary_tolerance_um)
         if self.confidence is not None:
@@ -259,27 +256,28 @@ def write_run(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> dict:
-    """Write ``confusion.npz``, ``per_roi.csv``, ``tables``, ``metrics.txt`` and, last, ``metrics.json`` into a folder.
+    """Write ``confusion.npz``, ``per_roi.csv``, ``tables``, ``metrics.txt`` and finally ``metrics.json`` to a folder.
 
     Args:
-        context: what the counts do not know: checkpoint, config, split, protocol, ...; ``provenance``, a dict of version,
-            date, command, config_sha256, checkpoint_sha256, data_sha256 and seed, as far as known; ``seen_patients``, those
-            of the scored patients that the checkpoint was trained or validated on; ``folds`` (see
-            :func:`.folds.fold_scores`) and ``ensemble`` of a cross-validation.
-        groupings, samples, seed: see :meth:`Evaluation.metrics`.
+        folder: Run folder.
+        evaluation: Counts of the run.
+        context: Facts about the run: checkpoint, config, split, protocol, ...; ``provenance``, a dict of version, date,
+            command, config_sha256, checkpoint_sha256, data_sha256 and seed, if known; ``seen_patients``, the scored patients
+            on which the checkpoint was trained or validated; ``folds`` (see :func:`.folds.fold_scores`) and ``ensemble`` of a
+            cross-validation.
+        groupings, samples, seed: See :meth:`Evaluation.metrics`.
 
     Returns:
-        What ``metrics.json`` holds.
+        The contents of ``metrics.json``.
 
     Raises:
-        IgniteError: a grouping is wrong, or the folder cannot be written.
+        IgniteError: A grouping is invalid, or the folder cannot be written.
     """
     folder = Path(folder)
     result = {**evaluation.metrics(groupings, samples, seed), **context}
-    rows = rois.per_roi(evaluation.counts, evaluation.metadata, evaluation.classes)
     try:
         evaluation.save(folder / RAW)
-        write_csv(folder / 'per_roi.csv', rows)
+        write_csv(folder / 'per_roi.csv', per_roi(evaluation.counts, evaluation.metadata, evaluation.classes))
         write_tables(folder, result)
         with atomic_file(folder / 'metrics.txt') as partial:
             partial.write_text(table(result) + '\n', encoding='utf-8', errors='backslashreplace')

@@ -1,6 +1,6 @@
-"""Labelling images of any size: sliding windows at linear cost, and averaging over the symmetries of the square.
+"""Prediction for images of any size: sliding windows at linear cost, and averaging over the symmetries of the square.
 
-These parts know neither mmseg nor a model: they are given a function that predicts a batch of windows.
+This package depends on neither mmseg nor a model, only on a function that predicts a batch of windows.
 
 Example:
     >>> labels = slide_labels(predict, image, classes=16, crop_size=(512, 512), stride=(384, 384))  # (H, W) uint8

@@ -1,11 +1,14 @@
-"""Sliding windows whose cost grows with the area of the image and whose memory does not grow with its height.
+"""Sliding windows at a cost that grows with the image area and with memory that does not grow with the image height.
 
-Each window's logits are added only where the window lies. Going down the image by rows of windows, the pixel rows that
-no later window reaches are finished: they become labels at once, and their logits leave memory.
+The logits of a window are added only where the window is. Pixel rows that no later row of windows covers become labels
+immediately, and their logits are dropped.
+
+MONAI's ``sliding_window_inference`` and mmseg's ``slide_inference`` hold the logits of the whole image.
 """
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,19 +22,23 @@ Span = tuple[int, int]
 
 
 def grid(side: int, crop: int, stride: int) -> list[Span]:
-    """The windows along one axis, as mmseg's ``slide_inference`` places them.
+    """Compute the windows along one axis as mmseg's ``slide_inference`` places them.
 
     Args:
-        side: px of the image, > 0.
-        crop: px of a window, > 0.
-        stride: px from a window to the next, 1 to ``crop``.
+        side: Image size in pixels, > 0.
+        crop: Window size in pixels, > 0.
+        stride: Pixels between the starts of windows, 1 to ``crop``.
 
     Returns:
-        (start, stop) of each window. The last one is moved back to end with the image, so all have the same length;
-        an image smaller than the window gives one window of the image's size.
+        (start, stop) of each window. The last window is moved back to end with the image, so all have the same length.
+        An image smaller than the window gives one window of the size of the image.
 
     Raises:
-        IgniteError: a value is no integer or out of its range.
+        IgniteError: A value is not an integer or out of range.
+
+    Example:
+        >>> grid(100, 40, 30)
+        [(0, 40), (30, 70), (60, 100)]
     """
     for name, value in (('image side', side), ('crop size', crop), ('stride', stride)):
         if not _is_positive_integer(value):
@@ -53,18 +60,18 @@ def _is_positive_integer(value: object) -> bool:
 
 
 def window_weights(shape: tuple[int, int], kind: str) -> Tensor:
-    """What a window's pixels count for where windows overlap.
+    """Return the weights of a window's pixels where windows overlap.
 
     Args:
-        shape: (h, w) of the window in px.
-        kind: 'uniform': all the same; 'gaussian': a bell around the window's centre with a sigma of an eighth of each
-            side, as in nnU-Net (Isensee et al. 2021) and MONAI, since a network sees least around a border pixel.
+        shape: (h, w) of the window in pixels.
+        kind: 'uniform', or 'gaussian': centred on the window with sigma of 1/8 of each side, as in nnU-Net (Isensee et al.
+            2021) and MONAI, because pixels near the border have the least context.
 
     Returns:
-        (h, w) float32, above 0, at most 1, largest value 1.
+        (h, w) float32 in 0 < weight <= 1 with a maximum of 1.
 
     Raises:
-        IgniteError: unknown kind.
+        IgniteError: Unknown kind.
     """
     if kind == 'uniform':
         return torch.ones(*shape)
@@ -90,45 +97,50 @@ def slide_labels(
     out: np.ndarray | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Label an image by sliding windows.
+    """Label an image by sliding windows, with the logits of one row of windows in memory.
 
-    The logits in memory are those of one row of windows: ``classes`` x crop height x image width, float32.
+    These are ``classes`` x crop height x image width float32 values.
 
     Args:
-        predict: Gives (B, C, h, w) logits or probabilities, of any float type, for B windows: a (B, 3, h, w) tensor if
-            the image is a tensor, else a (B, h, w, 3) array. All windows have the same size, ``crop_size`` or, where it
-            is smaller, the image's.
-        image: (3, H, W) tensor, or a (H, W, 3) uint8 array. A memory-mapped array, or whatever else has a shape and
-            is cut by ``image[y0:y1, x0:x1]``, is read window by window.
+        predict: Function that returns (B, C, h, w) logits or probabilities of any float type for B windows: a (B, 3, h, w)
+            tensor if the image is a tensor, else a (B, h, w, 3) array. All windows have the same size, ``crop_size`` or, if
+            smaller, the size of the image.
+        image: (3, H, W) tensor, or (H, W, 3) uint8 array. Memory-mapped arrays, and other objects with a ``shape`` that
+            support ``image[y0:y1, x0:x1]``, are read window by window.
         classes: C, 1 to 256.
-        crop_size: (h, w) of a window in px.
-        stride: (y, x) px from a window to the next, not above the crop size.
-        window_batch: Windows of a row predicted at once.
+        crop_size: (h, w) of a window in pixels.
+        stride: (y, x) pixels between windows, at most the crop size.
+        window_batch: Number of windows of a row predicted at once.
         weights: See :func:`window_weights`.
-        device: Where the logits are added. Defaults to None: the image's, the CPU for arrays.
-        skip: Says of one window (3, h, w) or (h, w, 3) whether to leave it out, as a bool or a tensor of one. Tensors
-            are awaited together, once a row of windows.
-        skip_label: Label, 0..255, of the pixels that lie in skipped windows only. Defaults to 0, Background.
-        out: (H, W) uint8 array to write to, e.g. memory-mapped. Defaults to None: a new one.
-        advance: Told the number of windows that were done or skipped, after each batch.
+        device: Device on which the logits are added. Defaults to None: that of the image, the CPU for arrays.
+        skip: Function that decides whether to skip a window (3, h, w) or (h, w, 3), as a bool or a tensor with one element.
+            Tensors are synchronised once per row of windows. Defaults to None.
+        skip_label: Label, 0..255, of pixels that are only in skipped windows. Defaults to 0, Background.
+        out: (H, W) uint8 array to write to, e.g. memory-mapped. Defaults to None: a new array.
+        advance: Callback that receives the number of finished or skipped windows after each batch. Defaults to None.
 
     Returns:
-        (H, W) uint8 label map, 0..C-1; ``out`` if it was given.
+        (H, W) uint8 labels 0..C-1; ``out`` if given.
 
     Raises:
-        IgniteError: a setting out of its range, an image or ``out`` of another form, or logits of another shape.
+        IgniteError: A setting is out of range, the image or ``out`` has a wrong shape or type, or the logits have a wrong
+            shape.
+
+    Example:
+        >>> slide = np.load('slide.npy', mmap_mode='r')  # (H, W, 3) uint8
+        >>> labels = slide_labels(predict, slide, classes=16, crop_size=(512, 512), stride=(384, 384))
     """
-    height, width = _size(image)
-    _check_settings(classes, window_batch, skip_label)
-    out = np.empty((height, width), np.uint8) if out is None else out
-    if out.shape != (height, width) or out.dtype != np.uint8:
-        raise IgniteError(f'out is {out.dtype} {out.shape}; uint8 {(height, width)} was expected, as the image.')
-    rows, columns = grid(height, crop_size[0], stride[0]), grid(width, crop_size[1], stride[1])
-    band = _Band(classes, rows[0][1], width, _device(image, device))
-    weight = _weight(rows, columns, weights, band.sums.device)
-    for row, (next_top, _) in zip(rows, [*rows[1:], (height, height)]):
-        for span, logits in _predicted(predict, image, row, columns, classes, window_batch, skip, advance):
-            band.add(span, logits, weight)
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
+    if skip_label != 0 and not (_is_positive_integer(skip_label) and skip_label < 256):
+        raise IgniteError(f'the skip_label is {skip_label!r}; 0 to 255 was expected.')
+    out = np.empty(tiling.size, np.uint8) if out is None else out
+    if out.shape != tiling.size or out.dtype != np.uint8:
+        raise IgniteError(f'out is {out.dtype} {out.shape}; uint8 {tiling.size}, the size of the image, was expected.')
+    height, width = tiling.size
+    band = _Band(classes, tiling.rows[0][1], width, tiling.device)
+    for row, (next_top, _) in zip(tiling.rows, [*tiling.rows[1:], (height, height)]):
+        for span, logits in tiling.predict_row(row, advance, skip):
+            band.add(span, logits, tiling.weight)
         out[row[0] : next_top] = band.pop(next_top - row[0], skip_label)
     return out
 
@@ -145,47 +157,24 @@ def slide_logits(
     device: torch.device | str | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The mean of the windows' logits over the whole image, which is held in memory.
+    """Average the logits of sliding windows over the whole image, which are kept in memory.
 
-    Args: see :func:`slide_labels`.
+    Args:
+        predict, image, classes, crop_size, stride, window_batch, weights, device, advance: See :func:`slide_labels`.
 
     Returns:
-        (C, H, W) float32 on ``device``: what ``predict`` gives, in each pixel the weighted mean over its windows.
+        (C, H, W) float32 on ``device``: per pixel the weighted mean of the outputs of ``predict`` over its windows.
 
     Raises:
-        IgniteError: as :func:`slide_labels`.
+        IgniteError: See :func:`slide_labels`.
     """
-    height, width = _size(image)
-    _check_settings(classes, window_batch, 0)
-    rows, columns = grid(height, crop_size[0], stride[0]), grid(width, crop_size[1], stride[1])
-    device = _device(image, device)
-    weight = _weight(rows, columns, weights, device)
-    total, count = _zeros((classes, height, width), device), _zeros((height, width), device)
-    for top, bottom in rows:
-        found = _predicted(predict, image, (top, bottom), columns, classes, window_batch, None, advance)
-        for (left, right), logits in found:
-            _add(total[:, top:bottom, left:right], logits, weight)
-            count[top:bottom, left:right] += 1 if weight is None else weight
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
+    total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
+    for top, bottom in tiling.rows:
+        for (left, right), logits in tiling.predict_row((top, bottom), advance):
+            _add(total[:, top:bottom, left:right], logits, tiling.weight)
+            count[top:bottom, left:right] += 1 if tiling.weight is None else tiling.weight
     return total.div_(count)
-
-
-def _size(image: Windows) -> tuple[int, int]:
-    """(H, W) of an image."""
-    shape = tuple(image.shape)
-    channels_first = isinstance(image, Tensor)
-    if len(shape) != 3 or 0 in shape:
-        form = '(3, H, W) tensor' if channels_first else '(H, W, 3) array'
-        raise IgniteError(f'the image has the shape {shape}; a {form} was expected.')
-    return shape[1:] if channels_first else shape[:2]
-
-
-def _check_settings(classes: int, window_batch: int, skip_label: int) -> None:
-    if not _is_positive_integer(classes) or classes > 256:
-        raise IgniteError(f'the number of classes is {classes!r}; 1 to 256 were expected, as labels are uint8.')
-    if not _is_positive_integer(window_batch):
-        raise IgniteError(f'the window_batch is {window_batch!r}; an integer above 0 was expected.')
-    if skip_label != 0 and not (_is_positive_integer(skip_label) and skip_label < 256):
-        raise IgniteError(f'the skip_label is {skip_label!r}; 0 to 255 was expected.')
 
 
 def _device(image: Windows, device: torch.device | str | None) -> torch.device:
@@ -194,70 +183,89 @@ def _device(image: Windows, device: torch.device | str | None) -> torch.device:
     return image.device if isinstance(image, Tensor) else torch.device('cpu')
 
 
-def _weight(rows: list[Span], columns: list[Span], kind: str, device: torch.device) -> Tensor | None:
-    """The weights that all windows share, since all have the same size; None if they are all 1."""
-    weight = window_weights((rows[0][1] - rows[0][0], columns[0][1] - columns[0][0]), kind)
-    return None if kind == 'uniform' else weight.to(device)
-
-
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Every large buffer of the module comes from here."""
+    """Allocate a large buffer; the only allocation of this kind in the module."""
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
-def _predicted(
-    predict: Callable[[Windows], Tensor],
-    image: Windows,
-    row: Span,
-    columns: list[Span],
-    classes: int,
-    window_batch: int,
-    skip: Callable[[Windows], bool | Tensor] | None,
-    advance: Callable[[int], object] | None,
-) -> Iterator[tuple[Span, Tensor]]:
-    """The (left, right) and the (C, h, w) logits of the windows of a row, without those that are skipped."""
-    found = [(span, _window(image, row, span)) for span in columns]
-    if skip is not None:
-        flags = [skip(window) for _, window in found]
-        # One wait for the whole row, where the flags are still being computed on an accelerator.
-        flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
-        found = [item for item, skipped in zip(found, flags) if not skipped]
-        if advance is not None and len(found) < len(columns):
-            advance(len(columns) - len(found))
-    for start in range(0, len(found), window_batch):
-        part = found[start : start + window_batch]
-        windows = [window for _, window in part]
-        logits = predict(torch.stack(windows) if isinstance(image, Tensor) else np.stack(windows))
-        expected = (len(part), classes, row[1] - row[0], part[0][0][1] - part[0][0][0])
-        if tuple(logits.shape) != expected:
-            raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
-        yield from zip((span for span, _ in part), logits)
-        if advance is not None:
-            advance(len(part))
+@dataclass
+class _Tiling:
+    """The windows of an image, of equal size, and their predictions; see :func:`slide_labels` for the arguments."""
+
+    predict: Callable[[Windows], Tensor]
+    image: Windows
+    classes: int
+    crop_size: tuple[int, int]
+    stride: tuple[int, int]
+    window_batch: int
+    weights: str
+    device: torch.device | str | None
+
+    def __post_init__(self) -> None:
+        shape, self.is_tensor = tuple(self.image.shape), isinstance(self.image, Tensor)
+        if len(shape) != 3 or 0 in shape:
+            form = '(3, H, W) tensor' if self.is_tensor else '(H, W, 3) array'
+            raise IgniteError(f'the image has the shape {shape}; a {form} was expected.')
+        if not _is_positive_integer(self.classes) or self.classes > 256:
+            raise IgniteError(
+                f'the number of classes is {self.classes!r}; 1 to 256 were expected, as labels are uint8.'
+            )
+        if not _is_positive_integer(self.window_batch):
+            raise IgniteError(f'the window_batch is {self.window_batch!r}; an integer above 0 was expected.')
+        self.size = shape[1:] if self.is_tensor else shape[:2]
+        self.rows, self.columns = (grid(*axis) for axis in zip(self.size, self.crop_size, self.stride))
+        self.device = _device(self.image, self.device)
+        self.window_size = tuple(spans[0][1] - spans[0][0] for spans in (self.rows, self.columns))
+        weight = window_weights(self.window_size, self.weights)
+        self.weight = None if self.weights == 'uniform' else weight.to(self.device)
+
+    def predict_row(
+        self,
+        row: Span,
+        advance: Callable[[int], object] | None,
+        skip: Callable[[Windows], bool | Tensor] | None = None,
+    ) -> Iterator[tuple[Span, Tensor]]:
+        """Yield the (left, right) and the (C, h, w) logits of the windows of a row that are not skipped."""
+        windows = [(span, self._window(row, span)) for span in self.columns]
+        if skip is not None:
+            flags = [skip(window) for _, window in windows]
+            # One synchronisation per row if the flags are computed on an accelerator.
+            flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
+            windows = [item for item, skipped in zip(windows, flags) if not skipped]
+            if advance is not None and len(windows) < len(flags):
+                advance(len(flags) - len(windows))
+        for start in range(0, len(windows), self.window_batch):
+            spans, batch = zip(*windows[start : start + self.window_batch])
+            logits = self.predict(torch.stack(batch) if self.is_tensor else np.stack(batch))
+            expected = (len(batch), self.classes, *self.window_size)
+            if tuple(logits.shape) != expected:
+                raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
+            yield from zip(spans, logits)
+            if advance is not None:
+                advance(len(batch))
+
+    def _window(self, row: Span, column: Span) -> Windows:
+        if self.is_tensor:
+            return self.image[:, slice(*row), slice(*column)]
+        return np.asarray(self.image[slice(*row), slice(*column)])
 
 
-def _window(image: Windows, row: Span, column: Span) -> Windows:
-    if isinstance(image, Tensor):
-        return image[:, slice(*row), slice(*column)]
-    return np.asarray(image[slice(*row), slice(*column)])
-
-
-def _add(place: Tensor, logits: Tensor, weight: Tensor | None) -> None:
-    """Add logits, moved to the place's device in their own (perhaps half) precision, as float32."""
-    logits = logits.to(place.device)
-    place += logits if weight is None else logits.float() * weight
+def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
+    """Add logits as float32, after moving them to the target's device in their own, possibly half, precision."""
+    logits = logits.to(target.device)
+    target += logits if weight is None else logits.float() * weight
 
 
 class _Band:
-    """The sums of logits (C, crop height, W) of the pixel rows that a row of windows covers.
+    """Sums of logits, (C, crop height, W), of the pixel rows that one row of windows covers.
 
-    The sums are never divided by the weights that lie on a pixel: these are the same for all classes, and dividing by
-    one positive number does not change which class is the largest. So no map of the weights is kept.
+    The sums are not divided by the weights at a pixel: the weights are equal for all classes, so the division would not
+    change the largest class, and no map of weights is needed.
     """
 
     def __init__(self, classes: int, height: int, width: int, device: torch.device) -> None:
         self.sums = _zeros((classes, height, width), device)
-        # What skipped windows leave blank. On the host, so that keeping it costs an accelerator nothing.
+        # Pixels in a window that was not skipped. Kept on the host, to use no accelerator memory.
         self.covered = np.zeros((height, width), bool)
 
     def add(self, span: Span, logits: Tensor, weight: Tensor | None) -> None:
@@ -266,15 +274,15 @@ class _Band:
         self.covered[:, slice(*span)] = True
 
     def pop(self, rows: int, blank: int) -> np.ndarray:
-        """Take the topmost pixel rows as labels (rows, W) uint8, ``blank`` where no window was added."""
+        """Remove the top pixel rows and return their labels (rows, W) uint8, ``blank`` where no window was added."""
         labels = np.full((rows, self.covered.shape[1]), blank, np.uint8)
         covered = self.covered[:rows]
         if covered.any():
-            # max gives the same indices as argmax, which is several times slower on a CPU.
+            # max returns the same indices as argmax, which is several times slower on a CPU.
             found = self.sums[:, :rows].max(0).indices.to(torch.uint8).cpu().numpy()
             np.copyto(labels, found, where=covered)
         if rows < len(self.covered):
-            for plane in self.sums:  # one class at a time, for a temporary copy of one class only
+            for plane in self.sums:  # one class at a time, so that the temporary copy is of one class
                 plane[:-rows] = plane[rows:].clone()
             self.covered[:-rows] = self.covered[rows:].copy()
         self.sums[:, -rows:] = 0

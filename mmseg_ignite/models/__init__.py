@@ -1,12 +1,7 @@
-"""SegFormer with mmseg's weights and less work."""
+"""SegFormer with the weights of mmseg's and a faster implementation."""
 
 from .backbones import FastMixVisionTransformer
 from .decode_heads import FastSegformerHead
 from .segmentors import TissueEnsemble, TissueSegmentor
 
-__all__ = [
-    'FastMixVisionTransformer',
-    'FastSegformerHead',
-    'TissueEnsemble',
-    'TissueSegmentor',
-]
+__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueEnsemble', 'TissueSegmentor']

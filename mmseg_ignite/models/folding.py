@@ -1,4 +1,4 @@
-"""Batch normalisation as part of the convolution before it, in evaluation and in training."""
+"""Folding of batch normalisation into the preceding convolution, in evaluation and in training."""
 
 import torch
 from mmcv.cnn import ConvModule
@@ -7,19 +7,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def fold(module: ConvModule, x: Tensor | None = None) -> tuple[Tensor, Tensor | None, bool]:
-    """Weight and bias of a convolution that does its batch normalisation too, where that can be.
+    """Return weight and bias of a convolution that includes its batch normalisation, if possible.
 
-    In evaluation the normalisation is one fixed scale and shift a channel. In training its statistics are those of the
-    convolution's output, which for a 1 x 1 convolution follow from the mean m and the covariance S of its input:
-    the output's mean is W m and its variance diag(W S W^T). So the output is never stored without its normalisation.
-    Running statistics are updated as by the normalisation itself.
+    In evaluation, normalisation is a fixed scale and shift per channel. In training, it depends on the statistics of the
+    convolution's output. For a 1 x 1 convolution these follow from the mean m and covariance S of its input: the output has
+    mean W m and variance diag(W S W^T), so the output before normalisation is never stored. Running statistics are updated
+    as by the normalisation itself. ``torch.nn.utils.fusion.fuse_conv_bn_weights`` covers evaluation only.
 
     Args:
         module: Convolution, normalisation and activation.
-        x: (N, C, H, W) what the convolution is to be applied to. Without it only fixed statistics are folded.
+        x: (N, C, H, W) input of the convolution. Defaults to None: fold fixed statistics only.
 
     Returns:
-        Weight, bias, and whether the normalisation is in them.
+        Weight, bias, and whether they include the normalisation.
     """
     conv = module.conv
     norm = module.norm if module.with_norm else None
@@ -43,7 +43,7 @@ def _scaled(conv: nn.Conv2d, norm: _BatchNorm, mean: Tensor, variance: Tensor) -
 
 
 def _statistics_follow_from_input(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) -> bool:
-    """A pointwise convolution, and statistics of this process's batch alone (which holds more than one value)."""
+    """Check for a pointwise convolution and statistics of this process's batch (of more than one value)."""
     return (
         not isinstance(norm, nn.SyncBatchNorm)
         and conv.bias is None
@@ -54,12 +54,12 @@ def _statistics_follow_from_input(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) 
 
 
 def _output_statistics(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C_out,) of a pointwise convolution's output."""
+    """Compute the mean and the biased variance, (C_out,), of the output of a pointwise convolution."""
     values = x.permute(0, 2, 3, 1).flatten(0, 2)
     values = values if values.dtype == torch.float64 else values.float()
     weight = weight.flatten(1)
     mean = values.mean(0)
-    values = values - mean  # squares of values far from 0 would lose the variance to rounding
+    values = values - mean  # otherwise, squares of values far from 0 would lose the variance to rounding
     covariance = values.t() @ values / len(values)
     return weight @ mean, ((weight @ covariance) * weight).sum(1)
 

@@ -1,4 +1,4 @@
-"""report.html: scores and regions of a test in one file that needs no network."""
+"""Write ``report.html``: scores and regions of a test in one self-contained file."""
 
 from .gallery import GalleryItem
 from .page import write_report

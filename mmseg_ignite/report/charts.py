@@ -1,157 +1,119 @@
-"""Small charts as SVG, whose text is in both languages."""
+"""Small charts of the report as inline SVG.
+
+The SVG comes from a template of our own because matplotlib's output does not suit a page: it is four to seven times as
+large, its style rule and ids apply to the whole document, it refers to remote namespaces, and it has neither hover titles
+nor texts in two languages. Only the ticks are matplotlib's.
+"""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from itertools import cycle
+from pathlib import Path
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
-from .translations import LANGUAGES, TEXTS
+from ..visualization.dataset_page import html_environment
+from .translations import TEXTS
 
-_WIDTH, _HEIGHT = 420, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 44
-_KEYS, _KEY_WIDTH, _KEY_HEIGHT = 3, 118, 15
-"""Names of lines in a row above the axes, and the room of each."""
+_BOX = dict(width=420, height=260, left=52, right=396, bottom=216)  # px
+_TOP = 14  # px
+_KEYS = dict(keys_per_row=3, key_height=15)  # px; names of several lines, above the axes
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#333333')
-_LARGEST, _SMALLEST = 15, 1.2
-"""Radius of a dot that stands for all pixels, and of one that would be too small to be seen."""
-_POINTS = 300
-"""Most points of a line; longer series are averaged in steps."""
+_MAX_RADIUS, _MIN_RADIUS = 15, 1.2  # px, of a dot of all pixels, and of the smallest visible one
+_MAX_POINTS = 300  # per line; longer series are averaged
+_MAX_DOTS = 40  # longer lines have no dots
+_TEMPLATE = html_environment(Path(__file__).parent).get_template('chart.svg.j2')
 
 Points = list[tuple[float, float]]
 
 
-class _Frame(NamedTuple):
-    """Axes drawn, and the maps from values to places."""
-
-    svg: list
-    x: Callable[[float], float]
-    y: Callable[[float], float]
-
-
 def line_chart(series: dict[str, Points], x_label: str, y_range: tuple[float, float] | None = None) -> Markup:
-    """Lines over a common axis of whole numbers, named at the top; ``x_label`` is a key of the translations."""
+    """Return lines over a common axis of integers as SVG, empty without any point; several lines are named at the top.
+
+    Args:
+        series: {name: points (x, y)}; points that are not finite are dropped.
+        x_label: key of the translations.
+        y_range: limits of the y axis; by default 0 (or the smallest value) to the largest value.
+    """
     series = {name: _thin(sorted(p for p in points if all(map(math.isfinite, p)))) for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
     if not series:
         return Markup('')
-    xs, ys = ([p[i] for points in series.values() for p in points] for i in (0, 1))
-    low, high = y_range or (min(0.0, min(ys)), max(ys) or 1.0)
-    keys = list(series) if len(series) > 1 else []
-    top = _TOP + _KEY_HEIGHT * -(-len(keys) // _KEYS)
-    frame = _frame((min(xs), max(xs)), (low, high), x_label, ', '.join(series), top=top, whole=True)
-    for number, (name, points) in enumerate(series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        _line(frame, points, colour)
-        if keys:
-            row, column = divmod(number, _KEYS)
-            place = _LEFT + _KEY_WIDTH * column, 11 + _KEY_HEIGHT * row
-            frame.svg.append(Markup('<text x="{}" y="{}" class="key" fill="{}">{}</text>').format(*place, colour, name))
-    return _close(frame)
+    xs, ys = zip(*(p for points in series.values() for p in points))
+    lines = {
+        name: [(x, y, 3 if len(points) < _MAX_DOTS else 0, f'{x:g}: {y:.4g}') for x, y in points]
+        for name, points in series.items()
+    }
+    y_range = y_range or (min(0.0, *ys), max(ys) or 1.0)
+    return _chart(lines, (min(xs), max(xs)), y_range, alt=', '.join(series), x_label=x_label, integers=True)
 
 
 def reliability(bins: list[dict]) -> Markup:
-    """Accuracy over confidence of ``metrics['calibration']['bins']``; the area of a dot is its share of the pixels."""
-    frame = _frame((0, 100), (0, 100), 'confidence', 'reliability', 'accuracy')
-    frame.svg.append(
-        Markup('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
-            frame.x(0), frame.y(0), frame.x(100), frame.y(100)
-        )
-    )
-    seen = [b for b in bins if b['pixels'] and b['confidence'] is not None]
-    points = [(b['confidence'], b['accuracy']) for b in seen]
-    _line(frame, points, _COLOURS[0], weights=[b['pixels'] for b in seen])
-    return _close(frame)
+    """Return the reliability diagram of ``metrics['calibration']['bins']``; dot areas are shares of the pixels."""
+    seen = [(b['confidence'], b['accuracy'], b['pixels']) for b in bins if b['pixels'] and b['confidence'] is not None]
+    labels = dict(x_label='confidence', y_label='accuracy', alt='reliability')
+    return _chart({'': _weighted(seen)}, (0, 100), (0, 100), ideal=True, **labels)
 
 
 def entropy_chart(bins: list[dict]) -> Markup:
-    """Share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; dots as those of :func:`reliability`."""
+    """Return the share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; empty without pixels."""
     seen = [b for b in bins if b['pixels'] and b['error'] is not None]
     if not seen:
         return Markup('')
-    points = [((b['from'] + b['to']) / 2, b['error']) for b in seen]
-    frame = _frame((bins[0]['from'], bins[-1]['to']), (0, 100), 'entropy_axis', 'entropy', 'error_axis')
-    _line(frame, points, _COLOURS[1], weights=[b['pixels'] for b in seen])
-    return _close(frame)
+    points = _weighted([((b['from'] + b['to']) / 2, b['error'], b['pixels']) for b in seen])
+    limits = bins[0]['from'], bins[-1]['to']
+    return _chart(
+        {'': points}, limits, (0, 100), _COLOURS[1:], x_label='entropy_axis', y_label='error_axis', alt='entropy'
+    )
 
 
 def _thin(points: Points) -> Points:
-    """Average neighbours, so that a long log stays light."""
-    step = -(-len(points) // _POINTS) or 1
-    parts = [points[i : i + step] for i in range(0, len(points), step)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+    """Average groups of neighbours down to ``_MAX_POINTS``."""
+    step = -(-len(points) // _MAX_POINTS) or 1
+    groups = [points[i : i + step] for i in range(0, len(points), step)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Up to six round numbers between two values, if ``whole`` integers."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10 ** math.floor(math.log10(span / 4))
-    steps = (s * power for s in (1, 2, 2.5, 5, 10))
-    if whole:
-        steps = (s * max(1, power) for s in (1, 2, 5, 10))
-    step = next(s for s in steps if span / s <= 6)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+def _weighted(points: list[tuple[float, float, int]]) -> list[tuple[float, float, float, str]]:
+    """Return (x, y, radius, hover title) of points (x, y, pixels)."""
+    total, result = sum(pixels for *_, pixels in points), []
+    for x, y, pixels in points:
+        share = pixels / total
+        title = f'{x:g}: {y:.4g} ({100 * share:.1f} % of the pixels)'
+        result.append((x, y, max(_MIN_RADIUS, _MAX_RADIUS * share**0.5), title))
+    return result
 
 
-def _frame(
-    xs: tuple,
-    ys: tuple,
-    x_label: str,
-    alt: str,
-    y_label: str | None = None,
-    top: int = _TOP,
-    whole: bool = False,
-) -> _Frame:
-    (x0, x1), (y0, y1) = xs, ys
-    wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - top - _BOTTOM
+def _axis(
+    low: float, high: float, start: float, end: float, integers: bool = False
+) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
+    """Return the map from values to px between ``start`` and ``end``, and the ticks (px, text)."""
 
-    def x(value: float) -> float:
-        return _LEFT + wide * (value - x0) / ((x1 - x0) or 1)
+    def position(value: float) -> float:
+        return round(start + (end - start) * (value - low) / ((high - low) or 1), 1)
 
-    def y(value: float) -> float:
-        return top + high * (1 - (value - y0) / ((y1 - y0) or 1))
-
-    svg = [Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, alt)]
-    for tick in _ticks(y0, y1):
-        svg.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, y(tick), _WIDTH - _RIGHT))
-        svg.append(Markup('<text x="{}" y="{:.1f}" class="end">{:g}</text>').format(_LEFT - 7, y(tick) + 4, tick))
-    for tick in _ticks(x0, x1, whole):
-        svg.append(
-            Markup('<text x="{:.1f}" y="{}" class="mid">{:g}</text>').format(x(tick), _HEIGHT - _BOTTOM + 17, tick)
-        )
-    svg.append(Markup('<path class="axis" d="M{} {:.1f}H{}"/>').format(_LEFT, y(y0), _WIDTH - _RIGHT))
-    svg.append(_label(x_label, f'x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 8}"'))
-    if y_label:
-        middle = top + high / 2
-        svg.append(_label(y_label, f'transform="translate(14 {middle:.0f}) rotate(-90)"'))
-    return _Frame(svg, x, y)
+    locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=integers, min_n_ticks=1)
+    margin = 1e-9 * (high - low)
+    ticks = (tick for tick in locator.tick_values(low, high).tolist() if low - margin <= tick <= high + margin)
+    return position, [(position(tick), f'{tick:g}') for tick in ticks]
 
 
-def _label(key: str, place: str) -> Markup:
-    """Text in both languages; ``place`` are attributes."""
-    form = Markup(f'<text {place} class="mid label" lang="{{}}">{{}}</text>')
-    return Markup('').join(form.format(language, text) for language, text in zip(LANGUAGES, TEXTS[key]))
-
-
-def _line(frame: _Frame, points: Points, colour: str, weights: list[float] | None = None) -> None:
-    """A line, with dots where it has few points; ``weights`` gives their areas."""
-    places = [(frame.x(x), frame.y(y)) for x, y in points]
-    path = 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)
-    frame.svg.append(Markup('<path class="line" stroke="{}" d="M{}"/>').format(colour, path))
-    form = '<circle cx="{:.1f}" cy="{:.1f}" r="{:.2f}" fill="{}"><title>{:g}: {:.4g}{}</title></circle>'
-    if weights is not None:
-        for (x, y), (px, py), weight in zip(points, places, weights):
-            share = weight / sum(weights)
-            frame.svg.append(
-                Markup(form).format(
-                    px, py, max(_SMALLEST, _LARGEST * share**0.5), colour, x, y, f' ({100 * share:.1f} % of the pixels)'
-                )
-            )
-    elif len(points) < 40:
-        for (x, y), (px, py) in zip(points, places):
-            frame.svg.append(Markup(form).format(px, py, 3, colour, x, y, ''))
-
-
-def _close(frame: _Frame) -> Markup:
-    return Markup('').join([*frame.svg, Markup('</svg>')])
+def _chart(
+    lines: dict[str, list[tuple[float, float, float, str]]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    colours: tuple[str, ...] = _COLOURS,
+    integers: bool = False,
+    **texts: object,
+) -> Markup:
+    """Render lines of points (x, y, radius, hover title); a radius of 0 is no dot."""
+    top = _TOP + (_KEYS['key_height'] * -(-len(lines) // _KEYS['keys_per_row']) if len(lines) > 1 else 0)
+    x_of, x_ticks = _axis(*x_range, _BOX['left'], _BOX['right'], integers)
+    y_of, y_ticks = _axis(*y_range, _BOX['bottom'], top)
+    lines = [
+        (name, colour, [dict(x=x_of(x), y=y_of(y), radius=round(r, 2), title=title) for x, y, r, title in points])
+        for (name, points), colour in zip(lines.items(), cycle(colours))
+    ]
+    context = dict(top=top, x_ticks=x_ticks, y_ticks=y_ticks, lines=lines, texts=TEXTS)
+    return Markup(_TEMPLATE.render(**_BOX, **_KEYS, **context, **texts))

@@ -1,4 +1,4 @@
-"""The report: what the template is given, and the writing of it."""
+"""Collect the data of the report's template, and write the report."""
 
 import hashlib
 from base64 import b64encode
@@ -6,26 +6,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Template
 from markupsafe import Markup
 
 from ..errors import IgniteError
 from ..evaluation.bootstrap import FEW_PATIENTS
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
-from ..files import result_file
-from ..visualization.curves import panels
+from ..visualization.colours import class_colours
+from ..visualization.curves import Scalars, panels
+from ..visualization.dataset_page import html_environment
+from ..visualization.writers import save_result
 from . import charts
 from .gallery import GalleryItem, encode_item
-from .palette import class_colours
 from .translations import CLASS_NAMES, LANGUAGES, TEXTS, both, class_name
 
-_HERE = Path(__file__).parent
 _HEADLINE = ('mIoU', 'mDice', 'aAcc', 'fwIoU', 'kappa')
 _CONTEXT = ('config', 'checkpoint', 'split', 'protocol')
 _PROVENANCE = ('version', 'date', 'seed', 'command', 'config_sha256', 'checkpoint_sha256', 'data_sha256')
-_MANY = 12
-"""Subgroups of a column with more rows than this are folded."""
+_MAX_OPEN_ROWS = 12
+"""Subgroup tables with more rows start collapsed."""
 
 
 def write_report(
@@ -33,83 +33,70 @@ def write_report(
     metrics: dict,
     evaluation: object,
     gallery: Iterable[GalleryItem] = (),
-    curves: dict[str, dict[int, float]] | None = None,
+    curves: Scalars | None = None,
     language: str = 'en',
 ) -> None:
     """Write ``report.html``: scores, tables, charts and all regions in one file.
 
-    Sections whose data are absent from ``metrics`` are left out. Regions are encoded one by one as the file is written, so
-    a generator keeps only one of them in memory.
+    Sections without data in ``metrics`` are omitted. Regions are encoded one by one while the file is written, so a
+    generator keeps only one of them in memory.
 
     Args:
-        path: of the file.
-        metrics: what ``metrics.json`` holds.
-        evaluation: names (R,), metadata (R,), matrices (R, C, C) int64 (or ``counts``, if it has them) and classes (C,) are
-            read.
-        gallery: regions to show, among those of ``evaluation``.
-        curves: as :func:`mmseg_ignite.visualization.curves.read_scalars` gives.
-        language: 'en' or 'ko', shown first; the reader may change it.
+        path: output file.
+        metrics: content of ``metrics.json``.
+        evaluation: its ``names`` (R,), ``metadata`` (R,), ``classes`` (C,) and ``matrices`` (R, C, C) int64 are read; if it
+            has ``counts`` (R, C, C + 1), whose last column counts pixels without a prediction, those instead of
+            ``matrices``.
+        gallery: regions to show, all among those of ``evaluation``.
+        curves: scalars from :func:`mmseg_ignite.visualization.curves.read_scalars`.
+        language: 'en' or 'ko', the language at first; the reader can switch.
 
     Raises:
-        IgniteError: another language, a region that was not scored or whose parts differ in size, or a file that cannot be
+        IgniteError: the language is unknown, a region was not scored or its parts differ in size, or the file cannot be
             written.
+
+    Example:
+        >>> write_report('report.html', evaluation.metrics(), evaluation, language='ko')
     """
     if language not in LANGUAGES:
         raise IgniteError(f'the language of the report is {language!r}; one of {", ".join(LANGUAGES)} was expected.')
-    classes = _classes(evaluation)
+    counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
+    classes = _classes(evaluation, counts)
     page = _template().stream(
         language=language,
         metrics=metrics,
-        headline=[_figure(metrics, key) for key in _HEADLINE if metrics.get(key) is not None],
+        headline=_HEADLINE,
         context=_context(metrics),
         classes=classes,
         absent=sum(c['gone'] for c in classes),
         provenance=_provenance(metrics),
         seen=sorted(set(metrics.get('seen_patients') or ())),
-        pixels=int(_counts(evaluation).sum()),
-        unpredicted=_counts(evaluation).shape[2] > len(evaluation.classes),
+        pixels=int(counts.sum()),
+        unpredicted=counts.shape[2] > len(classes),
         strata={column: rows for column, rows in (metrics.get('strata') or {}).items() if rows},
-        groupings=metrics.get('groupings') or {},
-        gone_groups=_gone_groups(metrics),
         folds=_folds(metrics),
         few=FEW_PATIENTS,
         curves=_curve_charts(curves or {}),
-        regions=_regions(gallery, evaluation),
+        regions=_regions(gallery, evaluation, counts),
         has_gallery=gallery is not None and gallery != (),
-        data=_data(metrics, evaluation),
+        data=_script_data(classes, counts),
         charts=charts,
-        many=_MANY,
+        many=_MAX_OPEN_ROWS,
     )
-    try:
-        with result_file(path) as partial:
-            page.dump(str(partial), encoding='utf-8', errors='backslashreplace')
-    except OSError as error:
-        raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
+    save_result(path, lambda partial: page.dump(str(partial), encoding='utf-8', errors='backslashreplace'))
 
 
-def _template() -> object:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE / 'templates'), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    scripts = [_static(name) for name in ('report.js', 'gallery.js')]
-    environment.globals.update(
-        t=both, class_name=class_name, style=_static('report.css'), scripts=scripts, hashes=[_hash(s) for s in scripts]
-    )
+def _template() -> Template:
+    environment = html_environment(Path(__file__).parent)
+    scripts = [environment.globals['static'](name) for name in ('report.js', 'gallery.js')]
+    # The content security policy of the page allows scripts by checksum, so that no foreign script runs.
+    hashes = ['sha256-' + b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    environment.globals.update(t=both, class_name=class_name, scripts=scripts, hashes=hashes)
     environment.filters.update(number=_number, count=_count)
     return environment.get_template('report.html.j2')
 
 
-def _static(name: str) -> Markup:
-    return Markup((_HERE / 'static' / name).read_text(encoding='utf-8'))
-
-
-def _hash(script: str) -> str:
-    """The name of a script for the page's content security policy: no other script is run, wherever it came from."""
-    return 'sha256-' + b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 def _number(value: float | None, digits: int = 1) -> str:
-    """A figure, or a dash where there is none."""
     return f'{value:.{digits}f}' if isinstance(value, (int, float)) else '–'
 
 
@@ -118,105 +105,69 @@ def _count(value: int | None) -> str:
 
 
 def _context(metrics: dict) -> dict:
-    """Where the figures come from; of another tool the folder of its predictions."""
+    """Return config, checkpoint, part and protocol; without a checkpoint also the folder of the predictions."""
     keys = _CONTEXT if metrics.get('checkpoint') else ('predictions', *_CONTEXT)
     return {key: metrics[key] for key in keys if metrics.get(key)}
 
 
 def _provenance(metrics: dict) -> list[dict]:
-    """What made the figures, as far as known; an ensemble has several checkpoints."""
+    """Return key and values of each known item; an ensemble has several checkpoints."""
     known = metrics.get('provenance') or {}
-    rows = [(key, known.get(key)) for key in _PROVENANCE]
+    rows = {key: known[key] for key in _PROVENANCE if known.get(key) not in (None, '', [])}
     return [
         dict(key=key, values=[str(v) for v in (value if isinstance(value, (list, tuple)) else [value])])
-        for key, value in rows
-        if value not in (None, '', [])
+        for key, value in rows.items()
     ]
 
 
-def _gone_groups(metrics: dict) -> set[str]:
-    """Groups of the published protocol that are in neither ground truth nor prediction."""
-    groups = ((metrics.get('groupings') or {}).get('ignite-6') or {}).get('groups') or {}
-    return {name for name, row in groups.items() if not row['pixels'] and not row['predicted_pixels']}
-
-
 def _folds(metrics: dict) -> list[dict]:
-    """Rows of the table of folds: each fold, mean, standard deviation, and the ensemble where it was tested."""
+    """Return the rows of the table of folds: each fold, mean, standard deviation, and the ensemble if it was tested."""
     folds = metrics.get('folds')
     if not folds:
         return []
+    summary = dict(mean=folds['mean'], sd=folds['sd'], ensemble=metrics.get('ensemble'))
     rows = [dict(row, name=row['fold']) for row in folds['rows']]
-    rows += [dict(folds['mean'], key='mean', summary=True), dict(folds['sd'], key='sd', summary=True)]
-    return rows + ([dict(metrics['ensemble'], key='ensemble', summary=True)] if metrics.get('ensemble') else [])
+    return rows + [dict(row, key=key, summary=True) for key, row in summary.items() if row]
 
 
-def _figure(metrics: dict, key: str) -> dict:
-    """A headline figure: value, interval, and their places on a scale of 0..100 (kappa: 0..1)."""
-    figures = (metrics.get('intervals') or {}).get('figures') or {}
-    scale, digits = (100, 3) if key == 'kappa' else (1, 1)
-    everything = f'{key}_all_classes'
-    return dict(
-        key=key,
-        value=metrics[key],
-        digits=digits,
-        interval=figures.get(key),
-        scale=scale,
-        everything=metrics.get(everything),
-        everything_interval=figures.get(everything),
-    )
-
-
-def _classes(evaluation: object) -> list[dict]:
-    """Name and colours of each class, its pixels and patients in the ground truth; gone if it is in neither map."""
-    counts = _counts(evaluation)
+def _classes(evaluation: object, counts: np.ndarray) -> list[dict]:
+    """Return name and colours of each class, its pixels and patients in the ground truth; gone if it is in neither map."""
     pooled = Marginals.of(counts.sum(0))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
     return [
         dict(
             id=i,
-            name=str(name),
-            colours=class_colours(str(name), i),
+            name=name,
+            colours=class_colours(name, i),
             pixels=int(pooled.truth[i]),
             patients=None if patients is None else int(patients[i]),
             gone=not pooled.truth[i] and not pooled.predicted[i],
         )
-        for i, name in enumerate(evaluation.classes)
+        for i, name in enumerate(map(str, evaluation.classes))
     ]
 
 
-def _data(metrics: dict, evaluation: object) -> dict:
-    """What the scripts need."""
-    return dict(
-        confusion=_counts(evaluation).sum(0).tolist(),
-        classes=[
-            dict(en=c['name'], ko=CLASS_NAMES.get(c['name'], c['name']), **c['colours']._asdict())
-            for c in _classes(evaluation)
-        ],
-        texts={key: dict(zip(LANGUAGES, text)) for key, text in TEXTS.items()},
-    )
+def _script_data(classes: list[dict], counts: np.ndarray) -> dict:
+    names = [dict(en=c['name'], ko=CLASS_NAMES.get(c['name'], c['name']), **c['colours']._asdict()) for c in classes]
+    return dict(confusion=counts.sum(0).tolist(), classes=names, texts=TEXTS)
 
 
-def _curve_charts(curves: dict[str, dict[int, float]]) -> list[tuple[str, Markup]]:
-    """(key of the translations, SVG) of losses, learning rate and validation scores, as far as they were logged."""
-    result = []
-    for key, names in panels(curves).items():
-        y_range = (0.0, 100.0) if key == 'validation' else None
-        if svg := charts.line_chart({n: list(curves[n].items()) for n in names}, 'iteration', y_range):
-            result.append((key, svg))
-    return result
+def _curve_charts(curves: Scalars) -> list[tuple[str, Markup]]:
+    """Return (key of the translations, SVG) of each panel of training curves that has finite values."""
+    limits = dict(validation=(0.0, 100.0))
+    found = {
+        key: charts.line_chart({name: list(curves[name].items()) for name in names}, 'iteration', limits.get(key))
+        for key, names in panels(curves).items()
+    }
+    return [(key, svg) for key, svg in found.items() if svg]
 
 
-def _regions(gallery: Iterable[GalleryItem], evaluation: object) -> Iterator[dict]:
-    matrices = dict(zip(map(str, evaluation.names), _counts(evaluation)))
+def _regions(gallery: Iterable[GalleryItem], evaluation: object, counts: np.ndarray) -> Iterator[dict]:
+    matrices = dict(zip(map(str, evaluation.names), counts))
     classes = tuple(map(str, evaluation.classes))
     for item in gallery or ():
         if item.roi not in matrices:
             raise IgniteError(
-                f'{item.roi} is to be shown in the report but was not scored: score the ROIs that are shown.'
+                f'{item.roi} was not scored, so the report cannot show it: show only ROIs that were scored.'
             )
         yield encode_item(item, matrices[item.roi], classes)
-
-
-def _counts(evaluation: object) -> np.ndarray:
-    """(R, C, C) int64, or (R, C, C + 1) where pixels were left without a prediction, which the last column counts."""
-    return np.asarray(getattr(evaluation, 'counts', evaluation.matrices))

@@ -1,5 +1,6 @@
-"""Overlays, legends and plots: one palette, one look."""
+"""Overlays, contact sheets and plots, all in the same colours."""
 
-from .overlay import colour_labels, draw_overlay
+from .overlay import draw_overlay
+from .painter import colour_labels
 
 __all__ = ['colour_labels', 'draw_overlay']

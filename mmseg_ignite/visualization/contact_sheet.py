@@ -1,4 +1,4 @@
-"""Contact sheets: many crops on one picture, each as the network sees it, beside its labels."""
+"""Contact sheets: training crops as the network sees them, each beside its labels."""
 
 from typing import NamedTuple
 
@@ -7,25 +7,26 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..labels import CLASSES, PALETTE
-from .overlay import blend, font
+from .painter import blend, font, paste_framed, resize
 
 COLUMNS, PANEL = 4, 320
-_GAP, _LINE, _TEXT, _SWATCH = 24, 30, 24, 22
-_CAPTION = 3  # lines
-_OPACITY = 0.65  # more than an overlay's: several purples must be told apart
-_ROOM = 14  # px from a border, for a number of two digits
+_GAP, _LINE, _TEXT, _SWATCH = 24, 30, 24, 22  # px
+_ROW = _LINE + 8  # px, of the legend
+_CAPTION_LINES = 3
+_OPACITY = 0.65  # higher than in overlays: there are several purples to distinguish
+_NUMBER_MARGIN = 14  # px that a number of two digits needs on each side
 
 
 class Crop(NamedTuple):
-    """What is shown of a training sample.
+    """A training sample as shown on a contact sheet.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8, train ids 0..15, 255 unannotated.
-        roi: name of the ROI it comes from.
+        labels: (H, W) uint8 train ids 0..15, 255 unannotated.
+        roi: name of the source ROI.
         um_per_px: resolution of the crop.
-        number: n of the stream.
-        train_id: the class it was placed around, -1 for a uniform draw, None where nobody chose.
+        number: index in the stream.
+        train_id: class around which the crop was sampled; -1 for uniform sampling, None if the pipeline chose the crop.
     """
 
     image: np.ndarray
@@ -36,99 +37,86 @@ class Crop(NamedTuple):
     train_id: int | None = None
 
 
-def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
-    """Crops in rows of four: the image, beside it its labels over gray tissue, under them what they are.
+def classes_in(crops: list[Crop]) -> np.ndarray:
+    """Return the sorted ids in the labels of the crops, with 255 if a pixel is unannotated."""
+    return np.unique(np.concatenate([np.unique(crop.labels) for crop in crops]))
 
-    Colours alone do not tell all 16 classes apart, so a region with room for it bears the class's id of the release
-    (1..16), as the legend does, which holds the classes seen on the sheet. A crop fills a panel of 320 px with its longer
-    side; a smaller one is enlarged by repeating its pixels.
+
+def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
+    """Draw crops in rows of four: the image, its labels over gray tissue, and a caption below both.
+
+    Colours alone do not distinguish all 16 classes, so regions that are large enough carry their raw id (1..16), as does
+    the legend. The longer side of a crop fills a panel of 320 px; smaller crops are enlarged by repeating pixels.
 
     Args:
-        crops: at least one.
-        title: the line above.
+        crops: at least one crop.
+        title: line above the crops.
     """
     columns = min(COLUMNS, len(crops))
-    cell_width, cell_height = 2 * PANEL + _GAP, PANEL + _CAPTION * _LINE + _GAP
+    cell_width, cell_height = 2 * PANEL + _GAP, PANEL + _CAPTION_LINES * _LINE + _GAP
     width, top = columns * cell_width + _GAP, 2 * _LINE
-    entries = _place_legend(_legend(crops), width - 2 * _GAP)
     bottom = top + -(-len(crops) // columns) * cell_height
-    sheet = Image.new('RGB', (width, bottom + (entries[-1][3] + 1) * (_LINE + 8) + _GAP), 'white')
+    sheet = Image.new('RGB', (width, bottom + (len(CLASSES) + 1) * _ROW + _GAP), 'white')
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_GAP, _LINE // 2), title, width - 2 * _GAP)
     for i, crop in enumerate(crops):
         row, column = divmod(i, columns)
         _draw_crop(sheet, draw, crop, _GAP + column * cell_width, top + row * cell_height)
-    for colour, text, x, row in entries:
-        left, upper = _GAP + x, bottom + row * (_LINE + 8)
-        if colour is not None:
-            draw.rectangle((left, upper + 4, left + _SWATCH, upper + 4 + _SWATCH), colour, outline='black', width=2)
-            left += _SWATCH + 10
-        _write(draw, (left, upper), text, width)
-    return sheet
+    return sheet.crop((0, 0, width, _draw_legend(draw, crops, bottom, width) + _GAP))
 
 
 def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: int, top: int) -> None:
-    image, labels = _fit(crop.image, crop.labels)
-    height, width = labels.shape
-    for x, panel in ((left, image), (left + PANEL + 2, blend(image, labels, _OPACITY))):
-        sheet.paste(Image.fromarray(panel), (x, top))
-        draw.rectangle((x - 1, top - 1, x + width, top + height), outline='gray')
-    for train_id, x, y in _number_places(labels):
-        text = dict(font=font(18), anchor='mm', stroke_width=3, stroke_fill='white')
-        draw.text((left + PANEL + 2 + x, top + y), str(train_id + 1), 'black', **text)
-    side = crop.um_per_px * crop.image.shape[1]
+    scale = PANEL / max(crop.labels.shape)
+    size = tuple(max(1, round(side * scale)) for side in crop.labels.shape[::-1])
+    # Labels are resized before blending, so that class borders stay sharp.
+    image, labels = resize(crop.image, size, cv2.INTER_NEAREST_EXACT), resize(crop.labels, size)
+    paste_framed(sheet, image, left, top)
+    paste_framed(sheet, blend(image, labels, _OPACITY), left + PANEL + 2, top)
+    for train_id, x, y in _number_positions(labels):
+        style = dict(font=font(18), anchor='mm', stroke_width=3, stroke_fill='white')
+        draw.text((left + PANEL + 2 + x, top + y), str(train_id + 1), 'black', **style)
     number = f'n = {crop.number}'
     if crop.train_id is not None:
         number += ', uniform' if crop.train_id < 0 else f', around {CLASSES[crop.train_id]}'
-    for line, text in enumerate((crop.roi, number, f'{crop.um_per_px:.3f} µm/px, {side:.0f} µm wide')):
+    extent = f'{crop.um_per_px:.3f} µm/px, {crop.um_per_px * crop.image.shape[1]:.0f} µm wide'
+    for line, text in enumerate((crop.roi, number, extent)):
         _write(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL)
 
 
-def _fit(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale to the panel. Labels are scaled before they are blended, so that their borders stay sharp."""
-    scale = PANEL / max(labels.shape)
-    size = tuple(max(1, round(side * scale)) for side in labels.shape[::-1])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST_EXACT
-    return cv2.resize(image, size, interpolation=method), cv2.resize(
-        labels, size, interpolation=cv2.INTER_NEAREST_EXACT
-    )
-
-
-def _number_places(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """(train id, x, y) of the place of each class that is farthest from its border, where its number has room."""
-    places = []
+def _number_positions(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (train id, x, y) of the pixel of each class farthest from its border, if a number fits there."""
+    positions = []
     for train_id in np.unique(labels[labels < len(CLASSES)]).tolist():
         mask = np.pad(labels == train_id, 1).astype(np.uint8)
         _, distance, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(mask, cv2.DIST_L2, 3))
-        if distance >= _ROOM:
-            places.append((train_id, x - 1, y - 1))
-    return places
+        if distance >= _NUMBER_MARGIN:
+            positions.append((train_id, x - 1, y - 1))
+    return positions
 
 
-def _legend(crops: list[Crop]) -> list[tuple[tuple | None, str]]:
-    """Colour, id of the release and name of each class on the sheet; no colour for what is not annotated."""
-    seen = np.unique(np.concatenate([np.unique(crop.labels) for crop in crops]))
-    entries = [(PALETTE[i], f'{i + 1} {CLASSES[i]}') for i in seen if i < len(CLASSES)]
-    return entries + [(None, 'in H&E colours: not annotated')] if seen[-1] >= len(CLASSES) else entries
+def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: int) -> int:
+    """Draw the classes on the sheet, wrapped to ``width`` px; return the bottom (px)."""
+    left = _GAP
+    for train_id in classes_in(crops):
+        known = train_id < len(CLASSES)
+        text = f'{train_id + 1} {CLASSES[train_id]}' if known else 'in H&E colours: not annotated'
+        swatch = _SWATCH + 10 if known else 0
+        needed = swatch + int(font(_TEXT).getlength(text))
+        if left > _GAP and left + needed > width - _GAP:
+            left, top = _GAP, top + _ROW
+        if known:
+            box = (left, top + 4, left + _SWATCH, top + 4 + _SWATCH)
+            draw.rectangle(box, PALETTE[train_id], outline='black', width=2)
+        _write(draw, (left + swatch, top), text, width)
+        left += needed + 2 * _GAP
+    return top + _ROW
 
 
-def _place_legend(entries: list, width: int) -> list[tuple[tuple | None, str, int, int]]:
-    """Add to each entry its left edge (px) and its row."""
-    placed, x, row = [], 0, 0
-    for colour, text in entries:
-        needed = int(font(_TEXT).getlength(text)) + (_SWATCH + 10 if colour is not None else 0)
-        if x and x + needed > width:
-            x, row = 0, row + 1
-        placed.append((colour, text, x, row))
-        x += needed + 2 * _GAP
-    return placed
-
-
-def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
-    """One line of text, cut to ``width`` px."""
+def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
+    """Write one line of text, truncated to ``width`` px."""
     text = ' '.join(text.split())[:200]
     if font(_TEXT).getlength(text) > width:
         while text and font(_TEXT).getlength(text + '…') > width:
             text = text[:-1]
         text += '…'
-    draw.text(at, text, 'black', font(_TEXT))
+    draw.text(position, text, 'black', font(_TEXT))

@@ -8,10 +8,26 @@ from matplotlib.ticker import MaxNLocator
 
 from ..files import result_file
 
+Scalars = dict[str, dict[int, float]]
+"""{name: {iteration: value}}."""
 
-def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
-    """All logged scalars of a work dir: {name: {iteration: value}}; later runs replace what they logged anew."""
-    scalars: dict[str, dict[int, float]] = {}
+_COLUMNS = 3
+_TITLES = dict(
+    loss='training loss, total',
+    cross_entropy='cross-entropy',
+    dice='Dice loss',
+    lr='learning rate',
+    validation='validation (%)',
+)
+
+
+def read_scalars(work_dir: str | Path) -> Scalars:
+    """Read all scalars logged in a work dir; where runs overlap, the later run wins.
+
+    Returns:
+        {name: {iteration: value}}.
+    """
+    scalars: Scalars = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
             try:
@@ -25,13 +41,13 @@ def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
     return scalars
 
 
-def panels(scalars: dict[str, dict[int, float]]) -> dict[str, list[str]]:
-    """The scalars that are drawn together, as far as they were logged.
+def panels(scalars: Scalars) -> dict[str, list[str]]:
+    """Group logged scalars into panels.
 
-    Cross-entropy and Dice loss have other scales than their sum, so each has a panel of its own.
+    Cross-entropy and Dice loss get their own panels because their scales differ from that of their sum.
 
     Returns:
-        dict: names of scalars by 'loss', 'cross_entropy', 'dice', 'lr' and 'validation'; no empty list.
+        Names of scalars by panel: 'loss', 'cross_entropy', 'dice', 'lr', 'validation'; panels without scalars are omitted.
     """
     last = {name: name.rsplit('.', 1)[-1] for name in scalars}
     cross_entropy = [name for name in scalars if last[name] in ('cross_entropy', 'loss_ce')]
@@ -47,18 +63,8 @@ def panels(scalars: dict[str, dict[int, float]]) -> dict[str, list[str]]:
     return {key: names for key, names in found.items() if names}
 
 
-_COLUMNS = 3
-_TITLES = dict(
-    loss='training loss, total',
-    cross_entropy='cross-entropy',
-    dice='Dice loss',
-    lr='learning rate',
-    validation='validation (%)',
-)
-
-
-def draw_curves(scalars: dict[str, dict[int, float]], path: str | Path) -> None:
-    """Draw losses, learning rate and validation scores over iterations, as far as they were logged (see :func:`panels`)."""
+def draw_curves(scalars: Scalars, path: str | Path) -> None:
+    """Plot losses, learning rate and validation scores over iterations into a picture (see :func:`panels`)."""
     found = panels(scalars)
     columns = min(_COLUMNS, max(1, len(found)))
     rows = -(-len(found) // columns) or 1

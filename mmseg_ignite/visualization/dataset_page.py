@@ -1,46 +1,25 @@
-"""One HTML file that shows a data set: figures, tables and pictures in it, nothing loaded from elsewhere."""
+"""A self-contained HTML page about a data set: facts, table of classes, pictures."""
 
 from base64 import b64encode
-from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
-from ..labels import CLASSES, PALETTE
-from .dataset_plots import Draws, class_pixels, percent
-
-_STYLE = """
-body { margin: 0 auto; max-width: 1500px; padding: 1rem 2rem 4rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
-  background: #fff; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child { text-align: left; } tbody th { font-weight: normal; white-space: nowrap; }
-thead th { vertical-align: bottom; }
-.swatch { display: inline-block; width: 1em; height: 1em; margin-right: .6em; border: 1px solid #333;
-  vertical-align: -.15em; }
-figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; } figcaption { max-width: 65rem; margin-bottom: .8rem; }
-.wide { overflow-x: auto; background: linear-gradient(to right, #fff 30%, transparent) left / 3rem 100% no-repeat local,
-  linear-gradient(to left, #fff 30%, transparent) right / 3rem 100% no-repeat local,
-  linear-gradient(to right, #0003, transparent) left / .9rem 100% no-repeat scroll,
-  linear-gradient(to left, #0003, transparent) right / .9rem 100% no-repeat scroll; }
-#absent:not(:checked) ~ .wide .gone { display: none; }
-@media (max-width: 700px) {
-  body { padding: 1rem 1rem 3rem; } dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; }
-}
-"""
+from ..labels import CLASSES
+from .colours import class_colours
+from .dataset_plots import SampledCrops, class_pixels, patients_of, percent
 
 
 class Picture(NamedTuple):
     """A picture of the page.
 
     Attributes:
-        title: its heading.
-        text: the sentence under the heading.
-        alt: what it shows, for those who do not see it.
-        content: the file's bytes, PNG or JPEG.
+        title: heading.
+        text: sentence under the heading.
+        alt: text alternative for screen readers.
+        content: bytes of the file, PNG or JPEG.
     """
 
     title: str
@@ -48,66 +27,61 @@ class Picture(NamedTuple):
     alt: str
     content: bytes
 
+    @property
+    def source(self) -> str:
+        """Data URI of the picture."""
+        kind = 'png' if self.content.startswith(b'\x89PNG') else 'jpeg'
+        return f'data:image/{kind};base64,{b64encode(self.content).decode()}'
+
+
+def html_environment(folder: Path) -> Environment:
+    """Return a jinja2 environment of ``folder/templates``; ``static(name)`` inlines a file of ``folder/static``."""
+    loader = FileSystemLoader(folder / 'templates')
+    environment = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals['static'] = lambda name: Markup((folder / 'static' / name).read_text(encoding='utf-8'))
+    return environment
+
 
 def dataset_page(
     title: str,
     facts: dict[str, str],
     members: dict[str, list[dict]],
-    draws: Draws | None,
+    crops: SampledCrops | None,
     pictures: list[Picture],
     notes: list[str],
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        title: its heading.
+        title: heading.
         facts: name and value of each line above the table.
         members: {part: index entries of its ROIs}.
-        draws: of the training stream; None leaves its columns out.
-        pictures: in their order.
+        crops: sampled training crops; None omits their columns.
+        pictures: in order of appearance.
         notes: sentences under the table.
     """
-    lines = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>\n' for k, v in facts.items())
-    remarks = ''.join(f'<p>{escape(note)}</p>\n' for note in notes)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light">\n'
-        f'<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n'
-        f'<dl>\n{lines}</dl>\n<h2>Classes</h2>\n{_table(members, draws)}{remarks}'
-        f'{"".join(map(_figure, pictures))}</body>\n</html>\n'
-    )
+    columns = ['class', *(f'pixels, {part}' for part in members), 'ROIs', 'patients']
+    if crops is not None:
+        columns += ['share in the training data', 'share in the sampled crops', 'crops that contain it']
+    rows = _rows(members, crops)
+    return html_environment(Path(__file__).parent).get_template('dataset.html.j2').render(
+        title=title, facts=facts, columns=columns, rows=rows, pictures=pictures, notes=notes,
+        absent=sum(not row['present'] for row in rows),
+    )  # fmt: skip
 
 
-def _figure(picture: Picture) -> str:
-    kind = 'png' if picture.content.startswith(b'\x89PNG') else 'jpeg'
-    source = f'data:image/{kind};base64,{b64encode(picture.content).decode()}'
-    return (
-        f'<h2>{escape(picture.title)}</h2>\n<figure><figcaption>{escape(picture.text)}</figcaption>\n'
-        f'<img alt="{escape(picture.alt)}" src="{source}"></figure>\n'
-    )
-
-
-def _table(members: dict[str, list[dict]], draws: Draws | None) -> str:
+def _rows(members: dict[str, list[dict]], crops: SampledCrops | None) -> list[dict]:
+    """Return name, colour, cells and presence of each class."""
     rois = [r for part in members.values() for r in part]
     pixels = [class_pixels(part) for part in members.values()]
-    held = np.sum(pixels, axis=0) > 0
-    head = ['class', *(f'pixels, {part}' for part in members), 'ROIs', 'patients']
-    if draws is not None:
-        head += ['share in the training data', 'share in the drawn crops', 'crops that hold it']
-    rows = ''
-    for i, (name, colour) in enumerate(zip(CLASSES, PALETTE)):
+    rows = []
+    for i, name in enumerate(CLASSES):
         holders = [r for r in rois if r['pixels'][i]]
-        cells = [f'{p[i]:,}' for p in pixels] + [str(len(holders)), str(len({r['patient'] for r in holders}))]
-        if draws is not None:
-            shares = (p[i] / max(1, p.sum()) for p in (draws.data_pixels, draws.pixels))
-            cells += [percent(share) for share in (*shares, draws.holding[i] / draws.count)]
-        gone = '' if held[i] else ' class="gone"'
-        swatch = f'<span class="swatch" style="background: rgb{colour}"></span>'
-        rows += f'<tr{gone}><th scope="row">{swatch}{escape(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>\n'
-    columns = ''.join(f'<th scope="col">{escape(text)}</th>' for text in head)
-    absent = len(CLASSES) - int(held.sum())
-    switch = f'<input type="checkbox" id="absent"> <label for="absent">show absent classes ({absent})</label>\n' * (
-        absent > 0
-    )
-    return f'{switch}<div class="wide"><table>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
+        cells = [f'{p[i]:,}' for p in pixels] + [str(len(holders)), str(patients_of(holders))]
+        if crops is not None:
+            shares = (p[i] / max(1, p.sum()) for p in (crops.data_pixels, crops.pixels))
+            cells += [percent(share) for share in (*shares, crops.holding[i] / crops.count)]
+        rows.append(dict(name=name, colour=class_colours(name, i).official, cells=cells, present=bool(holders)))
+    return rows

@@ -1,6 +1,6 @@
-"""Figures of a prepared data set: its classes, sizes, resolutions and stains, and what a training draws from it.
+"""Figures of a prepared data set: classes, sizes, resolutions, stains, and the crops that a training samples.
 
-``members`` is everywhere {part of the split protocol: index entries of its ROIs}.
+In every function, ``members`` is {part of the split protocol: index entries of its ROIs}.
 """
 
 import re
@@ -16,25 +16,25 @@ from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
+from .colours import EDGE
 from .split_shares import PART_COLOURS, held_classes
 
 _CLASS_COLOURS = np.array(PALETTE) / 255
-_EDGE = '#333333'
 _PERCENT_TICKS = FuncFormatter(lambda share, _: f'{100 * share:g} %')
 _GROUP_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999')
 _SWATCH_COLUMNS = 16
-_MARGINS = (1.04, 1.11)  # right edges of the numbers beside the matrix
+_MARGINS = (1.04, 1.11)  # right edges of the two columns of numbers beside the matrix, in axes widths
 
 
-class Draws(NamedTuple):
-    """What the crops of a training stream hold.
+class SampledCrops(NamedTuple):
+    """Class counts over the crops sampled for training.
 
     Attributes:
-        count: number of crops drawn.
-        pixels: (16,) int64, pixels of each class in them.
-        holding: (16,) int64, crops that hold the class.
-        annotated: share of their pixels that is annotated.
-        data_pixels: (16,) int64, pixels of each class in the ROIs drawn from; 0 for a class that is not trained.
+        count: number of crops sampled.
+        pixels: (16,) int64, pixels of each class in the crops.
+        holding: (16,) int64, number of crops that contain the class.
+        annotated: annotated share of the pixels, 0..1.
+        data_pixels: (16,) int64, pixels of each class in the training ROIs; 0 for a class that is not trained.
     """
 
     count: int
@@ -45,7 +45,7 @@ class Draws(NamedTuple):
 
 
 class PatientStains(NamedTuple):
-    """A patient's two stains (None where they cannot be told apart) and the scanner and source of the ROIs."""
+    """Scanner, source and stains of a patient's ROIs; ``stains`` is None if the two cannot be separated."""
 
     patient: str
     scanner: str
@@ -54,97 +54,111 @@ class PatientStains(NamedTuple):
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts patient 2 before patient 10."""
+    """Return a sort key that puts patient 2 before patient 10."""
     return [(0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', text) if p]
 
 
 def class_pixels(rois: list[dict]) -> np.ndarray:
-    """(16,) int64 pixels of each class in the ROIs."""
+    """Return the pixels of each class in the ROIs, (16,) int64."""
     return np.array([r['pixels'] for r in rois], np.int64).reshape(-1, NUM_CLASSES).sum(0)
 
 
 def percent(share: float) -> str:
-    """A share 0..1 in percent, with two significant digits."""
+    """Format a share 0..1 as percent with two significant digits."""
     return f'{two_digits(100 * share)} %' if share == 0 or share >= 1e-5 else '< 0.001 %'
 
 
 def two_digits(value: float) -> str:
-    """A number of 0 or at least 0.001 with two significant digits, all those before the point."""
+    """Format 0 or a number from 0.001 with two significant digits; digits before the point are all kept."""
     return f'{value:.0f}' if value == 0 or value >= 9.95 else f'{value:#.2g}'
 
 
 def plain(text: str, limit: int = 24) -> str:
-    """A text of the release as matplotlib should show it: one line, no formulas, shown in legends too."""
+    """Escape a name from the release for matplotlib: one line, no formulas, no leading ``_``, which hides legend entries."""
     text = ' '.join(text.split()) or '(none)'
     text = text if len(text) <= limit else text[: limit - 1] + '…'
-    return text.replace('$', r'\$') if not text.startswith('_') else ' ' + text.replace('$', r'\$')
+    return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
 
 
 def _class_axis(axis: Axes, shown: np.ndarray, names: bool = True) -> None:
-    """A row for each class shown, (N,) ids."""
+    """Give each class in ``shown``, (N,) ids, a row."""
     rows = np.arange(len(shown))
     axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=rows, yticklabels=[CLASSES[i] for i in shown] if names else [])
     axis.tick_params(axis='y', length=0)
     axis.spines[['top', 'right']].set_visible(False)
 
 
-def _name_left_out(figure: Figure, shown: np.ndarray, place: str) -> None:
-    """Say below the figure which classes have no row."""
-    if left_out := [name for i, name in enumerate(CLASSES) if i not in shown]:
-        figure.supxlabel(f'not in {place}: {", ".join(left_out)}', fontsize=9, color='gray')
+def _grid(axis: Axes) -> None:
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
 
 
-def _height(shown: np.ndarray) -> float:
-    """Of a figure with a row for each class shown, in inches."""
-    return 1.8 + 0.25 * len(shown)
+def _list_omitted(figure: Figure, shown: np.ndarray, source: str = 'the data') -> None:
+    """List the classes without a row below the figure."""
+    if omitted := [name for i, name in enumerate(CLASSES) if i not in shown]:
+        figure.supxlabel(f'not in {source}: {", ".join(omitted)}', fontsize=9, color='gray')
 
 
-def _absent(axis: Axes, row: int, text: str = 'absent') -> None:
-    """Say so in a class's row, at the left edge whatever the scale."""
-    axis.text(0.015, row, text, transform=axis.get_yaxis_transform(), va='center', color='gray', style='italic', size=9)
+def _class_figure(shown: np.ndarray, extra: float = 0.0) -> Figure:
+    """Return a figure with room for a row per class; ``extra`` is further height in inches."""
+    return Figure(figsize=(13, 1.8 + 0.25 * len(shown) + extra), layout='constrained')
+
+
+def _row_text(axis: Axes, x: float, row: float, text: str, **style) -> None:
+    """Write text in a row, at ``x`` in axes widths."""
+    axis.text(x, row, text, transform=axis.get_yaxis_transform(), va='center', size=9, **style)
+
+
+def _mark_absent(axis: Axes, row: int, text: str = 'absent') -> None:
+    _row_text(axis, 0.015, row, text, color='gray', style='italic')
+
+
+def patients_of(rois: list[dict]) -> int:
+    """Return the number of patients of the ROIs."""
+    return len({r['patient'] for r in rois})
 
 
 def plot_class_pixels(members: dict[str, list[dict]]) -> Figure:
-    """Pixels of each class in each part as points, logarithmic; classes in no part are left out and named."""
+    """Plot the pixels of each class in each part on a logarithmic axis; classes in no part are listed below."""
     counts = {part: class_pixels(rois) for part, rois in members.items()}
     known = np.concatenate(list(counts.values()))
     shown = held_classes(known)
-    figure = Figure(figsize=(13, _height(shown)), layout='constrained')
+    figure = _class_figure(shown)
     axes = figure.subplots(1, len(members))
     low = 10 ** np.floor(np.log10(known[known > 0].min(initial=10**6)) - 0.3)
     most = known.max(initial=10 * low)
-    high = most * (most / low) ** 0.4  # room for the figures
+    high = most * (most / low) ** 0.4  # leaves space for the numbers
     for axis, (part, pixels) in zip(axes, counts.items()):
         axis.set_xscale('log')
         axis.set_xlim(low, high)
         _class_axis(axis, shown, names=axis is axes[0])
-        axis.grid(alpha=0.3)
-        axis.set_axisbelow(True)
+        _grid(axis)
         for row, count in enumerate(pixels[shown]):
             if count:
-                axis.scatter(count, row, s=70, facecolor=_CLASS_COLOURS[shown[row]], edgecolor=_EDGE, zorder=3)
+                axis.scatter(count, row, s=70, facecolor=_CLASS_COLOURS[shown[row]], edgecolor=EDGE, zorder=3)
                 axis.text(count * 1.35, row, f'{count:,}', va='center', size=8)
             else:
-                _absent(axis, row)
+                _mark_absent(axis, row)
         axis.set_xlabel('pixels')
         axis.set_title(part_text(part, members[part]), loc='left', size=11)
-    _name_left_out(figure, shown, 'the data')
+    _list_omitted(figure, shown)
     return figure
 
 
 def part_text(part: str, rois: list[dict]) -> str:
-    """E.g. 'train: 42 ROIs, 31 patients'."""
-    return f'{part}: {len(rois)} ROIs, {len({r["patient"] for r in rois})} patients'
+    """Summarise a part, e.g. 'train: 42 ROIs, 31 patients'."""
+    return f'{part}: {len(rois)} ROIs, {patients_of(rois)} patients'
 
 
 def plot_roi_sizes(
     members: dict[str, list[dict]], crop_size: tuple[int, int] | None, um_range: tuple[float, float] | None
 ) -> Figure:
-    """Height against width of the ROIs, with the crop.
+    """Plot height against width of the ROIs, with the crop as a box.
 
     Args:
-        crop_size: (H, W) in px, None to leave it out.
-        um_range: um/px (low, high) of the crops; sizes are in um then, else in px.
+        members: ROIs by part.
+        crop_size: (H, W) in px; None omits the box.
+        um_range: um/px (low, high) of the crops; if given, sizes are in um, else in px.
     """
     figure = Figure(figsize=(10.5, 5.5), layout='constrained')
     axis = figure.subplots()
@@ -154,9 +168,8 @@ def plot_roi_sizes(
         if um_range:
             sides *= np.array([r['um_per_px'] for r in rois]).reshape(-1, 1)
         label = f'{part} ({len(rois)})'
-        axis.scatter(
-            *sides.T, s=34, color=PART_COLOURS.get(part, 'gray'), edgecolor='white', linewidth=0.5, label=label
-        )
+        colour = PART_COLOURS.get(part, 'gray')
+        axis.scatter(*sides.T, s=34, color=colour, edgecolor='white', linewidth=0.5, label=label)
     if crop_size is not None:
         height, width = crop_size
         scales = sorted(set(um_range)) if um_range else [1.0]
@@ -169,14 +182,13 @@ def plot_roi_sizes(
     axis.autoscale_view()
     axis.set(xlim=(0, axis.get_xlim()[1]), ylim=(0, axis.get_ylim()[1]))
     axis.set_aspect('equal', anchor='W')
-    axis.set_axisbelow(True)
-    axis.grid(alpha=0.3)
+    _grid(axis)
     axis.legend(loc='upper left', bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 
 def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, float] | None) -> Figure:
-    """Histogram of the ROIs' um/px; the range of the crops is shaded."""
+    """Plot a histogram of the ROIs' um/px; the range of the crops is shaded."""
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     axis = figure.subplots()
     values = [[r['um_per_px'] for r in rois] for rois in members.values()]
@@ -194,22 +206,22 @@ def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, floa
 
 
 def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
-    """Which ROI holds which class: a column an ROI, by part and patient, shaded by the class's share of its pixels.
+    """Plot which ROI contains which class: one column per ROI, shaded by the class's share of its annotated pixels.
 
-    Classes in no ROI are left out and named.
+    ROIs are grouped by part and sorted by patient; classes in no ROI are listed below.
     """
     parts = [sorted(rois, key=lambda r: (natural(r['patient']), natural(r['name']))) for rois in members.values()]
     rois = [r for part in parts for r in part]
     pixels = np.array([r['pixels'] for r in rois], float).reshape(-1, NUM_CLASSES)
     shown = held_classes(pixels)
-    figure = Figure(figsize=(13, 0.4 + _height(shown)), layout='constrained')
+    figure = _class_figure(shown, 0.4)
     axis = figure.subplots()
     share = (pixels / np.maximum(1, pixels.sum(1, keepdims=True))).T[shown]
     look = dict(aspect='auto', interpolation='nearest')
     image = axis.imshow(np.ma.masked_equal(share, 0), cmap='viridis_r', norm=LogNorm(1e-3, 1, clip=True), **look)
     bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, format=_PERCENT_TICKS)
     bar.set_label("share of the ROI's annotated pixels\n(0.1 % and less look the same)", size=9)
-    # Bands of alternating shade above the matrix; a patient's ROIs stand together within a part.
+    # Bands of alternating shade above the matrix mark patients; ROIs of a patient are adjacent within a part.
     patients = [(i, r['patient']) for i, part in enumerate(parts) for r in part]
     shade = np.cumsum([False, *(a != b for a, b in zip(patients, patients[1:]))]) % 2
     axis.imshow(shade[None], cmap='gray', vmin=-0.3, vmax=1.3, extent=(-0.5, len(rois) - 0.5, -0.7, -1.2), **look)
@@ -217,45 +229,36 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
     _class_axis(axis, shown)
     axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], xlim=(-0.5, len(rois) - 0.5))
     axis.set(ylim=(len(shown) - 0.5, -1.3))
-    _mark_parts(axis, {name: len(part) for name, part in zip(members, parts)})
-    for x, name in zip(_MARGINS, ('ROIs', 'patients')):
-        axis.text(x, -0.95, name, transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
-    for row, label in enumerate(shown):
-        holders = [r for r in rois if r['pixels'][label]]
-        for x, count in zip(_MARGINS, (len(holders), len({r['patient'] for r in holders}))):
-            axis.text(x, row, str(count), transform=axis.get_yaxis_transform(), ha='right', va='center', size=9)
-    _name_left_out(figure, shown, 'the data')
-    return figure
-
-
-def _mark_parts(axis: Axes, sizes: dict[str, int]) -> None:
-    """Name the parts above their columns, and divide them by lines."""
-    start = 0
-    for name, size in sizes.items():
-        if size:
+    for name, part, start in zip(members, parts, np.cumsum([0, *map(len, parts)])):
+        if part:
             axis.text(start - 0.5, -1.4, name, va='bottom', size=10)
         if start:
             axis.axvline(start - 0.5, color='black', linewidth=1.2)
-        start += size
+    holders = ([r for r in rois if r['pixels'][label]] for label in shown)
+    counts = [(row, (str(len(found)), str(patients_of(found)))) for row, found in enumerate(holders)]
+    for row, texts in [(-0.95, ('ROIs', 'patients')), *counts]:
+        for x, text in zip(_MARGINS, texts):
+            _row_text(axis, x, row, text, ha='right')
+    _list_omitted(figure, shown)
+    return figure
 
 
 def plot_stains(patients: list[PatientStains]) -> Figure:
-    """Strength of haematoxylin against that of eosin by patient, and the colours of each patient's two stains."""
+    """Plot haematoxylin strength against eosin strength by patient, and the colours of each patient's two stains."""
     found = [p for p in patients if p.stains is not None]
     key = 'scanner' if len({p.scanner for p in patients}) > 1 else 'source'
     rows = max(1, -(-len(found) // _SWATCH_COLUMNS))
     figure = Figure(figsize=(13, max(5.2, 0.8 * rows)), layout='constrained')
     axis, grid = figure.subplots(1, 2, width_ratios=(1, 1.35))
     groups = [name for name, _ in Counter(getattr(p, key) for p in found).most_common()]
-    shown = groups if len(groups) <= len(_GROUP_COLOURS) else groups[: len(_GROUP_COLOURS) - 1]
-    for i, group in enumerate([*shown, None] if len(shown) < len(groups) else shown):
+    shown = groups if len(groups) <= len(_GROUP_COLOURS) else [*groups[: len(_GROUP_COLOURS) - 1], None]
+    for colour, group in zip(_GROUP_COLOURS, shown):
         own = [p for p in found if (getattr(p, key) == group if group is not None else getattr(p, key) not in shown)]
         label = f'{plain(group) if group is not None else "others"} ({len(own)})'
         points = np.array([p.stains.strengths for p in own])
-        axis.scatter(*points.T, color=_GROUP_COLOURS[i], edgecolor=_EDGE, linewidth=0.5, s=45, label=label)
-    axis.set_axisbelow(True)
+        axis.scatter(*points.T, color=colour, edgecolor=EDGE, linewidth=0.5, s=45, label=label)
+    _grid(axis)
     axis.set(xlabel='haematoxylin strength (optical density)', ylabel='eosin strength (optical density)')
-    axis.grid(alpha=0.3)
     if found:
         axis.legend(title=key, frameon=False, loc='upper left', bbox_to_anchor=(0, -0.12), ncols=3, alignment='left')
     for i, patient in enumerate(sorted(found, key=lambda p: natural(p.patient))):
@@ -270,44 +273,43 @@ def plot_stains(patients: list[PatientStains]) -> Figure:
     return figure
 
 
-def plot_draws(draws: Draws) -> Figure:
-    """Each class's share of the annotated pixels in the data and in the drawn crops, and the crops that hold it.
+def plot_sampled_crops(crops: SampledCrops) -> Figure:
+    """Plot the share of each class in the training data and in the sampled crops, and the crops that contain it.
 
-    Classes that are not in the training data are left out and named.
+    Shares are of the annotated pixels. Classes that are not in the training data are listed below.
     """
-    shown = held_classes(draws.data_pixels)
-    figure = Figure(figsize=(13, 0.4 + _height(shown)), layout='constrained')
+    shown = held_classes(crops.data_pixels)
+    figure = _class_figure(shown, 0.4)
     axis, held = figure.subplots(1, 2, width_ratios=(1.9, 1))
-    data, drawn = (p / max(1, p.sum()) for p in (draws.data_pixels, draws.pixels))
-    known = np.concatenate([data, drawn])
+    data, sampled = (p / max(1, p.sum()) for p in (crops.data_pixels, crops.pixels))
+    known = np.concatenate([data, sampled])
     axis.set_xscale('log')
     axis.set_xlim(0.5 * known[known > 0].min(), 1)
     _class_axis(axis, shown)
     _class_axis(held, shown, names=False)
     for row, label in enumerate(shown):
-        before, after = data[label], drawn[label]
+        before, after = data[label], sampled[label]
         if not before:
-            _absent(axis, row, 'not in the training data')
+            _mark_absent(axis, row, 'not in the training data')
             continue
-        axis.scatter(before, row, s=60, facecolor='white', edgecolor=_EDGE, zorder=3)
+        axis.scatter(before, row, s=60, facecolor='white', edgecolor=EDGE, zorder=3)
         text = f'{percent(before)} → '
         if after:
-            axis.plot([before, after], [row, row], color=_EDGE, linewidth=1.2, zorder=2)
-            axis.scatter(after, row, s=90, facecolor=_CLASS_COLOURS[label], edgecolor=_EDGE, zorder=4)
+            axis.plot([before, after], [row, row], color=EDGE, linewidth=1.2, zorder=2)
+            axis.scatter(after, row, s=90, facecolor=_CLASS_COLOURS[label], edgecolor=EDGE, zorder=4)
             text += f'{percent(after)}   × {two_digits(after / before)}'
         else:
-            text += 'never drawn'
-        axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va='center', size=9)
-        share = draws.holding[label] / draws.count
-        held.barh(row, 100 * share, color=_CLASS_COLOURS[label], edgecolor=_EDGE, linewidth=0.8)
+            text += 'never sampled'
+        _row_text(axis, 1.01, row, text)
+        share = crops.holding[label] / crops.count
+        held.barh(row, 100 * share, color=_CLASS_COLOURS[label], edgecolor=EDGE, linewidth=0.8)
         held.text(100 * share + 1.5, row, percent(share), va='center', size=9)
     axis.xaxis.set_major_formatter(_PERCENT_TICKS)
     axis.grid(axis='x', alpha=0.3)
     axis.set_xlabel('share of the annotated pixels')
     axis.text(1.01, 1.01, 'data → crops, ratio', transform=axis.transAxes, size=9)
-    axis.set_title(
-        f'white: the data, about what a uniform draw shows; coloured: {draws.count:,} crops', loc='left', size=11
-    )
-    held.set(xlim=(0, 115), xlabel='crops that hold the class (%)', xticks=range(0, 101, 20))
-    _name_left_out(figure, shown, 'the training data')
+    title = f'white: the data, roughly what uniform sampling gives; coloured: {crops.count:,} crops'
+    axis.set_title(title, loc='left', size=11)
+    held.set(xlim=(0, 115), xlabel='crops that contain the class (%)', xticks=range(0, 101, 20))
+    _list_omitted(figure, shown, 'the training data')
     return figure

@@ -1,7 +1,8 @@
-"""Figures of a test for papers: confusion matrix, scores of the classes, one region beside its labels."""
+"""Figures for papers: confusion matrix, class scores, and one ROI beside its labels and prediction."""
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import matplotlib
@@ -12,98 +13,92 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..errors import IgniteError
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
-from ..files import result_file
-from ..labels import CLASSES, PALETTE
-from .overlay import blend, scale_bar_length
+from ..labels import CLASSES
+from .colours import EDGE, class_colours
+from .painter import blend, scale_bar_length
+from .writers import save_result
 
 FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf'))
-"""Names of the files of :func:`write_figures`."""
+"""Names of the files that :func:`write_figures` writes."""
 _DPI = 200
 _EDITABLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
-"""Text stays text, in PDF as TrueType, since publishers refuse Type 3 fonts."""
-_EDGE = '#333333'
+"""Keep text as text; TrueType in PDF, because publishers refuse Type 3 fonts."""
+_ABSENT = dict(va='center', color='#666666', style='italic')
 _FONT = 9
 
 
 def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list[Path]:
     """Write ``confusion`` and ``class_scores`` into a folder, each as PNG (200 dpi), SVG and PDF.
 
-    Classes that are in neither ground truth nor prediction are left out and named below the figure.
+    Classes in neither ground truth nor prediction are listed below the figure.
 
     Args:
-        folder: of the files.
-        metrics: what ``metrics.json`` holds; ``classes`` and, if there, ``intervals`` are read.
-        evaluation: matrices (R, C, C) int64 (or ``counts``, if it has them), classes (C,) and, if there, metadata (R,) are
-            read.
+        folder: output folder.
+        metrics: content of ``metrics.json``; ``classes`` and, if present, ``intervals`` are read.
+        evaluation: ``matrices`` (R, C, C) int64 (or ``counts``, if it has them), ``classes`` (C,) and, if present,
+            ``metadata`` (R,) are read.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
         IgniteError: the folder cannot be written.
     """
-    classes, counts = (
-        tuple(map(str, evaluation.classes)),
-        np.asarray(getattr(evaluation, 'counts', evaluation.matrices)),
-    )
+    classes = tuple(map(str, evaluation.classes))
+    counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
-    figures = {
-        'confusion': plot_confusion(counts.sum(0), classes, patients),
-        'class_scores': plot_class_scores(metrics, classes),
-    }
+    figures = dict(
+        confusion=plot_confusion(counts.sum(0), classes, patients), class_scores=plot_class_scores(metrics, classes)
+    )
     return [path for name, figure in figures.items() for path in _save_all(Path(folder) / name, figure)]
 
 
 def write_paper_overlay(path: str | Path, item: object) -> Path:
-    """Write :func:`plot_overlay` of a gallery item (roi, image, truth, prediction, um_per_px), 200 dpi.
+    """Write :func:`plot_overlay` of a gallery item (roi, image, truth, prediction, um_per_px) at 200 dpi.
 
     Args:
-        path: of the file; its suffix decides the format, e.g. .png, .svg or .pdf.
+        path: output file; its suffix selects the format, e.g. .png, .svg or .pdf.
+        item: e.g. a :class:`mmseg_ignite.report.GalleryItem`.
 
     Raises:
         IgniteError: the file cannot be written.
+
+    Example:
+        >>> write_paper_overlay('figure.pdf', GalleryItem('roi1', {}, image, truth, prediction, um_per_px=0.5))
     """
     figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi)
-    return _save(Path(path), figure.savefig, dpi=_DPI)
-
-
-def _save(path: Path, write: Callable[..., object], **options) -> Path:
-    try:
-        with result_file(path) as partial, matplotlib.rc_context(_EDITABLE):
-            write(partial, **options)
-    except OSError as error:
-        raise IgniteError(f'{path} cannot be written ({error.strerror or error}): choose another folder.') from error
-    return path
+    with matplotlib.rc_context(_EDITABLE):
+        save_result(path, lambda partial: figure.savefig(partial, dpi=_DPI))
+    return Path(path)
 
 
 def _save_all(stem: Path, figure: Figure) -> Iterator[Path]:
-    """Write a figure as PNG, SVG and PDF, laid out once.
-
-    The canvases draw it once for each file; ``savefig`` would do so twice.
-    """
+    """Write a figure as PNG, SVG and PDF, laid out once: each canvas renders it once, where ``savefig`` would twice."""
     figure.set_dpi(_DPI)
-    yield _save(stem.with_suffix('.png'), FigureCanvasAgg(figure).print_png)
-    figure.set_layout_engine('none')
-    yield _save(stem.with_suffix('.svg'), FigureCanvasSVG(figure).print_svg)
-    yield _save(stem.with_suffix('.pdf'), FigureCanvasPdf(figure).print_pdf)
+    for kind, canvas in dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf).items():
+        path = stem.with_suffix(f'.{kind}')
+        with matplotlib.rc_context(_EDITABLE):
+            save_result(path, getattr(canvas(figure), f'print_{kind}'))
+        figure.set_layout_engine('none')
+        yield path
 
 
 def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.ndarray | None = None) -> Figure:
-    """Row-normalised confusion matrix: percent of the ground truth, and below it pixels; absent classes' rows stay gray.
+    """Plot a row-normalised confusion matrix: percent of the ground truth, and pixels in small print.
+
+    Rows of classes without ground truth stay gray.
 
     Args:
-        pooled: (C, C) int64, rows ground truth; or (C, C + 1), the last column of pixels without a prediction.
+        pooled: (C, C) int64, rows are ground truth; or (C, C + 1), the last column counts pixels without a prediction.
         classes: C names.
-        patients: (C,) number of patients with each class; None where not known.
+        patients: (C,) number of patients with each class; None if unknown.
     """
     marginals = Marginals.of(pooled)
     kept = (marginals.truth > 0) | (marginals.predicted > 0)
-    gone = [name for name, keep in zip(classes, kept) if not keep]
+    omitted = [name for name, keep in zip(classes, kept) if not keep]
     pooled = pooled[kept][:, [*kept, *[True] * (pooled.shape[1] - len(classes))]]
-    patients = None if patients is None else patients[kept]
     classes = tuple(name for name, keep in zip(classes, kept) if keep)
     truth = pooled.sum(1, keepdims=True)
     share = np.divide(100.0 * pooled, truth, out=np.full(pooled.shape, np.nan), where=truth > 0)
@@ -113,17 +108,16 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
     axis.set_facecolor('#eeeeee')
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share):
-        if value >= 0.5:  # what rounds to 0 is left blank, so that mistakes stand out
-            colour = 'white' if value > 55 else 'black'
-            style = dict(ha='center', va='center', color=colour, in_layout=False)
+        if value >= 0.5:  # shares that round to 0 stay blank, so that mistakes stand out
+            style = dict(ha='center', va='center', color='white' if value > 55 else 'black', in_layout=False)
             axis.text(column, row - 0.14, f'{value:.0f}', fontsize=_FONT - 1, **style)
             axis.text(column, row + 0.26, _short(pooled[row, column]), fontsize=_FONT - 3.5, **style)
     for row in np.flatnonzero(truth[:, 0] == 0):
-        axis.text(0, row, 'absent', va='center', fontsize=_FONT - 1, color='#666666', style='italic')
-    ticks = np.arange(len(classes))
-    columns = (*classes, 'no prediction')[: pooled.shape[1]]
+        axis.text(0, row, 'absent', fontsize=_FONT - 1, **_ABSENT)
+    ticks, columns = np.arange(len(classes)), (*classes, 'no prediction')[: pooled.shape[1]]
     axis.set_xticks(np.arange(len(columns)), columns, rotation=45, ha='right', rotation_mode='anchor', fontsize=_FONT)
-    labels = [f'{name}\n{_extent(t, patients, row)}' for row, (name, t) in enumerate(zip(classes, truth[:, 0]))]
+    held = repeat('') if patients is None else (f', {n} patient{"" if n == 1 else "s"}' for n in patients[kept])
+    labels = [f'{name}\n{_short(total)} px{text}' for name, total, text in zip(classes, truth[:, 0], held)]
     axis.set_yticks(ticks, labels, fontsize=_FONT - 1)
     axis.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
     axis.set_yticks(ticks[1:] - 0.5, minor=True)
@@ -134,13 +128,12 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
     bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
     bar.set_label('% of the ground truth (small: pixels)', fontsize=_FONT)
     bar.outline.set_visible(False)
-    if gone:
-        _name_gone(figure, gone, 12 * side)
+    _list_omitted(figure, omitted, 12 * side)
     return figure
 
 
 def _short(pixels: int) -> str:
-    """A number of pixels in at most four characters, e.g. 749, 1.2k, 43k, 2.1M."""
+    """Format a number of pixels in at most four characters, e.g. 749, 1.2k, 43k, 2.1M."""
     for unit, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if pixels >= 0.9995 * unit:
             value = pixels / unit
@@ -148,39 +141,35 @@ def _short(pixels: int) -> str:
     return str(pixels)
 
 
-def _extent(pixels: int, patients: np.ndarray | None, row: int) -> str:
-    text = f'{_short(pixels)} px'
-    return text if patients is None else f'{text}, {patients[row]} patient{"s" if patients[row] != 1 else ""}'
-
-
-def _name_gone(figure: Figure, gone: list[str], width: float) -> None:
-    """Name the classes that are left out, at the bottom, in lines of ``width`` characters."""
-    text = textwrap.fill(f'in neither ground truth nor prediction: {", ".join(gone)}', max(30, int(width)))
-    figure.supxlabel('\n'.join(filter(None, (figure.get_supxlabel(), text))), fontsize=_FONT - 1)
+def _list_omitted(figure: Figure, names: list[str], width: float) -> None:
+    """List the omitted classes, if any, at the bottom, in lines of ``width`` characters."""
+    if names:
+        text = textwrap.fill(f'in neither ground truth nor prediction: {", ".join(names)}', max(30, int(width)))
+        figure.supxlabel('\n'.join(filter(None, (figure.get_supxlabel(), text))), fontsize=_FONT - 1)
 
 
 def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
-    """IoU and Dice of each class in the official colours, with the value, the interval as whisker and the mean as a line."""
+    """Plot IoU and Dice of each class as bars, with values, intervals as whiskers and the mean as a line."""
     intervals, every = metrics.get('intervals') or {}, metrics['classes']
-    gone = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
-    numbers = {name: number for number, name in enumerate(classes)}
-    classes = tuple(name for name in classes if name not in gone)
+    omitted = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
+    colours = {name: class_colours(name, number).official for number, name in enumerate(classes)}
+    classes = tuple(name for name in classes if name not in omitted)
     rows = np.arange(len(classes))
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(classes)), layout='constrained')
     for axis, key, mean in zip(figure.subplots(1, 2, sharey=True), ('IoU', 'Dice'), ('mIoU', 'mDice')):
         for row, name in enumerate(classes):
             value = every[name][key]
             if value is None:
-                axis.text(1, row, 'absent', va='center', fontsize=_FONT, color='#666666', style='italic')
+                axis.text(1, row, 'absent', fontsize=_FONT, **_ABSENT)
                 continue
-            axis.barh(row, value, height=0.72, color=_colour(name, numbers[name]), edgecolor=_EDGE, linewidth=0.8)
-            place = dict(transform=axis.get_yaxis_transform(), va='center', ha='right', fontsize=_FONT)
-            axis.text(1.11, row, f'{value:.1f}', **place)
-            lines = (intervals.get('classes') or {}).get(name) or {}
-            if lines.get(key) and lines.get('patients') != 1:  # of one patient there is no spread
-                _whisker(axis, row, *lines[key])
+            axis.barh(row, value, height=0.72, color=colours[name], edgecolor=EDGE, linewidth=0.8)
+            style = dict(transform=axis.get_yaxis_transform(), va='center', ha='right', fontsize=_FONT)
+            axis.text(1.11, row, f'{value:.1f}', **style)
+            interval = (intervals.get('classes') or {}).get(name) or {}
+            if interval.get(key) and interval.get('patients') != 1:  # one patient has no spread
+                _whisker(axis, row, *interval[key])
         if metrics.get(mean) is not None:
-            axis.axvline(metrics[mean], color=_EDGE, linestyle='--', linewidth=1, zorder=0)
+            axis.axvline(metrics[mean], color=EDGE, linestyle='--', linewidth=1, zorder=0)
             axis.text(metrics[mean], -0.75, f'{mean} {metrics[mean]:.1f}', ha='center', va='bottom', fontsize=_FONT)
         axis.set_xlim(0, 100)
         axis.set_xlabel(f'{key} (%)', fontsize=_FONT + 1)
@@ -189,15 +178,15 @@ def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
         axis.spines[['top', 'right']].set_visible(False)
     axis.set_ylim(len(classes) - 0.4, -0.8)
     if intervals.get('classes'):
-        text = f'whiskers: {intervals.get("level", 95)} % intervals, bootstrap over {intervals.get("patients")} '
-        figure.supxlabel(f'{text}{intervals.get("unit", "patient")}s', fontsize=_FONT - 1)
-    if gone:
-        _name_gone(figure, gone, 130)
+        units = f'{intervals.get("patients")} {intervals.get("unit", "patient")}s'
+        text = f'whiskers: {intervals.get("level", 95)} % intervals, bootstrap over {units}'
+        figure.supxlabel(text, fontsize=_FONT - 1)
+    _list_omitted(figure, omitted, 130)
     return figure
 
 
 def _whisker(axis: object, row: int, low: float, high: float) -> None:
-    """A black line on a white one, to be seen on every colour."""
+    """Draw a black line on a wider white one, so that it shows on every colour."""
     for width, colour in ((2.8, 'white'), (1.3, 'black')):
         style = dict(color=colour, zorder=3)
         axis.plot([low, high], [row, row], linewidth=width, solid_capstyle='butt', **style)
@@ -211,14 +200,14 @@ def plot_overlay(
     um_per_px: float | None = None,
     title: str = '',
 ) -> Figure:
-    """Image, ground truth and prediction side by side, and the legend of the classes seen.
+    """Plot image, ground truth and prediction side by side, with a legend of the classes present.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         truth: (H, W) uint8 train ids, 255 unannotated.
         prediction: (H, W) uint8 train ids.
-        um_per_px: for the scale bar; none is drawn without it.
-        title: the line above.
+        um_per_px: resolution for the scale bar; None omits it.
+        title: line above the panels.
     """
     height, width = truth.shape
     seen = [i for i in range(len(CLASSES)) if (truth == i).any() or (prediction == i).any()]
@@ -234,7 +223,8 @@ def plot_overlay(
     if um_per_px:
         _scale_bar(axes[0], um_per_px, height, width)
     axes[3].axis('off')
-    handles = [Patch(facecolor=_colour(CLASSES[i], i), edgecolor=_EDGE, label=CLASSES[i]) for i in seen]
+    colours = [class_colours(CLASSES[i], i).official for i in seen]
+    handles = [Patch(facecolor=c, edgecolor=EDGE, label=CLASSES[i]) for c, i in zip(colours, seen)]
     axes[3].legend(handles=handles, loc='upper left', frameon=False, fontsize=_FONT, borderpad=0, handlelength=1.2)
     figure.suptitle(title, fontsize=_FONT + 2, x=0.01, ha='left')
     return figure
@@ -248,8 +238,3 @@ def _scale_bar(axis: object, um_per_px: float, height: int, width: int) -> None:
     axis.add_patch(box)
     axis.add_patch(Rectangle((gap, bottom - thick), pixels, thick, facecolor='black'))
     axis.text(gap + pixels / 2, bottom - 1.6 * thick, f'{length} µm', ha='center', va='bottom', fontsize=_FONT - 1)
-
-
-def _colour(name: str, number: int) -> np.ndarray:
-    """The official colour, 0..1; that at the same place for a class of another table."""
-    return np.array(PALETTE[CLASSES.index(name) if name in CLASSES else number % len(PALETTE)]) / 255

@@ -1,53 +1,38 @@
-"""What is wrong in a config is found before anything is built."""
+"""Mistakes in a config are found before anything is built."""
 
 import copy
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, DEMO_CONFIG
+from config_example import CONFIG, example, load
+from conftest import DEMO_CONFIG
 from mmengine.config import Config
 
 from mmseg_ignite import apis
 from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.apis.checks import check_classes, check_parts, check_score_names
 from mmseg_ignite.apis.configuration import build_runner, resolved
-from mmseg_ignite.apis.options import apply_options
 from mmseg_ignite.apis.values import check_values
 from mmseg_ignite.datasets import IGNITECropDataset, IGNITEDataset
 from mmseg_ignite.errors import IgniteError
 
 
-@pytest.fixture(scope='module')
-def plain():
-    return Config.fromfile(str(CONFIG))
-
-
-def changed(plain, options):
-    """As load_config does; reading mmseg's base anew each time would take most of the time."""
-    cfg = copy.deepcopy(plain)
-    apply_options(cfg, options)
-    return resolved(cfg, options)
-
-
-CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
-
-
 @pytest.mark.parametrize('number', [5, 15, 17])
-def test_another_number_of_classes_is_refused_when_the_config_is_loaded(plain, number):
+def test_wrong_number_of_classes_is_refused_on_loading(number):
     with pytest.raises(IgniteError, match=f'num_classes is {number}.*16 classes') as error:
-        changed(plain, {'model.decode_head.num_classes': number})
+        load({'model.decode_head.num_classes': number})
     assert ('Unannotated is not a class' in str(error.value)) == (number == 17)
 
 
-def test_an_auxiliary_head_counts_too(tmp_path):
+def test_classes_of_an_auxiliary_head_are_checked(tmp_path):
     (tmp_path / 'c.py').write_text(
         f"_base_ = {str(CONFIG)!r}\nmodel = dict(auxiliary_head=[dict(type='FCNHead', num_classes=19)])\n"
     )
-    with pytest.raises(IgniteError, match=r'auxiliary_head\.0\.num_classes is 19'):
+    with pytest.raises(IgniteError, match=r'^model\.auxiliary_head\.0\.num_classes is 19'):
         load_config(tmp_path / 'c.py')
 
 
-def test_fewer_classes_need_all_data_sets_to_agree(tmp_path):
+def test_all_data_sets_of_a_run_must_agree_on_fewer_classes(tmp_path):
     meta = "dict(dataset=dict(metainfo=dict(classes=('Stroma', 'Liver'))))"
     (tmp_path / 'c.py').write_text(
         f'_base_ = {str(CONFIG)!r}\nmodel = dict(decode_head=dict(num_classes=2))\n'
@@ -70,28 +55,29 @@ def test_fewer_classes_need_all_data_sets_to_agree(tmp_path):
         ('param_scheduler.1.type', 'PolyLRR', 'did you mean PolyLR'),
     ],
 )
-def test_a_type_that_is_not_registered_is_named(plain, key, value, words):
+def test_unregistered_type_is_refused_with_a_suggestion(key, value, words):
     with pytest.raises(IgniteError, match=words) as error:
-        changed(plain, {key: value})
+        load({key: value})
     assert key in str(error.value) or value in str(error.value)
 
 
-def test_a_score_that_no_validation_gives_is_named(plain):
-    for options in (
-        {'default_hooks.checkpoint.save_best': 'mIou'},
-        {'default_hooks.checkpoint.save_best': ['mIoU', 'mDise']},
-    ):
-        with pytest.raises(IgniteError, match='save_best is .*did you mean (mIoU|mDice)'):
-            check_score_names(changed(plain, options))
+def best(name):
+    return dict(checkpoint=dict(save_best=name))
+
+
+def test_unknown_score_is_refused_with_a_suggestion():
+    for name in ('mIou', ['mIoU', 'mDise']):
+        with pytest.raises(IgniteError, match=r'save_best(\.1)? is .*did you mean (mIoU|mDice)\?'):
+            check_score_names(example(default_hooks=best(name)))
     for name in ('mIoU', 'mIoU_smoothed', 'kappa', 'auto', None, ['mIoU', 'aAcc']):
-        check_score_names(changed(plain, {'default_hooks.checkpoint.save_best': name}))
-    cfg = copy.deepcopy(plain)
-    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU_smoothed')]
+        check_score_names(example(default_hooks=best(name)))
     with pytest.raises(IgniteError, match='custom_hooks.0.monitor'):
-        check_score_names(cfg)
+        check_score_names(example(custom_hooks=[dict(type='EarlyStoppingHook', monitor='mIoU_smoothed')]))
+    with pytest.raises(IgniteError, match='save_best is .* computes no score'):
+        check_score_names(example(val_evaluator=None, custom_hooks=None, default_hooks=best('mIoU')))
 
 
-def test_a_wrong_score_is_refused_before_the_training(prepared, tmp_path):
+def test_unknown_score_is_refused_before_the_training(prepared, tmp_path):
     cfg = load_config(
         DEMO_CONFIG, {'data_root': str(prepared), 'default_hooks.checkpoint.save_best': 'mIou'}, str(tmp_path / 'w')
     )
@@ -100,7 +86,7 @@ def test_a_wrong_score_is_refused_before_the_training(prepared, tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
-@pytest.mark.parametrize('call', ['train', 'test', 'predict'])
+@pytest.mark.parametrize('call', [lambda cfg, checkpoint: train(cfg), apis.test, apis.Predictor])
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
@@ -109,18 +95,14 @@ def test_a_wrong_score_is_refused_before_the_training(prepared, tmp_path):
         ("model = 'segformer'", 'model.type and model.backbone:'),
     ],
 )
-def test_a_model_without_its_parts_is_refused_when_the_config_is_loaded(tmp_path, call, text, words):
+def test_incomplete_model_is_refused_on_loading(tmp_path, call, text, words):
     (tmp_path / 'c.py').write_text(text)
     with pytest.raises(IgniteError, match=rf'c\.py has no .*{words}'):
         load_config(tmp_path / 'c.py')
     cfg = Config.fromfile(str(tmp_path / 'c.py'))
     (tmp_path / 'c.pth').write_text('')
     with pytest.raises(IgniteError, match=words):
-        {
-            'train': lambda: train(cfg),
-            'test': lambda: apis.test(cfg, tmp_path / 'c.pth'),
-            'predict': lambda: apis.Predictor(cfg, tmp_path / 'c.pth'),
-        }[call]()
+        call(cfg, tmp_path / 'c.pth')
 
 
 NEEDED = {
@@ -130,65 +112,55 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(('task', 'part'), [(task, part) for task, parts in NEEDED.items() for part in parts])
-def test_a_part_that_a_run_needs_is_named(plain, tmp_path, task, part):
+def test_missing_part_of_a_run_is_named(tmp_path, task, part):
     run = train if task == 'training' else lambda cfg: apis.test(cfg, tmp_path / 'c.pth')
     (tmp_path / 'c.pth').write_text('')
-    for change in (lambda cfg: cfg.pop(part), lambda cfg: cfg.__setitem__(part, None)):
-        cfg = copy.deepcopy(plain)
-        change(cfg)
-        cfg.work_dir = str(tmp_path / 'w')
+    without, none = example(work_dir=str(tmp_path / 'w')), example(work_dir=str(tmp_path / 'w'), **{part: None})
+    without.pop(part)
+    for cfg in (without, none):
         with pytest.raises(IgniteError, match=f'has no {part}, which a {task} needs'):
             run(cfg)
     assert not (tmp_path / 'w').exists()
 
 
-def test_a_run_needs_the_parts_of_no_other_run(plain):
-    cfg = copy.deepcopy(plain)
-    for part in NEEDED['test']:
-        cfg[part] = None
-    check_parts(cfg, 'training')
-    for part in NEEDED['training'][3:]:
-        cfg[part] = None
-    check_parts(cfg, 'training')
-    cfg = copy.deepcopy(plain)
-    for part in NEEDED['training']:
-        cfg[part] = None
-    check_parts(cfg, 'test')
+def test_parts_of_other_runs_are_not_required():
+    check_parts(example(**dict.fromkeys(NEEDED['test'])), 'training')
+    check_parts(example(**dict.fromkeys(NEEDED['test'] + NEEDED['training'][3:])), 'training')
+    check_parts(example(**dict.fromkeys(NEEDED['training'])), 'test')
 
 
-@pytest.mark.parametrize(
-    ('task', 'loader'), [('training', 'train_dataloader'), ('training', 'val_dataloader'), ('test', 'test_dataloader')]
-)
-@pytest.mark.parametrize('pipeline', [None, []])
-def test_a_data_set_without_a_pipeline_is_refused(plain, task, loader, pipeline):
-    cfg = copy.deepcopy(plain)
-    cfg[loader].dataset.pipeline = pipeline
-    with pytest.raises(IgniteError, match=rf'^{loader}\.dataset\.pipeline of .*PackSegInputs'):
+RUNS = [('training', 'train_dataloader'), ('training', 'val_dataloader'), ('test', 'test_dataloader')]
+
+
+@pytest.mark.parametrize(('task', 'loader'), RUNS)
+def test_data_set_without_a_pipeline_is_refused(task, loader):
+    cfg = example()
+    for pipeline in (None, []):
+        cfg[loader].dataset.pipeline = pipeline
+        with pytest.raises(IgniteError, match=rf'^{loader}\.dataset\.pipeline of .*PackSegInputs'):
+            check_parts(cfg, task)
+    cfg[loader].dataset = None
+    with pytest.raises(IgniteError, match=rf'has no {loader}\.dataset, which a {task} needs'):
         check_parts(cfg, task)
 
 
 @pytest.mark.parametrize('task', NEEDED)
-def test_two_metrics_that_log_one_name_are_refused(plain, task):
+def test_metrics_that_log_the_same_score_are_refused(task):
     name = 'test_evaluator' if task == 'test' else 'val_evaluator'
     ours, stock = dict(type='TissueMetric'), dict(type='IoUMetric')
     for pair in ([ours, stock], [stock, ours], [ours, ours], [dict(ours, prefix='a'), dict(stock, prefix='a')]):
-        cfg = copy.deepcopy(plain)
-        cfg[name] = pair
         with pytest.raises(IgniteError, match=rf'{name} would both log mIoU: .*{name}\.1\.prefix=other'):
-            check_parts(cfg, task)
+            check_parts(example(**{name: pair}), task)
     for pair in (ours, [ours], [ours, dict(stock, prefix='other')], [dict(ours, prefix='a'), dict(ours, prefix='b')]):
-        cfg = copy.deepcopy(plain)
-        cfg[name] = pair
-        check_parts(cfg, task)
+        check_parts(example(**{name: pair}), task)
 
 
-def test_a_config_without_hooks_and_visualizer_trains(prepared, tmp_path):
+def test_config_without_hooks_visualizer_and_validation_trains(prepared, tmp_path):
     options = {'data_root': str(prepared), 'train_cfg.max_iters': 1, 'crops.crop_size': (64, 64)}
     options |= {'train_dataloader.batch_size': 2, 'train_dataloader.num_workers': 0}
     cfg = load_config(DEMO_CONFIG, options, str(tmp_path / 'w'))
-    for name in ('default_hooks', 'custom_hooks', 'visualizer', 'param_scheduler', 'log_processor', 'env_cfg'):
-        cfg.pop(name)
-    for name in ('val_dataloader', 'val_evaluator', 'val_cfg'):
+    optional = ('default_hooks', 'custom_hooks', 'visualizer', 'param_scheduler', 'log_processor', 'env_cfg')
+    for name in (*optional, 'val_dataloader', 'val_evaluator', 'val_cfg'):
         cfg.pop(name)
     cfg.train_cfg.pop('val_interval')
     cfg.optim_wrapper.pop('type')
@@ -204,8 +176,8 @@ def test_settings_that_contradict_the_prepared_labels_are_refused(prepared, kind
     kind(str(prepared), 'train', reduce_zero_label=False)
 
 
-def test_loaders_without_workers_need_nothing_else(plain):
-    cfg = changed(plain, {'train_dataloader.num_workers': 0, 'train_dataloader.prefetch_factor': 4})
+def test_settings_of_workers_are_removed_from_loaders_without_workers():
+    cfg = load({'train_dataloader.num_workers': 0, 'train_dataloader.prefetch_factor': 4})
     assert cfg.train_dataloader.persistent_workers is False and 'prefetch_factor' not in cfg.train_dataloader
     assert cfg.val_dataloader.persistent_workers is True
 
@@ -234,24 +206,24 @@ RIGHT = {
 
 
 @pytest.mark.parametrize('key', WRONG)
-def test_a_value_out_of_range_is_named_with_its_place(plain, key):
-    cfg = copy.deepcopy(plain)
+def test_value_out_of_range_is_refused(key):
+    cfg = example()
     for value in WRONG[key]:
         cfg.merge_from_dict({key: value})
         with pytest.raises(IgniteError, match=rf'^{key}(\.\w+)? is .*expected: correct it\.$'):
             check_values(cfg)
 
 
-def test_values_at_the_ends_of_their_ranges_pass(plain):
+def test_values_at_the_limits_of_their_ranges_are_accepted():
     for key, values in RIGHT.items():
-        cfg = copy.deepcopy(plain)
+        cfg = example()
         for value in values:
             parent, name = key.rsplit('.', 1)
             cfg.merge_from_dict({parent: {name: value}})
             check_values(cfg)
 
 
-def test_the_place_of_a_wrong_value_in_a_list_has_its_number():
+def test_value_out_of_range_in_a_list_is_named_with_its_index():
     cfg = Config(dict(model=dict(auxiliary_head=[dict(num_classes=16), dict(num_classes=0)])))
     with pytest.raises(IgniteError, match=r'^model\.auxiliary_head\.1\.num_classes is 0'):
         check_values(cfg)
@@ -269,14 +241,14 @@ def test_the_place_of_a_wrong_value_in_a_list_has_its_number():
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_mmengine_complains_of_while_it_builds_is_a_sentence(prepared, tmp_path, options):
+def test_errors_while_building_become_a_sentence(prepared, tmp_path, options):
     cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared), **options}, str(tmp_path / 'w'))
     with pytest.raises(IgniteError, match='cannot be built .*: correct the config'):
         build_runner(cfg, training=True)
 
 
 def test_schedules_start_from_the_scaled_learning_rate(prepared, tmp_path):
-    """Automatic scaling comes before the schedules, which remember the first rate, and is done once."""
+    """Schedules store the initial rate, so it must be scaled before they are built, and only once."""
     lr = float(np.random.default_rng().uniform(1e-4, 1e-3))
     options = {
         'data_root': str(prepared),
@@ -289,26 +261,38 @@ def test_schedules_start_from_the_scaled_learning_rate(prepared, tmp_path):
     base = min(group['initial_lr'] for group in runner.optim_wrapper.optimizer.param_groups)
     assert base == pytest.approx(3 * lr)
     before = runner.param_schedulers
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)  # as Runner.train does
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)  # like Runner.train
     assert runner.build_param_scheduler(before) == before
     assert min(group['initial_lr'] for group in runner.optim_wrapper.optimizer.param_groups) == base
 
 
-def test_a_config_of_the_caller_stays_as_it_is(plain, prepared, tmp_path):
-    cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared)}, str(tmp_path / 'w'))
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda cfg, checkpoint: train(cfg, weights='missing.pth', amp=True, minutes=1),
+        lambda cfg, checkpoint: apis.test(cfg, checkpoint, out=checkpoint, amp=True, shift='lab'),
+        apis.Predictor,
+    ],
+    ids=['train', 'test', 'predict'],
+)
+def test_config_of_the_caller_is_not_changed(prepared, tmp_path, call):
+    """Each call fails after it has resolved and modified its copy: at the weights, the output folder or the pipeline."""
+    (tmp_path / 'c.pth').write_text('')
+    paths = dict(data_root=str(prepared), work_dir=str(tmp_path / 'w'))
+    cfg = example(**paths, test_pipeline=[dict(type='NoSuchTransform')])
     before = copy.deepcopy(cfg)
-    for call in (lambda: train(cfg, weights='no.pth', amp=True, minutes=1), lambda: apis.test(cfg, 'no.pth', amp=True)):
-        with pytest.raises(IgniteError, match='no.pth'):
-            call()
-        assert cfg.pretty_text == before.pretty_text
-    assert 'data_root' not in plain.val_dataloader.dataset
-    assert (
-        resolved(plain).val_dataloader.dataset.data_root == 'data/ignite'
-        and 'data_root' not in plain.val_dataloader.dataset
-    )
+    with pytest.raises(IgniteError, match=r'missing\.pth|c\.pth is a file|NoSuchTransform'):
+        call(cfg, tmp_path / 'c.pth')
+    assert cfg.pretty_text == before.pretty_text and 'data_root' not in cfg.test_dataloader.dataset
 
 
-def test_a_work_dir_that_cannot_be_written_is_a_sentence(prepared, tmp_path):
+def test_data_sets_get_the_default_root():
+    cfg = example()
+    cfg.pop('data_root')
+    assert resolved(cfg).val_dataloader.dataset.data_root == 'data/ignite'
+
+
+def test_unwritable_work_dir_is_refused(prepared, tmp_path):
     (tmp_path / 'file').write_text('')
     for work_dir in (tmp_path / 'file' / 'w', '/proc/w'):
         cfg = load_config(DEMO_CONFIG, {'data_root': str(prepared)}, str(work_dir))

@@ -1,4 +1,4 @@
-"""Seeing the data as a user does: the folder that tools/browse_dataset.py fills."""
+"""The output folder of tools/browse_dataset.py."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def arguments(prepared, out, config=DEMO_CONFIG, crops=CROPS, draws=DRAWS):
 
 
 class Page(HTMLParser):
-    """Attributes of all tags, cells of the table's rows, and visible text; complains of tags that do not match."""
+    """Attributes of all tags, cells of the table, and visible text; fails on tags that do not match."""
 
     def __init__(self, path):
         super().__init__()
@@ -57,7 +57,7 @@ class Page(HTMLParser):
             self.text += data
 
     def column(self, name):
-        """{class: text of a column}."""
+        """Return {class: text of a column}."""
         return {row[0]: row[self.rows[0].index(name)] for row in self.rows[1:]}
 
 
@@ -85,7 +85,7 @@ def page(browsed):
     return Page(browsed / 'dataset.html')
 
 
-def test_folder_holds_what_was_made_and_what_was_there(browsed):
+def test_folder_contains_the_outputs_and_keeps_other_files(browsed):
     figures = {'class_pixels', 'class_presence', 'drawn_classes', 'resolutions', 'roi_sizes', 'stains'}
     pictures = {f'{name}.png' for name in figures} | {'crops_01.png', 'crops_02.png'}
     assert {p.name for p in browsed.iterdir()} == pictures | {
@@ -100,7 +100,7 @@ def test_folder_holds_what_was_made_and_what_was_there(browsed):
         assert Image.open(browsed / name).width > 600
 
 
-def test_page_needs_nothing_from_elsewhere(browsed, page):
+def test_page_is_self_contained(browsed, page):
     text = re.sub('base64,[^"]*', '', (browsed / 'dataset.html').read_text(encoding='utf-8'))
     assert not re.search(r'https?:|url\(|@import', text)
     assert {tag for tag, _ in page.tags}.isdisjoint({'script', 'link', 'iframe', 'object', 'base'})
@@ -115,7 +115,7 @@ def test_page_needs_nothing_from_elsewhere(browsed, page):
         assert Image.open(io.BytesIO(base64.b64decode(content))).format.lower() == kind
 
 
-def test_table_is_what_the_arrays_hold(prepared, page):
+def test_table_matches_the_arrays(prepared, page):
     index = json.loads((prepared / 'index.json').read_text())
     labels = {r['name']: np.load(label_path(prepared, r['name'])) for r in index['rois']}
     patients = {r['name']: r['patient'] for r in index['rois']}
@@ -130,24 +130,24 @@ def test_table_is_what_the_arrays_hold(prepared, page):
 
 
 def count(dataset):
-    """Pixels and holding crops of each class, and the annotated share, from whole samples."""
+    """Return pixels and crops of each class, and the annotated share, from complete samples."""
     labels = np.stack([dataset[0, n]['data_samples'].gt_sem_seg.data[0].numpy() for n in range(DRAWS)])
     classes = range(len(dataset.metainfo['classes']))
     holding = [int((labels == c).any((1, 2)).sum()) for c in classes]
     return [int((labels == c).sum()) for c in classes], holding, float((labels != IGNORE).mean())
 
 
-def test_drawn_shares_are_those_of_the_samples(prepared, page):
+def test_shares_match_the_samples(prepared, page):
     pixels, holding, annotated = count(dataset_of(prepared))
     for c, name in enumerate(CLASSES):
-        found = [page.column(x)[name] for x in ('share in the drawn crops', 'crops that hold it')]
+        found = [page.column(x)[name] for x in ('share in the sampled crops', 'crops that contain it')]
         expected = 100 * pixels[c] / sum(pixels), 100 * holding[c] / DRAWS
         assert [float(text.removesuffix(' %')) for text in found] == pytest.approx(expected, rel=0.051)
     assert f'{100 * annotated:.0f} % are annotated' in page.text
 
 
 def holds(sheet, picture):
-    """Whether a picture stands somewhere in a sheet, pixel for pixel."""
+    """Return whether a sheet contains a picture exactly."""
     height, width = picture.shape[:2]
     first = (sheet[: -height + 1, : -width + 1] == picture[0, 0]).all(-1)
     return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in np.argwhere(first))
@@ -162,7 +162,7 @@ def test_sheets_show_the_samples_in_rgb(prepared, browsed):
 
 
 def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypatch):
-    """The samples of such a config hold ids 0 and 1, in the config's order."""
+    """The samples of such a config have ids 0 and 1, in the order of the config."""
     config = tmp_path / 'two.py'
     train = json.loads((prepared / 'index.json').read_text())['splits']['patient-8-1-1']['train']
     labels = np.concatenate([np.load(label_path(prepared, n)).ravel() for n in train])
@@ -171,22 +171,22 @@ def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypa
     config.write_text(f'_base_ = [{str(DEMO_CONFIG)!r}]\n'
                       f'train_dataloader = dict(dataset=dict(metainfo=dict(classes={names})))\n'
                       'model = dict(decode_head=dict(num_classes=2))\n')  # fmt: skip
-    seen, sheets, plot_draws = [], [], dataset_plots.plot_draws
-    monkeypatch.setattr(dataset_plots, 'plot_draws', lambda draws: seen.append(draws) or plot_draws(draws))
+    seen, sheets, plot = [], [], dataset_plots.plot_sampled_crops
+    monkeypatch.setattr(dataset_plots, 'plot_sampled_crops', lambda crops: seen.append(crops) or plot(crops))
     monkeypatch.setattr(
-        'mmseg_ignite.apis.browsing.draw_contact_sheet',
+        'mmseg_ignite.visualization.training_crops.draw_contact_sheet',
         lambda crops, title: sheets.extend(crops) or Image.new('RGB', (9, 9)),
     )
     cfg = load_config(config, {'data_root': str(prepared), 'train_dataloader.dataset.crops.crop_size': (SIZE, SIZE)})
     path = browse(cfg, tmp_path / 'out', crops=3, draws=DRAWS)
     dataset = dataset_of(prepared, config)
-    (draws,) = seen
+    (sampled,) = seen
     pixels, holding, annotated = count(dataset)
-    assert draws.pixels[[high, low]].tolist() == pixels and draws.pixels.sum() == sum(pixels)
-    assert draws.holding[[high, low]].tolist() == holding
-    assert draws.annotated == pytest.approx(annotated)
+    assert sampled.pixels[[high, low]].tolist() == pixels and sampled.pixels.sum() == sum(pixels)
+    assert sampled.holding[[high, low]].tolist() == holding
+    assert sampled.annotated == pytest.approx(annotated)
     expected = [(labels == c).sum() if c in (low, high) else 0 for c in range(16)]
-    assert draws.data_pixels.tolist() == expected
+    assert sampled.data_pixels.tolist() == expected
     for n, crop in enumerate(sheets):
         ids = dataset[0, n]['data_samples'].gt_sem_seg.data[0].numpy()
         np.testing.assert_array_equal(crop.labels, np.select([ids == 0, ids == 1], [high, low], IGNORE))
@@ -194,7 +194,7 @@ def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypa
 
 
 STOCK = """_base_ = [{base!r}]
-train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', data_root='x', split='train', pipeline=[
+train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', split='train', pipeline=[
     dict(type='LoadIGNITERegion'),
     dict(type='RandomResize', scale=(224, 192), ratio_range=(2.0, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(64, 64)), dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]))
@@ -208,12 +208,12 @@ def test_stock_transforms_are_shown_with_a_note(prepared, tmp_path, monkeypatch)
     with result_file(out / 'drawn_classes.png') as partial:  # of an earlier call
         Image.new('L', (9, 9)).save(partial)
     monkeypatch.setattr(
-        'mmseg_ignite.apis.browsing.draw_contact_sheet',
+        'mmseg_ignite.visualization.training_crops.draw_contact_sheet',
         lambda crops, title: shown.append(crops) or Image.new('RGB', (9, 9)),
     )
     for _ in range(2):
         page = Page(browse(load_config(config, dict(data_root=str(prepared))), out, crops=2))
-    assert 'no stream of draws' in page.text and 'crops that hold it' not in page.rows[0]
+    assert 'no crop stream' in page.text and 'crops that contain it' not in page.rows[0]
     assert not (out / 'drawn_classes.png').exists()
     for first, again in zip(*shown):  # a function of the seed, at the resolution after resizing
         np.testing.assert_array_equal(first.image, again.image)
@@ -221,7 +221,7 @@ def test_stock_transforms_are_shown_with_a_note(prepared, tmp_path, monkeypatch)
         assert first.um_per_px == pytest.approx(0.5 * 96 / (2 * 192), rel=0.2)
 
 
-def test_hostile_names_are_text(prepared, tmp_path):
+def test_hostile_names_are_escaped(prepared, tmp_path):
     data, evil = tmp_path / '<b>data&', '<script>alert(1)</script>'
     shutil.copytree(prepared, data)
     index = json.loads((data / 'index.json').read_text())
@@ -234,11 +234,11 @@ def test_hostile_names_are_text(prepared, tmp_path):
     (data / 'index.json').write_text(json.dumps(index))
     cfg = load_config(DEMO_CONFIG, {'data_root': str(data), 'train_dataloader.dataset.crops.crop_size': (64, 64)})
     page = Page(browse(cfg, tmp_path / 'out', crops=1, draws=1))
-    assert evil in page.text and '<b>data&' in page.text  # the patient whose slides are blank is named
+    assert evil in page.text and '<b>data&' in page.text  # the patient with blank slides is listed
     assert not {'script', 'b', 'i'} & {tag for tag, _ in page.tags}
 
 
-def test_a_data_root_that_is_not_utf8(prepared, tmp_path):
+def test_data_root_that_is_not_utf8(prepared, tmp_path):
     data = tmp_path / os.fsdecode(b'r\xe9')
     data.symlink_to(prepared)
     cfg = load_config(DEMO_CONFIG, {'data_root': str(data), 'train_dataloader.dataset.crops.crop_size': (64, 64)})
@@ -246,7 +246,7 @@ def test_a_data_root_that_is_not_utf8(prepared, tmp_path):
 
 
 def wrong(prepared, tmp_path):
-    """Arguments that cannot work, and a word that the sentence must hold."""
+    """Return wrong arguments, each with a word that the error must contain."""
     (tmp_path / 'file').write_text('')
     texts = dict(
         other="train_dataloader = dict(dataset=dict(_delete_=True, type='ADE20KDataset', data_root='x'))",
@@ -276,22 +276,22 @@ def wrong(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('number', range(13))
-def test_a_wrong_call_is_one_sentence_and_status_2(prepared, tmp_path, capsys, number):
+def test_wrong_arguments_end_with_one_sentence_and_status_2(prepared, tmp_path, capsys, number):
     call, word = wrong(prepared, tmp_path)[number]
     assert tool('browse_dataset', *call) == 2
-    said = capsys.readouterr().err
-    assert word in said and 'Traceback' not in said
-    assert len([x for x in said.splitlines() if x.startswith('error: ')]) == 1
+    errors = capsys.readouterr().err
+    assert word in errors and 'Traceback' not in errors
+    assert len([x for x in errors.splitlines() if x.startswith('error: ')]) == 1
     assert not list(tmp_path.glob('out/*'))
 
 
-def test_nothing_asked_for_is_nothing_drawn(prepared, tmp_path):
+def test_without_crops_and_draws_their_pictures_are_omitted(prepared, tmp_path):
     assert tool('browse_dataset', *arguments(prepared, tmp_path / 'out', crops=0, draws=0)) == 0
     assert not list(tmp_path.glob('out/crops_*')) and not (tmp_path / 'out' / 'drawn_classes.png').exists()
 
 
-def test_sheets_beyond_the_room_of_the_page_stay_in_the_folder(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmseg_ignite.apis.browsing._SHEET_BYTES', 0)
+def test_sheets_that_do_not_fit_on_the_page_stay_in_the_folder(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmseg_ignite.visualization.training_crops._PAGE_BYTES', 0)
     assert tool('browse_dataset', *arguments(prepared, tmp_path, crops=1, draws=0)) == 0
     page = Page(tmp_path / 'dataset.html')
     assert [tag for tag, _ in page.tags].count('img') == 5 and '0 of 1 contact sheets' in page.text

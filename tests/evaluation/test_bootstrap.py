@@ -8,8 +8,8 @@ from mmseg_ignite.evaluation.comparison import comparison_table
 from mmseg_ignite.labels import CLASSES
 
 
-def some(rng, rois=14, patients=6, classes=16, extra=0):
-    """Matrices with absent classes, and their metadata."""
+def random_counts(rng, rois=14, patients=6, classes=16, extra=0):
+    """Return matrices with absent classes, and their metadata."""
     matrices = rng.integers(0, 200, (rois, classes, classes + extra)) * (rng.random((rois, classes, 1)) < 0.5)
     matrices[:, range(classes), range(classes)] *= rng.integers(2, 9, (rois, 1))
     metadata = [dict(roi=f'roi{i}', patient=str(i % patients)) for i in range(rois)]
@@ -17,10 +17,10 @@ def some(rng, rois=14, patients=6, classes=16, extra=0):
 
 
 @pytest.mark.parametrize('extra', [0, 1])
-def test_intervals_are_those_of_a_loop(extra):
-    """The same draws, each scored by itself from whole matrices."""
+def test_intervals_match_a_loop_over_samples(extra):
+    """Score each of the same draws separately, from complete matrices."""
     rng = np.random.default_rng()
-    matrices, metadata = some(rng, extra=extra)
+    matrices, metadata = random_counts(rng, extra=extra)
     found = intervals(matrices, metadata, CLASSES, 1500, seed=7)
     generator = np.random.Generator(np.random.Philox(7))
     by_patient = [matrices[p::6].sum(0) for p in range(6)]
@@ -40,30 +40,29 @@ def test_intervals_are_those_of_a_loop(extra):
     assert (found['unit'], found['patients'], found['level'], 'note' in found) == ('patient', 6, 95, False)
 
 
-def test_the_same_seed_gives_the_same_whatever_the_order():
+def test_intervals_depend_on_the_seed_but_not_on_the_order():
     rng = np.random.default_rng()
-    matrices, metadata = some(rng)
+    matrices, metadata = random_counts(rng)
     order = rng.permutation(len(metadata))
     one = intervals(matrices, metadata, CLASSES, 500)
     assert one == intervals(matrices[order], [metadata[i] for i in order], CLASSES, 500)
     assert one['figures'] != intervals(matrices, metadata, CLASSES, 500, seed=1)['figures']
 
 
-def test_patients_are_drawn_and_not_rois():
-    """Copies of an ROI add nothing when its patient is drawn whole; drawn as ROIs they feign certainty."""
-    matrices, metadata = some(np.random.default_rng(), 6, 6)
+def test_patients_are_resampled_rather_than_rois():
+    """Copies of an ROI do not narrow the intervals, unless patients are unknown and ROIs are resampled."""
+    matrices, metadata = random_counts(np.random.default_rng(), 6, 6)
     copies = np.repeat(matrices, 9, 0)
-    whole = intervals(copies, [dict(roi=f'{i}', patient=str(i // 9)) for i in range(54)], CLASSES, 2000)
+    by_patient = intervals(copies, [dict(roi=f'{i}', patient=str(i // 9)) for i in range(54)], CLASSES, 2000)
     few = intervals(matrices, metadata, CLASSES, 2000)['figures']
-    assert all(whole['figures'][k] == pytest.approx(v) for k, v in few.items())
-    apart = intervals(copies, [dict(roi=f'{i}') for i in range(54)], CLASSES, 2000)
-    assert apart['unit'] == 'ROI' and 'too narrow' in apart['note']
-    width = {k: np.ptp(r['figures']['aAcc']) for k, r in (('whole', whole), ('apart', apart))}
-    assert width['apart'] < 0.6 * width['whole']
+    assert all(by_patient['figures'][k] == pytest.approx(v) for k, v in few.items())
+    by_roi = intervals(copies, [dict(roi=f'{i}') for i in range(54)], CLASSES, 2000)
+    assert by_roi['unit'] == 'ROI' and 'too narrow' in by_roi['note']
+    assert np.ptp(by_roi['figures']['aAcc']) < 0.6 * np.ptp(by_patient['figures']['aAcc'])
 
 
-def test_intervals_cover_what_they_promise():
-    """Of 150 test sets of 30 patients, about 95 % of the intervals hold the true accuracy."""
+def test_coverage_of_the_intervals():
+    """About 95 % of the intervals of 150 test sets of 30 patients contain the true accuracy."""
     rng, covered = np.random.default_rng(0), 0
     for _ in range(150):
         right = rng.beta(6, 2, 30)
@@ -76,18 +75,18 @@ def test_intervals_cover_what_they_promise():
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_few_patients_are_said():
-    matrices, metadata = some(np.random.default_rng(), 5, 2)
+def test_few_patients_and_few_samples():
+    matrices, metadata = random_counts(np.random.default_rng(), 5, 2)
     assert 'only 2 patients' in intervals(matrices, metadata, CLASSES, 100)['note']
     with pytest.raises(IgniteError, match='samples'):
         intervals(matrices, metadata, CLASSES, 99)
 
 
-def test_paired_is_that_of_a_loop():
+def test_paired_bootstrap_matches_a_loop_over_samples():
     rng = np.random.default_rng()
-    a, metadata = some(rng)
+    a, metadata = random_counts(rng)
     b = a.copy()
-    b[:, :, :8] = b[:, :, 7::-1]  # other predictions, the same truth
+    b[:, :, :8] = b[:, :, 7::-1]  # different predictions, the same ground truth
     found = paired(a, b, metadata, CLASSES, 800, seed=3)
     generator = np.random.Generator(np.random.Philox(3))
     differences = []
@@ -115,23 +114,23 @@ def evaluation(matrices, metadata, order=None):
     )  # fmt: skip
 
 
-def test_compare_matches_by_name_and_turns_round():
+def test_compare_matches_rois_by_name_and_is_antisymmetric():
     rng = np.random.default_rng()
-    a, metadata = some(rng)
+    a, metadata = random_counts(rng)
     b = np.roll(a, 1, axis=2)
-    there = compare(evaluation(a, metadata), evaluation(b, metadata, rng.permutation(len(metadata))), 400)
-    back = compare(evaluation(b, metadata), evaluation(a, metadata), 400)
+    forward = compare(evaluation(a, metadata), evaluation(b, metadata, rng.permutation(len(metadata))), 400)
+    backward = compare(evaluation(b, metadata), evaluation(a, metadata), 400)
     for key in ('mIoU', 'aAcc'):
-        one, two = there['figures'][key], back['figures'][key]
+        one, two = forward['figures'][key], backward['figures'][key]
         assert one['difference'] == pytest.approx(-two['difference'])
         assert one['interval'] == pytest.approx([-x for x in two['interval'][::-1]])
         assert one['b_better'] == pytest.approx(100 - two['b_better'])
-    assert 'B is worse than A' in comparison_table(there) or 'No clear' in comparison_table(there)
+    assert 'B is worse than A' in comparison_table(forward) or 'No clear' in comparison_table(forward)
 
 
-def test_a_run_equals_itself_and_a_better_one_is_told():
+def test_verdict_on_equal_and_better_runs():
     rng = np.random.default_rng()
-    a, metadata = some(rng)
+    a, metadata = random_counts(rng)
     same = compare(evaluation(a, metadata), evaluation(a, metadata), 200)
     assert same['figures']['mIoU'] | dict(a=0, b=0) == dict(a=0, b=0, difference=0, interval=[0, 0], b_better=50)
     perfect = np.zeros_like(a)
@@ -141,8 +140,8 @@ def test_a_run_equals_itself_and_a_better_one_is_told():
     assert 'B is better than A' in comparison_table(better)
 
 
-def test_runs_that_do_not_compare_are_one_sentence():
-    a, metadata = some(np.random.default_rng())
+def test_incomparable_runs_are_rejected():
+    a, metadata = random_counts(np.random.default_rng())
     one = evaluation(a, metadata)
     with pytest.raises(IgniteError, match='only A has roi0, roi1, roi2 and 1 more'):
         compare(one, evaluation(a, metadata, list(range(4, 14))))
@@ -150,5 +149,5 @@ def test_runs_that_do_not_compare_are_one_sentence():
         changed = a.copy()
         changed[3, 2, 1] += 1
         compare(one, evaluation(changed, metadata))
-    with pytest.raises(IgniteError, match='other classes'):
+    with pytest.raises(IgniteError, match='different classes'):
         compare(one, Evaluation(one.names, a, tuple(c.upper() for c in CLASSES), metadata))

@@ -12,7 +12,7 @@ from mmseg_ignite.evaluation.boundary import boundary_counts, boundary_scores, e
 
 
 def brute_force(truth, prediction, classes, tolerance, um_per_px):
-    """The definition, pixel by pixel."""
+    """Apply the definition pixel by pixel."""
     height, width = truth.shape
     points = []
     for labels in (truth, prediction):
@@ -40,7 +40,7 @@ def brute_force(truth, prediction, classes, tolerance, um_per_px):
 
 
 def maps(rng, shape, classes):
-    """Patchy truth with an unannotated part, and a prediction that shifts and errs."""
+    """Return a patchy ground truth with an unannotated part, and a shifted prediction with errors."""
     small = rng.integers(0, classes, [-(-s // 4) for s in shape]).astype(np.uint8)
     truth = np.kron(small, np.ones((4, 4), np.uint8))[: shape[0], : shape[1]]
     prediction = np.roll(truth, rng.integers(-2, 3, 2), (0, 1))
@@ -54,7 +54,7 @@ def maps(rng, shape, classes):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([(0.5, 0.5), (1.0, 0.5), (2.0, 0.4), (3.3, 0.61), (0.1, 0.5)]))
-def test_counts_are_those_of_brute_force(seed, lengths):
+def test_counts_match_brute_force(seed, lengths):
     rng = np.random.default_rng(seed)
     shape, classes = tuple(rng.integers(1, 22, 2)), int(rng.integers(1, 5))
     truth, prediction = maps(rng, shape, classes)
@@ -63,9 +63,9 @@ def test_counts_are_those_of_brute_force(seed, lengths):
     )
 
 
-@pytest.mark.parametrize('reach', [3, 5, 13, 40, 260])
-def test_large_maps_against_scipys_exact_distances(reach):
-    """Far boundaries too: reaches are Pythagorean, so many distances lie exactly at the limit."""
+@pytest.mark.parametrize('tolerance_px', [3, 5, 13, 40, 260])
+def test_large_maps_match_scipy_distance_transforms(tolerance_px):
+    """Tolerances are Pythagorean numbers, so many distances are exactly at the limit."""
     rng = np.random.default_rng()
 
     def blobs():
@@ -75,22 +75,22 @@ def test_large_maps_against_scipys_exact_distances(reach):
     truth, prediction = blobs(), blobs()
     truth[:100, :200] = 255
     annotated = truth != 255
-    found = boundary_counts(truth, prediction, 3, reach * 0.4, 0.4)
+    found = boundary_counts(truth, prediction, 3, tolerance_px * 0.4, 0.4)
     for c in range(3):
         one, two = (edges(labels, annotated) & (labels == c) for labels in (truth, prediction))
         far = [ndimage.distance_transform_edt(~mask) for mask in (two, one)]
-        expected = [one.sum(), (far[0][one] <= reach).sum(), two.sum(), (far[1][two] <= reach).sum()]
+        expected = [one.sum(), (far[0][one] <= tolerance_px).sum(), two.sum(), (far[1][two] <= tolerance_px).sum()]
         assert list(found[c]) == expected
 
 
-def test_unannotated_pixels_and_the_border_make_no_boundary():
+def test_unannotated_areas_and_the_border_have_no_boundary():
     truth = np.zeros((20, 20), np.uint8)
     truth[5:15, 5:15] = 255
     prediction = np.where(truth == 255, 3, 0).astype(np.uint8)
     assert not boundary_counts(truth, prediction, 4, 1.0, 0.5).any()
 
 
-def test_a_shift_is_forgiven_up_to_the_tolerance():
+def test_shifts_up_to_the_tolerance_are_matched():
     truth = np.repeat(np.arange(40) >= 20, 30).reshape(40, 30).astype(np.uint8)
     prediction = np.roll(truth, 3, 0)
     prediction[:3] = 0
@@ -101,7 +101,7 @@ def test_a_shift_is_forgiven_up_to_the_tolerance():
         assert found['mean_NSD'] == expected and found['tolerance_um'] == tolerance
 
 
-def test_scores_by_hand():
+def test_scores_computed_by_hand():
     counts = np.array([[10, 5, 20, 20], [8, 0, 0, 0], [0, 0, 7, 0]])
     found = boundary_scores(counts, ('a', 'b', 'c'), 2.0)
     assert found['classes']['a'] == dict(
@@ -111,7 +111,7 @@ def test_scores_by_hand():
     assert found['mean_NSD'] == pytest.approx(100 * 25 / 60)
 
 
-def test_lengths_that_are_none():
+def test_invalid_lengths_are_rejected():
     labels = np.zeros((3, 3), np.uint8)
     for tolerance in (0, -1, float('nan'), float('inf')):
         with pytest.raises(IgniteError, match='tolerance'):

@@ -1,22 +1,23 @@
-"""Counting and scoring against loops, mmseg's IoUMetric and scikit-learn."""
+"""Counts and scores compared with loops and scikit-learn."""
 
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmseg_ignite.evaluation import confusion_matrix, scores
-from mmseg_ignite.evaluation.confusion import OVERALL, PER_CLASS, Marginals, figures, table
+from mmseg_ignite.evaluation.confusion import OVERALL, PER_CLASS, Marginals, score_arrays
+from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.labels import CLASSES
 
 
 @given(st.integers(0, 2**32), st.integers(1, 20), st.sampled_from([np.uint8, np.int64]))
-def test_confusion_is_a_brute_force_count(seed, classes, dtype):
+def test_confusion_matrix_matches_brute_force(seed, classes, dtype):
     rng = np.random.default_rng(seed)
     truth = rng.choice([*range(classes), 255], (7, 6)).astype(dtype)
     prediction = rng.integers(0, classes, (7, 6)).astype(dtype)
-    prediction[truth == 255] = rng.integers(0, 256)  # says nothing there
+    prediction[truth == 255] = rng.integers(0, 256)  # must be ignored
     expected = np.zeros((classes, classes), np.int64)
     for t, p in zip(truth.ravel(), prediction.ravel()):
         if t != 255:
@@ -26,7 +27,7 @@ def test_confusion_is_a_brute_force_count(seed, classes, dtype):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_counts_are_exact_beyond_what_a_float_holds():
+def test_counts_are_exact_beyond_float32():
     truth = np.full((4100, 4100), 15, np.uint8)  # 16.81 million px, more than 2 ** 24
     truth[0, :3] = 0, 255, 255
     found = confusion_matrix(truth, np.full_like(truth, 15), 16)
@@ -34,7 +35,7 @@ def test_counts_are_exact_beyond_what_a_float_holds():
 
 
 @pytest.mark.parametrize('classes', [3, 16, 19])
-def test_a_large_map_is_counted_as_by_scikit_learn(classes):
+def test_large_maps_match_scikit_learn(classes):
     rng = np.random.default_rng()
     truth, prediction = rng.integers(0, classes, (2, 911, 777)).astype(np.uint8)
     truth[rng.random(truth.shape) < 0.1] = 255
@@ -49,18 +50,19 @@ def test_a_large_map_is_counted_as_by_scikit_learn(classes):
     ('truth', 'prediction', 'word'),
     [(16, 0, 'truth'), (254, 3, 'truth'), (0, 16, 'prediction'), (2, 255, 'prediction')],
 )
-def test_ids_out_of_range_are_refused(dtype, truth, prediction, word):
+def test_ids_out_of_range_are_rejected(dtype, truth, prediction, word):
     with pytest.raises(ValueError, match=f'the {word} holds'):
         confusion_matrix(np.array([[0, truth]], dtype), np.array([[0, prediction]], dtype), 16)
 
 
-def test_other_shapes_are_refused():
+def test_different_shapes_are_rejected():
     with pytest.raises(ValueError, match='shape'):
         confusion_matrix(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 16)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 16))
-def test_scores_are_those_of_scikit_learn(seed, classes):
+def test_scores_match_scikit_learn(seed, classes):
     rng = np.random.default_rng(seed)
     truth, prediction = rng.integers(0, classes, (2, 300))
     truth = np.where(rng.random(300) < 0.4, prediction, truth)
@@ -71,8 +73,10 @@ def test_scores_are_those_of_scikit_learn(seed, classes):
     ids = list(range(classes))
     for key, score in (('IoU', sklearn.metrics.jaccard_score), ('Dice', sklearn.metrics.f1_score),
                        ('Precision', sklearn.metrics.precision_score), ('Recall', sklearn.metrics.recall_score)):  # fmt: skip
-        undefined = 0 if key == 'IoU' else np.nan  # of a class in neither map; jaccard_score knows no NaN
-        expected = 100 * score(truth, prediction, labels=ids, average=None, zero_division=undefined)
+        undefined_score = (
+            0 if key == 'IoU' else np.nan
+        )  # for a class in neither map; jaccard_score does not support NaN
+        expected = 100 * score(truth, prediction, labels=ids, average=None, zero_division=undefined_score)
         for i, name in enumerate(names):
             row = found['classes'][name]
             assert row['pixels'] == (truth == i).sum() and row['predicted_pixels'] == (prediction == i).sum()
@@ -84,7 +88,7 @@ def test_scores_are_those_of_scikit_learn(seed, classes):
 
 @given(st.integers(0, 2**32))
 def test_means_over_present_and_over_all_classes(seed):
-    """By hand: a class in neither map is in no mean, one predicted only is 0 in the means over all classes."""
+    """A class in neither map is in no mean; one that is only predicted counts 0 in the means over all classes."""
     rng = np.random.default_rng(seed)
     matrix = rng.integers(0, 50, (6, 6)) * (rng.random((6, 6)) < 0.5)
     matrix[rng.integers(6)] = 0
@@ -108,9 +112,9 @@ def test_properties_of_the_scores(seed, classes, factor):
     assert all(0 <= one[k] <= 100 for k in OVERALL if k != 'kappa') and -1 <= one['kappa'] <= 1
     for row in one['classes'].values():
         assert row['Dice'] == pytest.approx(200 * row['IoU'] / (100 + row['IoU']))
-    more = scores(matrix * factor, names)  # the number of pixels says nothing
+    more = scores(matrix * factor, names)  # independent of the number of pixels
     order = rng.permutation(classes)
-    turned = scores(matrix[np.ix_(order, order)], [names[i] for i in order])  # nor does the order of classes
+    turned = scores(matrix[np.ix_(order, order)], [names[i] for i in order])  # and of the class order
     swapped = scores(matrix.T, names)
     for key in OVERALL:
         assert more[key] == pytest.approx(one[key]) and turned[key] == pytest.approx(one[key])
@@ -121,7 +125,7 @@ def test_properties_of_the_scores(seed, classes, factor):
         assert turned['classes'][name]['IoU'] == pytest.approx(one['classes'][name]['IoU'])
 
 
-def test_pixels_without_prediction_lower_their_class_and_no_other():
+def test_pixels_without_prediction_lower_only_their_own_class():
     matrix = np.diag([100, 100, 100])
     found = scores(np.hstack([matrix, [[100], [0], [0]]]), CLASSES[:3])
     assert [found['classes'][c]['IoU'] for c in CLASSES[:3]] == [50, 100, 100]
@@ -129,21 +133,21 @@ def test_pixels_without_prediction_lower_their_class_and_no_other():
     assert found['aAcc'] == 75
 
 
-def test_many_matrices_at_once_are_each_by_itself():
+def test_stacked_matrices_are_scored_independently():
     rng = np.random.default_rng()
     matrices = rng.integers(0, 9, (5, 4, 8, 9)) * (rng.random((5, 4, 8, 1)) < 0.7)
-    found = figures(Marginals.of(matrices))
-    for place in np.ndindex(5, 4):
-        one = scores(matrices[place], CLASSES[:8])
+    found = score_arrays(Marginals.of(matrices))
+    for index in np.ndindex(5, 4):
+        one = scores(matrices[index], CLASSES[:8])
         for key in OVERALL:
-            assert found[key][place] == pytest.approx(one[key] if one[key] is not None else np.nan, nan_ok=True)
+            assert found[key][index] == pytest.approx(one[key] if one[key] is not None else np.nan, nan_ok=True)
         for i, name in enumerate(CLASSES[:8]):
             for key in PER_CLASS:
                 if one['classes'][name][key] is not None:
-                    assert found[key][place][i] == one['classes'][name][key]
+                    assert found[key][index][i] == one['classes'][name][key]
 
 
-def test_nothing_annotated_is_said_and_not_nan():
+def test_scores_without_annotated_pixels_are_none():
     result = scores(np.zeros((16, 16), np.int64), CLASSES)
     assert all(result[key] is None for key in OVERALL)
     assert 'nothing to score' in table(result)

@@ -7,19 +7,17 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation.groupings import (
     IGNITE_6,
     check_groupings,
-    group_intervals,
     group_matrix,
     group_members,
     group_scores,
-    published_intervals,
     published_scores,
 )
 from mmseg_ignite.labels import CLASSES
 
 
 @given(st.integers(0, 2**32))
-def test_a_grouping_relabels_the_pixels(seed):
-    """Against relabelled pixels, with classes in no group and pixels without prediction (number 16)."""
+def test_group_matrix_matches_relabelled_pixels(seed):
+    """Include classes in no group and pixels without a prediction (id 16)."""
     rng = np.random.default_rng(seed)
     truth, prediction = rng.integers(0, 16, 400), rng.integers(0, 17, 400)
     which = rng.integers(-1, 3, 16)  # -1: in no group
@@ -33,29 +31,29 @@ def test_a_grouping_relabels_the_pixels(seed):
     np.testing.assert_array_equal(group_matrix(matrix, group_members(grouping, CLASSES)), expected)
 
 
-def test_ignite_6_holds_every_class_once():
+def test_ignite_6_contains_every_class_once():
     members = group_members(IGNITE_6, CLASSES)
     assert sorted(i for ids in members.values() for i in ids) == list(range(16))
     assert len(members['Rest']) == 10 and members['Stroma + Inflammation'] == [3, 4]
 
 
-def test_mistakes_within_a_group_are_none():
+def test_confusion_within_a_group_is_correct():
     matrix = np.zeros((16, 16), np.int64)
     matrix[3, 4], matrix[4, 3], matrix[1, 3] = 30, 20, 50
-    found = group_scores(matrix, group_members(IGNITE_6, CLASSES))
+    found = group_scores(matrix[None], group_members(IGNITE_6, CLASSES))
     assert found['aAcc'] == 50 and found['classes_present'] == 2
     assert found['groups']['Stroma + Inflammation']['IoU'] == 50 and found['groups']['Rest']['IoU'] is None
 
 
 @given(st.integers(0, 2**32))
-def test_published_dice_by_hand(seed):
-    """Pixel by pixel: those with Background as truth are gone, then Dice of each class and group."""
+def test_published_dice_matches_pixels(seed):
+    """Remove the pixels whose truth is Background and compute the Dice of each class and group."""
     rng = np.random.default_rng(seed)
     truth, prediction = rng.integers(0, 12, 500), rng.integers(0, 16, 500)
     prediction = np.where(rng.random(500) < 0.5, truth, prediction)
     matrix = np.zeros((16, 16), np.int64)
     np.add.at(matrix, (truth, prediction), 1)
-    found = published_scores(matrix)
+    found = published_scores(matrix[None])
     truth, prediction = truth[truth != 0], prediction[truth != 0]
 
     def dice(t, p):
@@ -77,14 +75,14 @@ def test_published_dice_by_hand(seed):
     assert found['groups_mean_dice'] == pytest.approx(np.mean(list(each.values())))
 
 
-def test_published_scores_of_nothing_are_none():
-    found = published_scores(np.zeros((16, 16), np.int64))
+def test_published_scores_without_annotated_pixels_are_none():
+    found = published_scores(np.zeros((1, 16, 16), np.int64))
     assert found['micro_dice'] is found['mean_dice'] is found['groups_mean_dice'] is None
 
 
 @pytest.mark.parametrize('extra', [0, 1])
-def test_intervals_of_groups_and_of_the_published_protocol_are_those_of_a_loop(extra):
-    """The same draws, each scored by itself; a column of pixels without prediction is left out by the protocol alone."""
+def test_intervals_of_groups_and_published_scores_match_a_loop(extra):
+    """Score each of the same draws separately; only the published scores ignore pixels without a prediction."""
     rng = np.random.default_rng()
     counts = rng.integers(0, 99, (12, 16, 16 + extra)) * (rng.random((12, 16, 1)) < 0.6)
     metadata = [dict(roi=f'roi{i}', patient=str(i % 6)) for i in range(12)]
@@ -96,7 +94,8 @@ def test_intervals_of_groups_and_of_the_published_protocol_are_those_of_a_loop(e
         known = [v for v in values if v is not None]
         return pytest.approx(list(np.percentile(known, [2.5, 97.5]))) if known else None
 
-    found, each = published_intervals(counts, metadata, 300, 5), [published_scores(p) for p in pooled]
+    found = published_scores(counts, metadata, 300, 5)['intervals']
+    each = [published_scores(p[None]) for p in pooled]
     for key in ('micro_dice', 'mean_dice', 'groups_micro_dice', 'groups_mean_dice'):
         assert found[key] == middle([one[key] for one in each])
     for key in ('classes', 'groups'):
@@ -106,7 +105,8 @@ def test_intervals_of_groups_and_of_the_published_protocol_are_those_of_a_loop(e
     assert found['patients']['classes']['Stroma'] == sum(m[3, :16].any() for m in by_patient)
 
     members = group_members(IGNITE_6, CLASSES)
-    found, each = group_intervals(counts, metadata, members, 300, 5), [group_scores(p, members) for p in pooled]
+    found = group_scores(counts, members, metadata, 300, 5)['intervals']
+    each = [group_scores(p[None], members) for p in pooled]
     for key in ('mIoU', 'mDice', 'mAcc', 'aAcc'):
         assert found['figures'][key] == middle([one[key] for one in each])
     for name in members:
@@ -129,13 +129,13 @@ def test_intervals_of_groups_and_of_the_published_protocol_are_those_of_a_loop(e
         (['Muscle'], 'expected'),
     ],
 )
-def test_wrong_groupings_are_one_sentence(grouping, word):
+def test_invalid_groupings_are_rejected(grouping, word):
     with pytest.raises(IgniteError, match=word) as error:
         check_groupings({'mine': grouping}, CLASSES)
     assert 'mine' in str(error.value)
 
 
-def test_built_in_groupings_go_with_the_16_classes_only():
+def test_built_in_groupings_require_the_16_classes():
     assert list(check_groupings(None, CLASSES)) == ['ignite-6']
     assert check_groupings({'x': {'a': ['Muscle']}}, ('Muscle', 'Liver')) == {'x': {'a': [0]}}
     with pytest.raises(IgniteError, match='groupings'):

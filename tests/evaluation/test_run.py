@@ -1,4 +1,4 @@
-"""The raw counts as a file, and everything that is made of them."""
+"""Counts of a run: saving, loading, pooling, and the files computed from them."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ from mmseg_ignite.evaluation.run import score_roi
 from mmseg_ignite.labels import CLASSES
 
 
-def collected(rng, rois=12, **options):
-    """An evaluation of small random ROIs, and their truths and predictions (255: nothing predicted)."""
+def random_run(rng, rois=12, **options):
+    """Return an evaluation of small random ROIs and their (truth, prediction); 255 means nothing predicted."""
     results, maps = [], []
     for i in range(rois):
         truth = rng.choice([0, 1, 3, 4, 255], (20, 24)).astype(np.uint8)
@@ -30,8 +30,8 @@ def collected(rng, rois=12, **options):
     return Evaluation.collect(results, CLASSES, options.get('tolerance')), maps
 
 
-def test_holes_in_a_prediction_are_errors_of_their_class():
-    evaluation, maps = collected(np.random.default_rng(), holes=True)
+def test_missing_predictions_are_errors_of_their_class():
+    evaluation, maps = random_run(np.random.default_rng(), holes=True)
     truth, prediction = (np.concatenate([m[i].ravel() for m in maps]) for i in (0, 1))
     result = evaluation.metrics(samples=0)
     for i, name in enumerate(CLASSES):
@@ -39,16 +39,16 @@ def test_holes_in_a_prediction_are_errors_of_their_class():
         assert row['pixels'] == (truth == i).sum()
         if row['pixels']:
             hit = ((truth == i) & (prediction == i)).sum()
-            said = ((prediction == i) & (truth != 255)).sum()
-            assert row['IoU'] == pytest.approx(100 * hit / (row['pixels'] + said - hit))
+            predicted = ((prediction == i) & (truth != 255)).sum()
+            assert row['IoU'] == pytest.approx(100 * hit / (row['pixels'] + predicted - hit))
     assert result['aAcc'] == pytest.approx(100 * (truth == prediction)[truth != 255].mean())
     assert evaluation.matrices.shape == (12, 16, 16)
     assert any(row['confused'] is not None for row in result['worst_rois'])
 
 
 @pytest.mark.parametrize('options', [{}, dict(holes=True, tolerance=1.0)])
-def test_a_file_gives_back_what_was_saved(tmp_path, options):
-    evaluation, _ = collected(np.random.default_rng(), **options)
+def test_save_and_load(tmp_path, options):
+    evaluation, _ = random_run(np.random.default_rng(), **options)
     evaluation.save(tmp_path / 'confusion.npz')
     for path in (tmp_path, tmp_path / 'confusion.npz'):
         again = Evaluation.load(path)
@@ -59,9 +59,9 @@ def test_a_file_gives_back_what_was_saved(tmp_path, options):
         assert ('boundary' in data) == ('unpredicted' in data) == bool(options)
 
 
-def test_files_without_metadata_load(tmp_path):
-    """As earlier versions wrote them; their patients are not known."""
-    evaluation, _ = collected(np.random.default_rng())
+def test_files_without_metadata_are_loaded(tmp_path):
+    """Earlier versions wrote no metadata, so patients are unknown."""
+    evaluation, _ = random_run(np.random.default_rng())
     np.savez_compressed(
         tmp_path / 'old.npz', names=evaluation.names, matrices=evaluation.matrices, classes=np.array(CLASSES)
     )
@@ -71,10 +71,10 @@ def test_files_without_metadata_load(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['text', 'keys', 'shape', 'missing', 'twice', 'json', 'others', 'fewer'])
-def test_what_is_no_run_is_one_sentence(tmp_path, kind):
+def test_invalid_files_are_rejected_in_one_sentence(tmp_path, kind):
     path, eye = tmp_path / 'confusion.npz', np.eye(16, dtype=int)[None]
     if kind == 'text':
-        path.write_text('no npz')
+        path.write_text('text')
     elif kind == 'keys':
         np.savez(path, other=eye)
     elif kind == 'shape':
@@ -92,8 +92,8 @@ def test_what_is_no_run_is_one_sentence(tmp_path, kind):
     assert str(error.value).count('\n') == 0
 
 
-def test_a_run_folder_holds_what_the_schema_says(tmp_path):
-    evaluation, maps = collected(np.random.default_rng(), tolerance=1.5)
+def test_run_folder_matches_the_documentation(tmp_path):
+    evaluation, maps = random_run(np.random.default_rng(), tolerance=1.5)
     context = dict(checkpoint='x.pth', config='c.py', split='test', protocol='official')
     result = write_run(tmp_path, evaluation, context, {'mine': {'Glass': ['Background'], 'Tissue': 'rest'}}, 300, 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -122,10 +122,10 @@ def test_a_run_folder_holds_what_the_schema_says(tmp_path):
         assert row['IoU Liver'] == ''
 
 
-def test_strata_are_the_scores_of_their_rois_alone():
-    evaluation, maps = collected(np.random.default_rng())
+def test_strata_are_scored_from_their_own_rois():
+    evaluation, maps = random_run(np.random.default_rng())
     strata = evaluation.metrics(samples=0)['strata']
-    assert list(strata) == ['patient', 'scanner']  # organ has one value, source another for each ROI
+    assert list(strata) == ['patient', 'scanner']  # organ has a single value, source a different one per ROI
     assert list(strata['patient']) == ['6', '7', '8', '9', '10', '11']
     chosen = [confusion_matrix(*maps[i], 16) for i in range(1, 12, 2)]
     alone = scores(sum(chosen), CLASSES)
@@ -135,8 +135,8 @@ def test_strata_are_the_scores_of_their_rois_alone():
     assert 'intervals' not in found
 
 
-def test_intervals_of_a_stratum_draw_its_own_patients():
-    evaluation, _ = collected(np.random.default_rng(), 10)  # five patients, of two ROIs each
+def test_intervals_of_a_stratum_resample_its_own_patients():
+    evaluation, _ = random_run(np.random.default_rng(), 10)  # five patients with two ROIs each
     strata = evaluation.metrics(samples=200, seed=3)['strata']
     chosen = range(0, 10, 2)
     alone = intervals(evaluation.matrices[chosen], [evaluation.metadata[r] for r in chosen], CLASSES, 200, 3)
@@ -144,12 +144,12 @@ def test_intervals_of_a_stratum_draw_its_own_patients():
     assert found['intervals'] == {key: alone['figures'][key] for key in ('mIoU', 'mDice', 'aAcc')}
     assert 'note' not in found
     assert all('intervals' not in row for row in strata['patient'].values())  # one patient has no spread
-    few, _ = collected(np.random.default_rng(), 8)
+    few, _ = random_run(np.random.default_rng(), 8)
     assert 'only 4 patients' in few.metrics(samples=200)['strata']['scanner']['unknown']['note']
 
 
-def test_worst_rois_and_what_was_mistaken():
-    evaluation, _ = collected(np.random.default_rng(), 14)
+def test_worst_rois_and_their_commonest_error():
+    evaluation, _ = random_run(np.random.default_rng(), 14)
     evaluation.matrices[5] = 0
     evaluation.matrices[5, 1, 3], evaluation.matrices[5, 3, 3] = 40, 60
     evaluation.matrices[2] = 0  # nothing annotated: not scored
@@ -161,7 +161,7 @@ def test_worst_rois_and_what_was_mistaken():
     assert not {'roi2', 'roi7'} & {r['roi'] for r in worst}
 
 
-def test_nothing_annotated_is_a_run_all_the_same(tmp_path):
+def test_run_without_annotated_pixels(tmp_path):
     result = write_run(tmp_path, Evaluation(['a'], np.zeros((1, 16, 16), np.int64), CLASSES), {}, samples=100)
     assert result['mIoU'] is None and result['intervals']['figures']['mIoU'] is None and result['worst_rois'] == []
     assert 'nothing to score' in (tmp_path / 'metrics.txt').read_text()
@@ -172,30 +172,32 @@ def test_other_classes_have_no_published_scores():
     assert 'published' not in result and result['groupings'] == {} and 'intervals' not in result
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_unwritable_folder_is_rejected(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(IgniteError, match='cannot be written'):
         write_run(tmp_path / 'file', Evaluation(['a'], np.ones((1, 2, 2), np.int64), ('x', 'y')), {}, samples=0)
 
 
-def part(names, **counts):
-    """Two classes; the counts of an ROI follow from its name."""
+def small_run(names, **counts):
+    """Return a run of two classes whose counts depend on the ROI names."""
     return Evaluation(names, np.array([np.full((2, 2), ord(n)) for n in names]), ('x', 'y'), **counts)
 
 
-def test_runs_of_different_rois_are_merged_by_name():
-    a = part(['d', 'b'], unpredicted=np.array([[1, 2], [3, 4]]), boundary=np.ones((2, 2, 4)), boundary_tolerance_um=5.0)
-    b = part(['c', 'a'], boundary=np.zeros((2, 2, 4)), boundary_tolerance_um=5.0)
+def test_runs_on_different_rois_are_merged_by_name():
+    a = small_run(
+        ['d', 'b'], unpredicted=np.array([[1, 2], [3, 4]]), boundary=np.ones((2, 2, 4)), boundary_tolerance_um=5.0
+    )
+    b = small_run(['c', 'a'], boundary=np.zeros((2, 2, 4)), boundary_tolerance_um=5.0)
     merged = Evaluation.merge([a, b])
     assert merged.names == [m['roi'] for m in merged.metadata] == ['a', 'b', 'c', 'd']
     assert merged.matrices[:, 0, 0].tolist() == [97, 98, 99, 100]
-    assert merged.unpredicted.tolist() == [[0, 0], [3, 4], [0, 0], [1, 2]]  # a run without such pixels has none
+    assert merged.unpredicted.tolist() == [[0, 0], [3, 4], [0, 0], [1, 2]]  # None counts as 0
     assert merged.boundary[:, 0, 0].tolist() == [0, 1, 0, 1] and merged.boundary_tolerance_um == 5.0
-    merged = Evaluation.merge([a, part(['c'])])
+    merged = Evaluation.merge([a, small_run(['c'])])
     assert merged.boundary is None is merged.boundary_tolerance_um and merged.confidence is None
     for other, word in (
-        (part(['b']), 'ROI b'),
-        (part(['c'], boundary=np.zeros((1, 2, 4)), boundary_tolerance_um=2.0), 'boundary_tolerance_um'),
+        (small_run(['b']), 'ROI b'),
+        (small_run(['c'], boundary=np.zeros((1, 2, 4)), boundary_tolerance_um=2.0), 'boundary_tolerance_um'),
         (Evaluation(['c'], np.ones((1, 2, 2), int), ('y', 'x')), 'classes'),
     ):
         with pytest.raises(IgniteError, match=word):

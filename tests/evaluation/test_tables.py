@@ -1,4 +1,4 @@
-"""The tables of a run: console text, CSV and LaTeX."""
+"""Tables of a run: text, CSV and LaTeX."""
 
 import csv
 import io
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from mmseg_ignite.evaluation import Evaluation, write_run
-from mmseg_ignite.evaluation.confusion import table
 from mmseg_ignite.evaluation.folds import fold_scores
 from mmseg_ignite.evaluation.tables import TABLE_FILES, csv_cell, latex_text, write_csv, write_latex, write_tables
+from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.labels import CLASSES
 
 
-def some_run(rng, classes=CLASSES, rois=10, patients=6, **known):
-    """Random counts; the last class is in neither map, the one before it only predicted."""
+def random_run(rng, classes=CLASSES, rois=10, patients=6, **known):
+    """Return random counts; the last class is in neither map, the second to last is only predicted."""
     counts = rng.integers(1, 90, (rois, len(classes), len(classes)))
     counts[:, -2:], counts[:, :, -1] = 0, 0
     metadata = [dict(roi=f'roi{i}', patient=f'p{i % patients}', organ=('lung', 'liver')[i % 2]) for i in range(rois)]
@@ -28,8 +28,8 @@ def read(path):
         return list(csv.DictReader(stream))
 
 
-def test_csv_tables_hold_the_figures_unrounded(tmp_path):
-    result = write_run(tmp_path, some_run(np.random.default_rng()), {}, samples=200)
+def test_csv_tables_are_not_rounded(tmp_path):
+    result = write_run(tmp_path, random_run(np.random.default_rng()), {}, samples=200)
     rows = read(tmp_path / 'tables' / 'classes.csv')
     assert [row['class'] for row in rows] == list(CLASSES)
     for row in rows:
@@ -55,8 +55,8 @@ def test_csv_tables_hold_the_figures_unrounded(tmp_path):
     assert found == {name for name in TABLE_FILES if 'folds' not in name} and len(found) == 10
 
 
-def test_latex_tables_have_intervals_and_no_absent_classes(tmp_path):
-    result = write_run(tmp_path, some_run(np.random.default_rng()), {}, samples=200)
+def test_latex_tables_have_intervals_and_omit_absent_classes(tmp_path):
+    result = write_run(tmp_path, random_run(np.random.default_rng()), {}, samples=200)
     lines = (tmp_path / 'tables' / 'classes.tex').read_text().splitlines()
     body = {line.split(' & ')[0]: line for line in lines[lines.index(r'\midrule') + 1 : lines.index(r'\bottomrule')]}
     assert list(body) == list(CLASSES[:-1])  # the last one is in neither map
@@ -68,8 +68,8 @@ def test_latex_tables_have_intervals_and_no_absent_classes(tmp_path):
 
 
 @pytest.mark.parametrize('hostile', ['=1+1', '+cmd|x', '-2+3', '@SUM(A1)', '\t=1', '\r=1', '=HYPERLINK("a","b")'])
-def test_cells_are_no_formulas(tmp_path, hostile):
-    evaluation = some_run(np.random.default_rng(), (hostile, 'a', 'b', 'c'))
+def test_cells_are_not_formulas(tmp_path, hostile):
+    evaluation = random_run(np.random.default_rng(), (hostile, 'a', 'b', 'c'))
     for m in evaluation.metadata:
         m.update({hostile: hostile, 'organ': hostile + m['organ']})
     write_run(tmp_path, evaluation, {}, {hostile: {hostile: [hostile], 'other': 'rest'}}, samples=0)
@@ -82,7 +82,7 @@ def test_cells_are_no_formulas(tmp_path, hostile):
 
 
 @pytest.mark.parametrize('number', ['-1', '+2.5', '-.5e-3', -3, -0.5, None, 'plain', ''])
-def test_numbers_and_plain_text_stay(number):
+def test_numbers_and_plain_text_are_unchanged(number):
     assert csv_cell(number) is number
 
 
@@ -94,9 +94,9 @@ def test_text_is_escaped_for_latex(tmp_path):
     assert r'50 \% \& more & pixels & none \\' in text and r'\textbackslash{}input\{x\} & 1,234 & -- \\' in text
 
 
-def test_folds_have_mean_and_sd_and_the_ensemble_beside_them(tmp_path):
+def test_folds_with_mean_sd_and_ensemble(tmp_path):
     rng = np.random.default_rng()
-    folds = {f'fold{k}': some_run(rng, rois=4 + k).metrics(samples=0) for k in range(5)}
+    folds = {f'fold{k}': random_run(rng, rois=4 + k).metrics(samples=0) for k in range(5)}
     found = fold_scores(folds)
     for key in ('mIoU', 'mDice', 'aAcc'):
         values = [folds[name][key] for name in folds]
@@ -105,7 +105,7 @@ def test_folds_have_mean_and_sd_and_the_ensemble_beside_them(tmp_path):
         assert found['sd'][key] == pytest.approx((sum((v - mean) ** 2 for v in values) / 4) ** 0.5)
     assert [(row['fold'], row['rois']) for row in found['rows']] == [(f'fold{k}', 4 + k) for k in range(5)]
     context = dict(folds=found, ensemble=dict(mIoU=71.25, mDice=80.0, aAcc=90.0, rois=3))
-    result = write_run(tmp_path, some_run(rng), context, samples=0)
+    result = write_run(tmp_path, random_run(rng), context, samples=0)
     assert json.loads((tmp_path / 'metrics.json').read_text())['folds'] == found
     rows = read(tmp_path / 'tables' / 'folds.csv')
     assert [row['fold'] for row in rows] == [*folds, 'mean', 'SD', 'ensemble, test part']
@@ -113,19 +113,19 @@ def test_folds_have_mean_and_sd_and_the_ensemble_beside_them(tmp_path):
     text = (tmp_path / 'metrics.txt').read_text()
     assert re.search(rf'mean +{found["mean"]["mIoU"]:.2f}', text) and re.search(r'ensemble, test part +71.25', text)
     write_tables(tmp_path, {k: v for k, v in result.items() if k != 'folds'})
-    assert not list((tmp_path / 'tables').glob('folds.*'))  # of an earlier run
+    assert not list((tmp_path / 'tables').glob('folds.*'))  # removed, as they belong to an earlier run
 
 
-def test_a_single_fold_and_undefined_scores_have_no_sd():
+def test_single_folds_and_undefined_scores_have_no_sd():
     found = fold_scores({'fold0': dict(mIoU=None, mDice=3.0, aAcc=4.0, rois=1, patients=None, classes_present=0)})
     assert found['mean'] == dict(mIoU=None, mDice=3.0, aAcc=4.0) and set(found['sd'].values()) == {None}
 
 
-def test_console_table_has_boundaries_and_calibration_where_counted():
+def test_text_table_with_boundaries_and_calibration():
     rng = np.random.default_rng()
-    plain = table(some_run(rng).metrics(samples=0))
+    plain = table(random_run(rng).metrics(samples=0))
     assert 'NSD' not in plain and 'ECE' not in plain
-    counted = some_run(rng, boundary=rng.integers(1, 9, (10, 16, 4)), boundary_tolerance_um=2.5,
+    counted = random_run(rng, boundary=rng.integers(1, 9, (10, 16, 4)), boundary_tolerance_um=2.5,
                        confidence=rng.random((10, 15, 3)), entropy=rng.random((10, 20, 2)))  # fmt: skip
     result = counted.metrics(samples=0)
     text = table(result)
@@ -135,17 +135,17 @@ def test_console_table_has_boundaries_and_calibration_where_counted():
     assert stroma[4:6] == [f'{row["boundary_F1"]:.2f}', f'{row["NSD"]:.2f}']
     mean = next(line.split() for line in text.splitlines() if line.startswith('mean of'))
     assert mean[-2:] == [f'{result["boundary"][f"mean_{key}"]:.2f}' for key in ('boundary_F1', 'NSD')]
-    assert len({len(line) for line in text.splitlines()[: 2 + 15]}) == 1  # columns are straight
+    assert len({len(line) for line in text.splitlines()[: 2 + 15]}) == 1  # columns are aligned
 
 
-def test_console_table_names_absent_classes_in_one_line():
-    text = table(some_run(np.random.default_rng()).metrics(samples=0))
+def test_text_table_lists_absent_classes_in_one_line():
+    text = table(random_run(np.random.default_rng()).metrics(samples=0))
     assert 'in neither ground truth nor prediction: Keratinization' in text
     assert [line.split()[0] for line in text.splitlines() if 'absent' in line] == ['Liver']  # it was predicted
 
 
-def test_seen_patients_are_warned_of(tmp_path):
-    evaluation = some_run(np.random.default_rng())
+def test_warning_about_seen_patients(tmp_path):
+    evaluation = random_run(np.random.default_rng())
     write_run(tmp_path, evaluation, dict(seen_patients=['p1', 'p3']), samples=0)
     first = (tmp_path / 'metrics.txt').read_text().splitlines()[0]
     assert first == (
@@ -155,7 +155,7 @@ def test_seen_patients_are_warned_of(tmp_path):
     assert 'WARNING' not in (tmp_path / 'metrics.txt').read_text()
 
 
-def test_quotes_and_lines_survive_csv(tmp_path):
+def test_quotes_and_line_breaks_in_csv(tmp_path):
     rows = [{'a "b"': 'x,y\nz', 'ü': 1.5}, {'a "b"': None, 'ü': 2}]
     write_csv(tmp_path / 't.csv', rows)
     text = (tmp_path / 't.csv').read_text(encoding='utf-8')

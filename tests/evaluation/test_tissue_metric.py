@@ -1,4 +1,4 @@
-"""The metric of the loops: beside mmseg's, and alike however the ROIs arrive."""
+"""TissueMetric: agreement with mmseg's IoUMetric, and independence of the order of the ROIs."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from mmseg.evaluation import IoUMetric
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import TissueMetric
-from mmseg_ignite.evaluation.confusion import table
+from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.labels import CLASSES
 
 
@@ -34,8 +34,8 @@ def run(metric, data, batch=1, size=None):
 
 
 @pytest.mark.parametrize('absent', [(), (2, 7)])
-def test_scores_are_those_of_stock_iou_metric(absent):
-    """Of every class present, stock's means are ours; else they are those over all classes."""
+def test_scores_match_mmseg_iou_metric(absent):
+    """mmseg's means equal ours over all classes, and our logged means if every class is present."""
     rng = np.random.default_rng()
     data = samples(rng, [c for c in range(16) if c not in absent])
     ours = TissueMetric()
@@ -51,7 +51,7 @@ def test_scores_are_those_of_stock_iou_metric(absent):
         assert logged['mAcc'] == pytest.approx(stock['mAcc'], abs=0.006)
 
 
-def test_absent_classes_are_none_and_in_no_mean():
+def test_absent_classes_are_none_and_excluded_from_means():
     rng = np.random.default_rng()
     metric, data = TissueMetric(), samples(rng, [1, 3, 5])
     logged = run(metric, data)
@@ -75,8 +75,8 @@ def test_absent_classes_are_none_and_in_no_mean():
 
 
 @pytest.mark.parametrize('order', ['padded', 'shuffled', 'batches'])
-def test_figures_do_not_depend_on_how_rois_arrive(order):
-    """As of several processes: some ROIs twice, in any order, batches of any size."""
+def test_scores_do_not_depend_on_the_order_of_rois(order):
+    """Simulate several processes: repeated ROIs, any order, any batch size."""
     rng = np.random.default_rng()
     data = samples(rng, range(16), 7)
     arriving = {
@@ -86,7 +86,7 @@ def test_figures_do_not_depend_on_how_rois_arrive(order):
     }[order]
     metrics = [TissueMetric(), TissueMetric()]
     run(metrics[0], data)
-    run(metrics[1], arriving, 3, size=7)  # the length of the data set, as the loops say it
+    run(metrics[1], arriving, 3, size=7)  # the length of the data set, as in mmengine's loops
     one, two = (m.evaluation.metrics(samples=200) for m in metrics)
     assert one == two and one['rois'] == 7
     assert [n for n, _ in metrics[1].rois] == [f'roi{i}' for i in range(7)]
@@ -116,8 +116,8 @@ def test_metadata_boundaries_and_calibration_are_kept():
 
 
 @pytest.mark.parametrize('key', ['seg_logits', 'seg_probabilities'])
-def test_the_key_says_whether_scores_are_logits(key):
-    """Also for scores that could be either: logits that are positive and add up to 1."""
+def test_logits_and_probabilities_are_distinguished_by_key(key):
+    """Use scores that could be either: positive values that sum to 1."""
     rng = np.random.default_rng()
     data = samples(rng, range(16))
     both = [torch.from_numpy(rng.dirichlet(np.ones(16), (30, 40)).transpose(2, 0, 1)) for _ in data]
@@ -134,16 +134,16 @@ def test_the_key_says_whether_scores_are_logits(key):
     assert sum(sums) == pytest.approx(100 * expected.max(1)[truth != 255].sum(), rel=1e-5)
 
 
-def test_calibration_without_scores_of_every_class_is_refused():
+def test_calibration_requires_scores_of_every_class():
     data = samples(np.random.default_rng(), range(16), 1)
     with pytest.raises(IgniteError, match='keep_logits'):
         run(TissueMetric(calibration=True), data)
-    data[0]['seg_logits'] = dict(data=torch.rand(1, 30, 40))  # what a head of one output channel stores
+    data[0]['seg_logits'] = dict(data=torch.rand(1, 30, 40))  # as stored by a head with one output channel
     with pytest.raises(IgniteError, match='1 channels.*16 classes'):
         run(TissueMetric(calibration=True), data)
 
 
-def test_what_cannot_work_is_said_at_once():
+def test_invalid_settings_are_rejected_early():
     data = samples(np.random.default_rng(), range(16), 1)
     with pytest.raises(IgniteError, match='Bone'):
         run(TissueMetric(groupings={'g': {'a': ['Bone']}}), data)

@@ -1,4 +1,4 @@
-"""Averaging over symmetries against explicit transforms of each image."""
+"""Averaging over symmetries compared with explicit transforms."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,18 @@ from mmseg_ignite.inference import average_symmetries
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-# (forward, back) on the last two axes, written out with rot90 where the code under test transposes flips.
+# (forward, inverse) on the last two axes, with rot90 where the tested code flips and transposes.
 EXPLICIT = [
     (lambda x, k=k, m=m: np.rot90(x[..., ::-1] if m else x, k, (-2, -1)),
      lambda x, k=k, m=m: np.rot90(x, -k, (-2, -1))[..., ::-1] if m else np.rot90(x, -k, (-2, -1)))
     for m in (False, True) for k in range(4)
 ]  # fmt: skip
-# Of these eight: none; mirrored left to right; mirrored top to bottom (and turned by half); turned by half.
+# Indices: identity; horizontal flip; vertical flip; half turn.
 SUBSETS = {2: [0, 4], 4: [0, 4, 6, 2], 8: range(8)}
 
 
 def network():
-    """A random convolution, to which the symmetries matter: (B, 3, h, w) to (B, 4, h, w) float64."""
+    """Return a random convolution, which is not symmetric: (B, 3, h, w) to (B, 4, h, w) float64."""
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     return lambda x: conv2d(x, weight, padding=1)
 
@@ -33,7 +33,7 @@ def softmax(logits):
 
 @pytest.mark.parametrize('shape', [(6, 6), (5, 9)])
 @pytest.mark.parametrize('number', [2, 4, 8])
-def test_the_average_is_that_of_explicit_transforms(number, shape):
+def test_average_matches_explicit_transforms(number, shape):
     predict, windows = network(), torch.randn(2, 3, *shape, dtype=torch.float64)
     each = []
     for i in SUBSETS[number]:
@@ -47,7 +47,7 @@ def test_the_average_is_that_of_explicit_transforms(number, shape):
 
 
 @pytest.mark.parametrize('transform', EXPLICIT)
-def test_turning_the_window_turns_the_result(transform):
+def test_average_is_equivariant(transform):
     predict, windows = network(), torch.randn(1, 3, 6, 8, dtype=torch.float64)
     turned = average_symmetries(predict, torch.from_numpy(transform[0](windows.numpy()).copy()))
     expected = transform[0](average_symmetries(predict, windows).numpy())
@@ -56,18 +56,18 @@ def test_turning_the_window_turns_the_result(transform):
 
 
 @pytest.mark.parametrize('number', [2, 4, 8])
-def test_a_symmetric_predictor_is_not_changed(number):
-    # One-hot probabilities, whose sums and means are exact.
+def test_symmetric_predictors_are_unchanged(number):
+    # One-hot probabilities have exact sums and means.
     windows = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 7, 4)), 3).permute(0, 3, 1, 2) * 1e4
     assert torch.equal(average_symmetries(lambda x: x, windows.float(), number), windows.float() / 1e4)
 
 
-def test_one_gives_plain_logits():
+def test_number_1_returns_logits():
     windows = torch.randn(2, 3, 4, 5)
     assert torch.equal(average_symmetries(lambda x: 3 * x, windows, 1), 3 * windows)
 
 
-def test_the_predictor_sees_each_symmetry_once():
+def test_each_symmetry_is_predicted_once():
     seen = []
     windows = torch.arange(6.0).reshape(1, 1, 2, 3).repeat(1, 3, 1, 1)
     average_symmetries(lambda x: seen.append(x[0, 0].numpy()) or x, windows)
@@ -75,12 +75,12 @@ def test_the_predictor_sees_each_symmetry_once():
     assert sorted((x.shape, x.tolist()) for x in seen) == sorted((x.shape, x.tolist()) for x in expected)
 
 
-def test_half_precision_is_averaged_as_float32():
+def test_half_precision_is_averaged_in_float32():
     found = average_symmetries(lambda x: x, torch.randn(1, 3, 4, 4).bfloat16(), 4)
     assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize('number', [0, 3, 16, True, 8.0, None])
-def test_other_numbers_are_refused(number):
+def test_other_numbers_are_rejected(number):
     with pytest.raises(IgniteError, match='1, 2, 4 or 8'):
         average_symmetries(lambda x: x, torch.zeros(1, 3, 4, 4), number)

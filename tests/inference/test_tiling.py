@@ -1,4 +1,4 @@
-"""Tiling against brute force: whole-image sums, a window at a time."""
+"""Tiling compared with brute-force sums over the whole image."""
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ quick = settings(max_examples=60, deadline=None)
 
 @st.composite
 def layouts(draw, largest=40):
-    """(image size, crop size, stride) in px, images smaller than the window among them."""
+    """Draw (image size, crop size, stride) in px, including images smaller than the window."""
     size = tuple(draw(st.integers(1, largest)) for _ in range(2))
     crop = tuple(draw(st.integers(1, largest)) for _ in range(2))
-    # No less than a quarter of the window, so that the number of windows stays small.
+    # At least a quarter of the window, to limit the number of windows.
     stride = tuple(draw(st.integers(max(c // 4, 1), c)) for c in crop)
     return size, crop, stride
 
 
 def stock_windows(size, crop, stride):
-    """The loop of mmseg's EncoderDecoder.slide_inference: (y1, y2, x1, x2)."""
+    """Yield (y1, y2, x1, x2) as in mmseg's EncoderDecoder.slide_inference."""
     (h_img, w_img), (h_crop, w_crop), (h_stride, w_stride) = size, crop, stride
     for h_idx in range(max(h_img - h_crop + h_stride - 1, 0) // h_stride + 1):
         for w_idx in range(max(w_img - w_crop + w_stride - 1, 0) // w_stride + 1):
@@ -34,7 +34,7 @@ def stock_windows(size, crop, stride):
 
 
 def pixelwise(windows):
-    """Logits (B, 5, h, w) that depend on each pixel alone."""
+    """Return logits (B, 5, h, w) that depend only on the pixel itself."""
     x = torch.as_tensor(windows)
     x = x if x.shape[1] == 3 and x.shape[3] != 3 or isinstance(windows, torch.Tensor) else x.permute(0, 3, 1, 2)
     r, g, b = x.float().unbind(1)
@@ -42,14 +42,14 @@ def pixelwise(windows):
 
 
 def positional(windows):
-    """Logits (B, 3, h, w) that depend on where in the window a pixel is, as a network's do near borders."""
+    """Return logits (B, 3, h, w) that depend on the position in the window, like those of a network near borders."""
     h, w = windows.shape[2:]
     ramp = torch.linspace(0, 1, h)[:, None] + torch.linspace(0, 2, w)
     return windows * (1 + ramp) + ramp * windows.mean((1, 2, 3), keepdim=True)
 
 
 def brute_force(predict, image, classes, crop, stride, weights):
-    """Padding every window to the whole image and adding, as stock does."""
+    """Pad every window to the whole image and add, as mmseg does."""
     total, count = torch.zeros(classes, *image.shape[1:]), torch.zeros(image.shape[1:])
     for y1, y2, x1, x2 in stock_windows(image.shape[1:], crop, stride):
         logits, w = predict(image[None, :, y1:y2, x1:x2])[0], window_weights((y2 - y1, x2 - x1), weights)
@@ -60,20 +60,20 @@ def brute_force(predict, image, classes, crop, stride, weights):
 
 
 def clear(scores):
-    """Where the best class leads by more than rounding."""
+    """Mask the pixels whose best class leads by more than rounding errors."""
     top = scores.sort(0).values
     return (top[-1] - top[-2] > 1e-4).numpy()
 
 
 @quick
 @given(layouts())
-def test_the_grid_is_that_of_stock(layout):
+def test_grid_matches_mmseg(layout):
     rows, columns = (grid(*axis) for axis in zip(*layout))
     assert [(*r, *c) for r in rows for c in columns] == list(stock_windows(*layout))
 
 
 @given(st.integers(1, 3000), st.integers(1, 700), st.data())
-def test_the_grid_covers_every_pixel(side, crop, data):
+def test_grid_covers_every_pixel(side, crop, data):
     stride = data.draw(st.integers(1, crop))
     windows = grid(side, crop, stride)
     assert windows[0][0] == 0 and windows[-1][1] == side
@@ -82,12 +82,12 @@ def test_the_grid_covers_every_pixel(side, crop, data):
 
 
 @pytest.mark.parametrize('bad', [(0, 4, 4), (9, 0, 1), (9, 4, 0), (9, -4, 2), (9, 4.0, 2), (9, 4, True), (9, '4', 2)])
-def test_the_grid_takes_integers_above_0(bad):
+def test_grid_requires_integers_above_0(bad):
     with pytest.raises(IgniteError, match='an integer above 0 was expected'):
         grid(*bad)
 
 
-def test_a_stride_that_leaves_gaps_is_refused():
+def test_strides_that_leave_gaps_are_rejected():
     with pytest.raises(IgniteError, match='stride 5 is larger than the crop size 4'):
         grid(9, 4, 5)
 
@@ -110,7 +110,7 @@ def test_uniform_and_unknown_weights():
 
 @quick
 @given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
-def test_an_identity_predictor_gives_its_own_values(layout, window_batch, weights, seed):
+def test_pixelwise_predictions_are_reproduced(layout, window_batch, weights, seed):
     size, crop, stride = layout
     image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, *size)))
     expected = pixelwise(image[None])[0]
@@ -118,7 +118,7 @@ def test_an_identity_predictor_gives_its_own_values(layout, window_batch, weight
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
     labels = slide_labels(pixelwise, image, 5, crop, stride, window_batch, weights)
     assert labels.dtype == np.uint8 and labels.shape == size
-    if weights == 'uniform':  # sums of integers are exact, ties included
+    if weights == 'uniform':  # sums of integers are exact, including ties
         np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
     else:
         np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
@@ -126,7 +126,7 @@ def test_an_identity_predictor_gives_its_own_values(layout, window_batch, weight
 
 @quick
 @given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
-def test_overlaps_are_blended_as_by_brute_force(layout, window_batch, weights, seed):
+def test_blending_matches_brute_force(layout, window_batch, weights, seed):
     size, crop, stride = layout
     image = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, *size)).astype(np.float32))
     expected = brute_force(positional, image, 3, crop, stride, weights)
@@ -138,7 +138,7 @@ def test_overlaps_are_blended_as_by_brute_force(layout, window_batch, weights, s
 
 
 @pytest.mark.parametrize('weights', tiling.WEIGHTS)
-def test_equal_windows_are_batched_along_a_row(weights):
+def test_windows_of_a_row_are_batched(weights):
     seen, done = [], []
 
     def predict(windows):
@@ -151,7 +151,7 @@ def test_equal_windows_are_batched_along_a_row(weights):
 
 
 class Reader:
-    """A slide reader: it has a shape and is cut."""
+    """A slide reader with a shape and slicing."""
 
     def __init__(self, pixels):
         self.pixels, self.shape, self.largest = pixels, pixels.shape, 0
@@ -176,15 +176,15 @@ def test_arrays_are_read_window_by_window(tmp_path):
     assert reader.largest == 16 * 20 * 3
 
 
-def test_windows_of_arrays_come_as_uint8_stacks():
-    forms = set()
+def test_windows_of_arrays_are_uint8_stacks():
+    seen = set()
 
     def predict(windows):
-        forms.add((type(windows), windows.dtype, windows.shape))
+        seen.add((type(windows), windows.dtype, windows.shape))
         return pixelwise(windows)
 
     slide_labels(predict, np.zeros((20, 40, 3), np.uint8), 5, (20, 20), (20, 20))
-    assert forms == {(np.ndarray, np.dtype(np.uint8), (2, 20, 20, 3))}
+    assert seen == {(np.ndarray, np.dtype(np.uint8), (2, 20, 20, 3))}
 
 
 def test_memory_does_not_grow_with_the_height(monkeypatch):
@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_height(monkeypatch):
 @pytest.mark.parametrize('as_tensor', [False, True], ids=['bool', 'tensor'])
 def test_skipped_windows_are_not_predicted(as_tensor):
     image = torch.rand(3, 60, 60) + 1
-    image[:, 10:50, 20:] = 0  # blank; what lies in blank windows only is not this but a part of it
+    image[:, 10:50, 20:] = 0  # blank; the pixels that are only in blank windows are a part of it
     predicted, done = [], []
 
     def skip(window):
@@ -222,7 +222,7 @@ def test_skipped_windows_are_not_predicted(as_tensor):
     np.testing.assert_array_equal(labels, np.where(covered, 2, 7))
 
 
-def test_an_image_all_skipped():
+def test_image_with_only_skipped_windows():
     def never(windows):
         raise AssertionError('predicted')
 
@@ -232,8 +232,8 @@ def test_an_image_all_skipped():
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('weights', tiling.WEIGHTS)
-def test_half_precision_logits_are_added_as_float32(dtype, weights):
-    # 4 windows of 1001 and more: their sum is no bfloat16 and rounds in float16 too.
+def test_half_precision_logits_are_added_in_float32(dtype, weights):
+    # Sums over windows are not representable in bfloat16 and are rounded in float16.
     image = torch.randint(900, 1100, (3, 24, 24)).to(dtype)
     expected = brute_force(lambda w: w.float(), image, 3, (16, 16), (4, 4), weights)
     logits = slide_logits(lambda w: w, image, 3, (16, 16), (4, 4), weights=weights)
@@ -241,14 +241,14 @@ def test_half_precision_logits_are_added_as_float32(dtype, weights):
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-3)
 
 
-def test_the_sums_lie_where_asked(monkeypatch):
+def test_sums_are_on_the_requested_device(monkeypatch):
     real, devices = tiling._zeros, []
     monkeypatch.setattr(tiling, '_zeros', lambda shape, device: devices.append(device) or real(shape, 'cpu'))
     slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='cpu')
     slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8))
     slide_labels(pixelwise, np.zeros((8, 8, 3), np.uint8), 5, (8, 8), (8, 8))
     assert devices == [torch.device('cpu')] * 3
-    with pytest.raises(NotImplementedError, match='meta'):  # a device whose tensors have no data for labels
+    with pytest.raises(NotImplementedError, match='meta'):  # tensors without data cannot give labels
         monkeypatch.setattr(tiling, '_zeros', real)
         slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='meta')
 
@@ -271,7 +271,7 @@ def test_no_gradients_are_kept():
         (dict(image=np.zeros((0, 20, 3), np.uint8)), 'image has the shape'),
     ],
 )
-def test_wrong_settings_are_named(change, message):
+def test_invalid_settings_are_rejected(change, message):
     given = dict(image=torch.zeros(3, 20, 20), classes=3, crop_size=(8, 8), stride=(4, 4)) | change
     for slide in (slide_labels, slide_logits):
         with pytest.raises(IgniteError, match=message):
@@ -282,6 +282,6 @@ def test_wrong_settings_are_named(change, message):
     'change',
     [dict(skip_label=256), dict(skip_label=-1), dict(out=np.zeros((20, 20))), dict(out=np.zeros((9, 20), 'u1'))],
 )
-def test_wrong_settings_of_labels_are_named(change):
+def test_invalid_label_settings_are_rejected(change):
     with pytest.raises(IgniteError, match='was expected'):
         slide_labels(lambda windows: windows, torch.zeros(3, 20, 20), 3, (8, 8), (4, 4), **change)

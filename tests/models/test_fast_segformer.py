@@ -1,4 +1,4 @@
-"""The fast SegFormer beside mmseg's, with the same random weights: same outputs, gradients, statistics and state dict."""
+"""The fast SegFormer has the outputs, gradients, statistics and state dict of mmseg's with equal random weights."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
 
 
 def pair(size=0, drop_path=0.0, backbone=None, head=None):
-    """(stock, fast) with the same random weights; normalisations are not at their initial 0 and 1."""
+    """Return (stock, fast) with equal random weights, including the parameters of normalisations."""
     init_default_scope('mmseg')
     cfg = load_config(CONFIGS / NAME.format(size)).model
     cfg.backbone.update(type='MixVisionTransformer', init_cfg=None, drop_path_rate=drop_path, **(backbone or {}))
@@ -37,7 +37,7 @@ def pair(size=0, drop_path=0.0, backbone=None, head=None):
 
 
 def initialised(size=0, **kwargs):
-    """:func:`pair` with the weights that a training from scratch begins with."""
+    """Return :func:`pair` with the initial weights of a training from scratch."""
     stock, fast = pair(size, **kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -58,7 +58,7 @@ def relative(a, b):
 @pytest.mark.parametrize('size', range(6))
 @pytest.mark.parametrize('shape', [(1, 3, 77, 131), (3, 3, 32, 50)])
 @pytest.mark.parametrize('train', [False, True])
-def test_logits_are_those_of_stock(size, shape, train):
+def test_logits_match_mmseg(size, shape, train):
     stock, fast = (m.train(train) for m in initialised(size))
     x = torch.randn(shape)
     with torch.no_grad():
@@ -67,11 +67,11 @@ def test_logits_are_those_of_stock(size, shape, train):
 
 @pytest.mark.parametrize(('size', 'dtype'), [*((n, torch.float32) for n in range(6)), (0, torch.float64)])
 @pytest.mark.parametrize(('shape', 'train'), [((1, 35, 61), False), ((3, 32, 50), True)])
-def test_outputs_gradients_and_statistics_are_those_of_stock(size, shape, train, dtype):
-    """In float64 to eight digits with wild weights; in float32, where those amplify rounding, with stock's first weights.
+def test_outputs_gradients_and_statistics_match_mmseg(size, shape, train, dtype):
+    """Compare to eight digits in float64 with random weights, and in float32 with initial weights.
 
-    A ReLU whose input rounds to either side of 0 has two gradients, which float32 meets in one of ten runs: there GELU
-    stands in the head.
+    Random weights amplify rounding errors too much for float32. There, the head has GELU instead of ReLU, whose gradient
+    jumps where its input is rounded to the other side of 0, in one of ten runs.
     """
     stock, fast = (m.train(train).to(dtype) for m in (initialised if dtype == torch.float32 else pair)(size))
     if dtype == torch.float32:
@@ -109,14 +109,14 @@ def test_outputs_gradients_and_statistics_are_those_of_stock(size, shape, train,
     ],
 )
 @pytest.mark.parametrize('train', [False, True])
-def test_every_setting_of_the_head(head, train):
+def test_head_settings(head, train):
     stock, fast = (m.train(train) for m in pair(head=head))
     x = torch.randn(2, 3, 70, 100)
     with torch.no_grad():
         torch.testing.assert_close(run(fast, x), run(stock, x), rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_and_drop_path_draw_the_same_numbers():
+def test_dropout_and_drop_path_use_the_same_random_numbers():
     stock, fast = (m.train() for m in pair(drop_path=0.3, head=dict(dropout_ratio=0.2)))
     x = torch.randn(4, 3, 64, 64)
     results = []
@@ -126,14 +126,14 @@ def test_dropout_and_drop_path_draw_the_same_numbers():
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing():
+def test_gradient_checkpointing_does_not_change_gradients():
     _, plain = pair()
     _, saving = pair(backbone=dict(with_cp=True))
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64)
     gradients = []
     for model in (plain.train(), saving.train()):
-        # The first embedding has no gradient to its input, so every block is asked through its weights.
+        # The input needs a gradient for checkpointing to take effect.
         run(model, x.clone().requires_grad_()).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients):
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_autocast_is_as_near_as_stock_is(channels_last):
+def test_autocast_is_as_accurate_as_mmseg(channels_last):
     stock, fast = (m.eval() for m in pair())
     x = torch.randn(2, 3, 96, 64)
     if channels_last:
@@ -153,7 +153,7 @@ def test_autocast_is_as_near_as_stock_is(channels_last):
             assert relative(run(fast, x).float(), exact) < 1.5 * relative(run(stock, x).float(), exact) + 1e-3
 
 
-def test_maps_of_the_encoder_are_those_of_stock_and_channels_last():
+def test_encoder_maps_match_mmseg_and_are_channels_last():
     stock, fast = (m.eval() for m in pair())
     x = torch.randn(1, 3, 77, 130)
     with torch.no_grad():
@@ -163,8 +163,8 @@ def test_maps_of_the_encoder_are_those_of_stock_and_channels_last():
 
 
 @pytest.mark.parametrize('train', [False, True])
-def test_compiles_without_a_break(train):
-    """Whole graphs through autograd; the code that Inductor makes of them needs a compiler, so it stays untried here."""
+def test_compiles_without_graph_breaks(train):
+    """Trace the full graph with autograd; Inductor is not tested, because it requires a compiler."""
     _, fast = (m.train(train) for m in initialised())
     x = torch.randn(2, 3, 64, 64)
     model = torch.nn.Sequential(*fast)

@@ -1,4 +1,4 @@
-"""The losses beside mmseg's, beside torch's and beside loops over pixels: values, gradients, accuracy, and what is kept."""
+"""Losses compared with mmseg, torch and loops over pixels: values, gradients, accuracy, and memory."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from mmseg_ignite.models.losses import TissueLoss, resized_loss
 
 
 def heads(loss, **kwargs):
-    """(stock, fast), alike."""
+    """Return mmseg's and the fast head with equal settings."""
     init_default_scope('mmseg')
     cfg = dict(
         in_channels=[8, 8, 8, 8], in_index=[0, 1, 2, 3], channels=16, num_classes=5, norm_cfg=dict(type='BN'), **kwargs
@@ -39,7 +39,7 @@ def losses_and_gradients(loss, logits, labels, **kwargs):
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('ignored', [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(('low', 'size'), [((16, 16), (64, 64)), ((9, 13), (33, 51)), ((20, 7), (20, 7))])
-def test_value_gradient_and_accuracy_are_those_of_stock(avg_non_ignore, align_corners, ignored, low, size):
+def test_value_gradient_and_accuracy_match_mmseg(avg_non_ignore, align_corners, ignored, low, size):
     logits = 3 * torch.randn(3, 5, *low, dtype=torch.float64)
     labels = torch.randint(5, (3, *size))
     labels[torch.rand(labels.shape) < ignored] = 255
@@ -61,7 +61,7 @@ def test_value_gradient_and_accuracy_are_those_of_stock(avg_non_ignore, align_co
         (dict(type='CrossEntropyLoss'), dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100))),
     ],
 )
-def test_other_losses_are_computed_by_stock(loss, kwargs):
+def test_other_losses_are_computed_by_mmseg(loss, kwargs):
     logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
     (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels, **kwargs)
     for name in stock:
@@ -69,7 +69,7 @@ def test_other_losses_are_computed_by_stock(loss, kwargs):
     torch.testing.assert_close(found, expected)
 
 
-def test_nothing_of_the_labels_size_is_kept_for_the_backward_pass():
+def test_nothing_of_the_size_of_the_labels_is_kept_for_the_backward_pass():
     kept = []
     logits, labels = torch.randn(2, 5, 16, 16, requires_grad=True), torch.randint(5, (2, 64, 64))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -101,7 +101,7 @@ def test_without_gradients():
 
 
 def brute_force(logits, labels, cross_entropy, dice, class_weight, gamma, smooth, weight):
-    """The definition, a pixel at a time, in float64; differentiable."""
+    """Apply the definition pixel by pixel in float64; differentiable."""
     resized = torch.nn.functional.interpolate(logits, labels.shape[1:], mode='bilinear')
     focal, total, own, area, predicted = 0.0, 0.0, {}, {}, {}
     for n, y, x in torch.cartesian_prod(*(torch.arange(s) for s in labels.shape)).tolist():
@@ -121,7 +121,7 @@ def brute_force(logits, labels, cross_entropy, dice, class_weight, gamma, smooth
 
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('ignored', [0.0, 0.5])
-def test_value_and_gradient_are_those_of_a_loop_over_pixels(seed, ignored):
+def test_value_and_gradient_match_a_loop_over_pixels(seed, ignored):
     rng = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(2, 4, 3, 4, dtype=torch.float64, generator=rng)
     labels = torch.randint(3, (2, 7, 9), generator=rng)  # class 3 is absent
@@ -144,11 +144,11 @@ def test_value_and_gradient_are_those_of_a_loop_over_pixels(seed, ignored):
     expected = brute_force(theirs, labels, **settings)
     (3 * found.total).backward()
     (3 * expected).backward()
-    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-12)  # a float32 eps in the denominator
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-12)  # the denominator has a float32 eps
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-12)
 
 
-def test_weighted_cross_entropy_is_that_of_torch():
+def test_weighted_cross_entropy_matches_torch():
     logits, labels = torch.randn(3, 5, 8, 8, dtype=torch.float64), torch.randint(5, (3, 32, 32))
     labels[:, :9] = 255
     weight = torch.rand(5, dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_weighted_cross_entropy_is_that_of_torch():
     torch.testing.assert_close(loss(resized, labels), expected, rtol=1e-6, atol=0)
 
 
-def test_deterministic_algorithms_change_nothing_on_the_cpu():
+def test_deterministic_algorithms_do_not_change_cpu_gradients():
     logits, labels = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 32, 32))
     found = []
     for deterministic in (False, True):
@@ -172,14 +172,14 @@ def test_deterministic_algorithms_change_nothing_on_the_cpu():
     assert torch.equal(*found)
 
 
-def test_ignored_crops_give_no_gradient():
+def test_ignored_crops_have_no_gradient():
     (_, _), (losses, grad) = losses_and_gradients(
         dict(type='TissueLoss', gamma=2.0), torch.randn(2, 5, 8, 8), torch.full((2, 32, 32), 255)
     )
     assert all(float(losses[name]) == 0 for name in ('loss_tissue', 'cross_entropy', 'dice')) and not grad.any()
 
 
-def test_ignored_pixels_change_nothing():
+def test_ignored_pixels_have_no_effect():
     logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 16, 16))
     labels[:, 7:] = 255
     changed = logits.clone()
@@ -188,8 +188,8 @@ def test_ignored_pixels_change_nothing():
     assert loss(logits, labels) == pytest.approx(float(loss(changed, labels)))
 
 
-def test_stock_lovasz_loss_is_the_brute_force_one():
-    """Of the present classes, leaving ignored pixels out: the extension of 1 - IoU (Berman et al. 2018)."""
+def test_lovasz_loss_of_mmseg_matches_its_definition():
+    """Extend 1 - IoU (Berman et al. 2018) over the present classes, without ignored pixels."""
     logits, labels = torch.randn(2, 4, 6, 6), torch.randint(3, (2, 6, 6))
     labels[0, :2] = 255
     stock = MODELS.build(dict(type='LovaszLoss', reduction='none'))
@@ -198,7 +198,7 @@ def test_stock_lovasz_loss_is_the_brute_force_one():
     for k in range(3):
         truth = y == k
         errors, order = (truth.float() - p[:, k]).abs().sort(descending=True)
-        jaccard = [0.0]  # of the truth itself
+        jaccard = [0.0]  # no errors
         for i in range(len(order)):
             wrong = torch.zeros_like(truth)
             wrong[order[: i + 1]] = True
@@ -207,7 +207,7 @@ def test_stock_lovasz_loss_is_the_brute_force_one():
     torch.testing.assert_close(stock(logits, labels, ignore_index=255), torch.stack(expected).mean(), rtol=1e-5, atol=0)
 
 
-def test_the_fast_head_and_mmsegs_give_the_same():
+def test_tissue_loss_is_equal_in_both_heads():
     logits, labels = torch.randn(2, 5, 16, 16, dtype=torch.float64), torch.randint(5, (2, 64, 64))
     labels[0, :20] = 255
     loss = dict(type='TissueLoss', dice=0.5, gamma=2.0, class_weight=[1.0, 2.0, 3.0, 4.0, 5.0])
@@ -218,7 +218,7 @@ def test_the_fast_head_and_mmsegs_give_the_same():
     torch.testing.assert_close(found, expected)
 
 
-def test_pixel_samplers_weigh_the_pixels():
+def test_pixel_samplers_weight_the_pixels():
     logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
     sampler = dict(type='OHEMPixelSampler', thresh=0.3, min_kept=100)
     (stock, expected), (fast, found) = losses_and_gradients(dict(type='TissueLoss'), logits, labels, sampler=sampler)
@@ -252,6 +252,6 @@ def test_class_weights_follow_from_pixels_and_temperature():
         (dict(smooth=-1), 'smooth'),
     ],
 )
-def test_wrong_settings_are_refused(settings, word):
+def test_invalid_settings_are_rejected(settings, word):
     with pytest.raises(IgniteError, match=word):
         TissueLoss(**settings)

@@ -1,4 +1,4 @@
-"""TissueEnsemble against its members, and the JSON files that name them."""
+"""TissueEnsemble compared with its members, and the JSON files that list them."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmseg.registry import MODELS
-from test_tissue_segmentor import CLASSES, SLIDE, build, describe, samples
+from test_tissue_segmentor import CLASSES, SLIDE, build, config, samples
 
 from mmseg_ignite.engine.ensembles import Ensemble, write_ensemble
 from mmseg_ignite.errors import IgniteError
@@ -25,7 +25,7 @@ def members():
 
 @pytest.fixture(scope='module')
 def folder(members, tmp_path_factory):
-    """Checkpoints in folders of folds, and ensembles of all and of one."""
+    """Write checkpoints of folds, an ensemble of all and an ensemble of one."""
     folder = tmp_path_factory.mktemp('ensemble')
     for number, member in enumerate(members):
         (folder / f'fold{number}').mkdir()
@@ -40,7 +40,7 @@ def folder(members, tmp_path_factory):
 
 def load(path, **test_cfg):
     ensemble = Ensemble.read(path)
-    model = ensemble.model_config(describe('TissueSegmentor', {**dict(mode='whole'), **test_cfg}))
+    model = ensemble.model_config(config('TissueSegmentor', {**dict(mode='whole'), **test_cfg}))
     model = MODELS.build(model)
     ensemble.load_into(model)
     return model.eval()
@@ -52,7 +52,7 @@ def image(height=SIZE[0], width=SIZE[1], count=1):
 
 @torch.no_grad()
 def mean(members, x):
-    """The mean probabilities of the members' own logits, in float64."""
+    """Average the probabilities of the members in float64."""
     return torch.stack([m.whole_inference(x, [{}] * len(x)).double().softmax(1) for m in members]).mean(0)
 
 
@@ -63,11 +63,11 @@ def test_encode_decode_is_the_logarithm_of_the_mean_probabilities(members, folde
     found = ensemble.encode_decode(x, [dict(img_shape=SIZE)] * 2)
     assert found.dtype == torch.float32 and found.shape == (2, CLASSES, *SIZE)
     torch.testing.assert_close(found.double(), mean(members, x).log(), rtol=1e-4, atol=1e-4)
-    assert (mean(members, x).argmax(1) != mean(members[:1], x).argmax(1)).any()  # the others count
+    assert (mean(members, x).argmax(1) != mean(members[:1], x).argmax(1)).any()  # all members contribute
 
 
 @torch.no_grad()
-def test_raw_outputs_are_averaged_as_well(members, folder):
+def test_raw_outputs_are_averaged(members, folder):
     x = image()
     expected = torch.stack([m._forward(x).double().softmax(1) for m in members]).mean(0).log()
     found = load(folder / 'ensemble.json')(x)
@@ -76,7 +76,7 @@ def test_raw_outputs_are_averaged_as_well(members, folder):
 
 @torch.no_grad()
 def test_sliding_windows_with_logits_and_labels(members, folder):
-    """Windows lie as of one network; their logarithms are added as its logits are."""
+    """Windows are placed and blended as with a single network."""
     x, total = image(), torch.zeros(CLASSES, *SIZE, dtype=torch.float64)
     number = torch.zeros(SIZE)
     for top in (0, 32):
@@ -100,7 +100,7 @@ def test_symmetries(members, folder):
 
 
 @torch.no_grad()
-def test_raw_images_are_labelled_as_preprocessed_ones(folder):
+def test_raw_images_are_labelled_like_preprocessed_ones(folder):
     ensemble = load(folder / 'ensemble.json', **SLIDE)
     raw = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     x = (torch.from_numpy(raw).permute(2, 0, 1)[None].float() - ensemble.data_preprocessor.mean) / (
@@ -111,29 +111,29 @@ def test_raw_images_are_labelled_as_preprocessed_ones(folder):
 
 @torch.no_grad()
 @pytest.mark.parametrize('settings', [{}, SLIDE, dict(symmetries=4)])
-def test_an_ensemble_of_one_is_its_member(members, folder, settings):
+def test_ensemble_of_one_equals_its_member(members, folder, settings):
     ensemble, member = load(folder / 'one.json', **settings), load(folder / 'fold1' / 'iter_2.pth', **settings)
     a, b = (model.predict(image(), samples(1, SIZE))[0].pred_sem_seg.data for model in (ensemble, member))
     assert type(member) is not TissueEnsemble is type(ensemble) and (a == b).all()
 
 
 @torch.no_grad()
-def test_half_precision_averages_in_float32(members, folder):
+def test_half_precision_is_averaged_in_float32(members, folder):
     with torch.autocast('cpu', torch.bfloat16):
         found = load(folder / 'ensemble.json').encode_decode(image(), [dict(img_shape=SIZE)])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.exp().sum(1), torch.ones(1, *SIZE))
 
 
-def test_what_cannot_be_an_ensemble(folder):
+def test_invalid_ensembles_are_rejected(folder):
     with pytest.raises(IgniteError, match='one by one'):
         load(folder / 'ensemble.json').loss(image(), samples(1, SIZE))
     with pytest.raises(IgniteError, match='EncoderDecoder'):
-        Ensemble.read(folder / 'ensemble.json').model_config(describe('EncoderDecoder', SLIDE))
+        Ensemble.read(folder / 'ensemble.json').model_config(config('EncoderDecoder', SLIDE))
     with pytest.raises(IgniteError, match='size'):
-        MODELS.build(dict(describe('TissueEnsemble', SLIDE), size=0))
+        MODELS.build(dict(config('TissueEnsemble', SLIDE), size=0))
     with pytest.raises(IgniteError, match='out_channels=1'):
-        MODELS.build(dict(describe('TissueEnsemble', SLIDE, out_channels=1), size=2))
+        MODELS.build(dict(config('TissueEnsemble', SLIDE, out_channels=1), size=2))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_cannot_be_an_ensemble(folder):
         (dict(format=1, checkpoints=['fold0/iter_2.pth', './fold0/iter_2.pth']), 'twice'),
     ],
 )
-def test_a_wrong_file_is_a_sentence(folder, content, word):
+def test_invalid_files_are_rejected(folder, content, word):
     path = folder / 'wrong.json'
     path.unlink(missing_ok=True)
     if content is not None:
@@ -168,17 +168,17 @@ def test_a_wrong_file_is_a_sentence(folder, content, word):
 
 
 @pytest.mark.parametrize('number', range(2))
-@pytest.mark.parametrize('fault', ['lacks', 'more', 'shape'])
+@pytest.mark.parametrize('fault', ['missing', 'more', 'shape'])
 def test_members_are_loaded_strictly(members, tmp_path, number, fault):
-    """The first member, which is the ensemble itself, no less than the others."""
-    for place in range(2):
-        weights = {k: v.clone() for k, v in members[place].state_dict().items()}
-        if place == number:
-            if fault == 'lacks':
+    """Include the first member, which is the ensemble itself."""
+    for index in range(2):
+        weights = {k: v.clone() for k, v in members[index].state_dict().items()}
+        if index == number:
+            if fault == 'missing':
                 del weights['decode_head.conv_seg.bias']
             else:
                 weights['others.0.x' if fault == 'more' else 'decode_head.conv_seg.bias'] = torch.ones(99)
-        torch.save(dict(state_dict=weights), tmp_path / f'{place}.pth')
+        torch.save(dict(state_dict=weights), tmp_path / f'{index}.pth')
     write_ensemble(tmp_path / 'ensemble.json', [tmp_path / '0.pth', tmp_path / '1.pth'])
     with pytest.raises(IgniteError, match=f'{number}.pth is a checkpoint of another model'):
         load(tmp_path / 'ensemble.json')

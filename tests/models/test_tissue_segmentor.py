@@ -1,4 +1,4 @@
-"""TissueSegmentor against stock EncoderDecoder with the same weights."""
+"""TissueSegmentor compared with mmseg's EncoderDecoder with equal weights."""
 
 import copy
 
@@ -23,8 +23,8 @@ CLASSES = 5
 SLIDE = dict(mode='slide', crop_size=(64, 48), stride=(40, 32))
 
 
-def describe(kind, test_cfg, out_channels=None, **preprocessor):
-    """The config of a small SegFormer of stock parts."""
+def config(kind, test_cfg, out_channels=None, **preprocessor):
+    """Return the config of a small SegFormer with mmseg's encoder and decoder."""
     return ConfigDict(
         type=kind,
         data_preprocessor=dict(
@@ -41,11 +41,11 @@ def describe(kind, test_cfg, out_channels=None, **preprocessor):
 
 
 def build(kind, test_cfg, out_channels=None, **preprocessor):
-    """That of :func:`describe`, random, in evaluation mode."""
+    """Build :func:`config` with random weights in evaluation mode."""
     init_default_scope('mmseg')
-    model = MODELS.build(describe(kind, test_cfg, out_channels, **preprocessor))
+    model = MODELS.build(config(kind, test_cfg, out_channels, **preprocessor))
     model.init_weights()
-    # As initialised, one class would win everywhere: spread the logits, and centre those of each class.
+    # One class would win everywhere with initial weights: spread the logits and centre each class.
     torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=1)
     model.eval()
     with torch.no_grad():
@@ -59,7 +59,7 @@ def stock():
 
 
 def twin(stock, **test_cfg):
-    """Ours with stock's weights and sliding windows."""
+    """Return a TissueSegmentor with the weights of the stock model."""
     model = build('TissueSegmentor', {**SLIDE, **test_cfg})
     model.load_state_dict(stock.state_dict(), strict=True)
     return model
@@ -72,14 +72,14 @@ def samples(count, size, **meta):
 
 @torch.no_grad()
 def both(stock, ours, inputs, **meta):
-    """Stock's and our samples for one input; ours must not depend on what stock did to the metainfo."""
+    """Return the samples of both models; each gets its own metainfo, because mmseg modifies it."""
     size = meta.pop('ori_shape', tuple(inputs.shape[2:]))
     expected = stock.predict(inputs, samples(len(inputs), size, **meta))
     return expected, ours.predict(inputs, samples(len(inputs), size, **meta))
 
 
 def assert_same_labels(expected, found):
-    """Equal where stock's best class leads by more than rounding, which is nearly everywhere."""
+    """Compare where the best class of the stock model leads by more than rounding errors, nearly everywhere."""
     for a, b in zip(expected, found, strict=True):
         labels = b.pred_sem_seg.data
         assert labels.dtype == torch.uint8 and labels.shape == a.pred_sem_seg.data.shape
@@ -89,7 +89,7 @@ def assert_same_labels(expected, found):
         assert torch.equal(labels[0][clear], a.pred_sem_seg.data[0][clear].to(torch.uint8))
 
 
-def test_it_is_a_stock_segmentor(stock):
+def test_it_is_an_encoder_decoder(stock):
     ours = twin(stock)
     assert isinstance(ours, EncoderDecoder) and MODELS.get('TissueSegmentor') is TissueSegmentor
     assert list(ours.state_dict()) == list(stock.state_dict())
@@ -98,7 +98,7 @@ def test_it_is_a_stock_segmentor(stock):
 
 @pytest.mark.parametrize('size', [(131, 117), (64, 48), (40, 150), (33, 35)])
 @pytest.mark.parametrize('mode', ['slide', 'whole'])
-def test_labels_and_logits_are_those_of_stock(stock, monkeypatch, mode, size):
+def test_labels_and_logits_match_mmseg(stock, monkeypatch, mode, size):
     monkeypatch.setitem(stock.test_cfg, 'mode', mode)
     inputs = torch.randn(2, 3, *size)
     expected, found = both(stock, twin(stock, mode=mode), inputs)
@@ -132,14 +132,14 @@ def test_flips_are_undone(stock, direction):
     assert 'seg_logits' not in found[0]
 
 
-def test_another_size_is_resized_by_the_logits(stock):
+def test_logits_are_resized_to_another_size(stock):
     expected, found = both(stock, twin(stock), torch.randn(1, 3, 70, 90), ori_shape=(55, 110))
     assert found[0].pred_sem_seg.data.shape == (1, 55, 110)
     assert_same_labels(expected, found)
     assert 'seg_logits' not in found[0]
 
 
-def test_labels_of_the_right_size_are_never_resized(stock, monkeypatch):
+def test_labels_of_the_right_size_are_not_resized(stock, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError('resized')
 
@@ -152,7 +152,7 @@ def test_binary_heads():
     ours = build('TissueSegmentor', SLIDE, out_channels=1)
     ours.load_state_dict(stock.state_dict())
     expected, found = both(stock, ours, torch.randn(1, 3, 70, 90))
-    clear = (expected[0].seg_logits.data - 0.5).abs() > 1e-4  # what is stored for binary heads are probabilities
+    clear = (expected[0].seg_logits.data - 0.5).abs() > 1e-4  # mmseg stores probabilities for binary heads
     assert clear.float().mean() > 0.98 and len(found[0].pred_sem_seg.data.unique()) == 2
     assert torch.equal(found[0].pred_sem_seg.data[clear], expected[0].pred_sem_seg.data[clear].to(torch.uint8))
     assert 'seg_logits' not in found[0]
@@ -169,7 +169,7 @@ def test_windows_are_batched(stock, monkeypatch):
 
 
 @torch.no_grad()
-def test_gaussian_weights_against_a_loop(stock):
+def test_gaussian_weights_match_a_loop(stock):
     inputs = torch.randn(1, 3, 100, 81)
     total, count = torch.zeros(CLASSES, 100, 81), torch.zeros(100, 81)
     weight = tiling.window_weights((64, 48), 'gaussian')
@@ -204,7 +204,7 @@ def test_symmetries(stock, mode):
     assert torch.equal(found.pred_sem_seg.data[0][clear].long(), mean[0].argmax(0)[clear])
 
 
-def test_half_precision_logits_are_added_as_float32(stock, monkeypatch):
+def test_half_precision_logits_are_added_in_float32(stock, monkeypatch):
     inputs = torch.randn(1, 3, 112, 48)
     ours = twin(stock, stride=(16, 32), keep_logits=True)  # pixels in 1 to 4 windows
     monkeypatch.setattr(ours, 'encode_decode', lambda x, metas: x[:, [0, 1, 2, 0, 1]].bfloat16() * 3)
@@ -217,7 +217,7 @@ def test_half_precision_logits_are_added_as_float32(stock, monkeypatch):
 @torch.no_grad()
 def test_under_autocast(stock):
     inputs = torch.randn(1, 3, 104, 80)
-    # Built outside: autocast keeps its copies of weights that it has seen, and would not notice the loading.
+    # Built outside autocast, which caches weights and would miss that others are loaded.
     keeping, plain = twin(stock, keep_logits=True), twin(stock)
     exact = stock.predict(inputs, samples(1, (104, 80)))[0].seg_logits.data
     with torch.autocast('cpu', torch.bfloat16):
@@ -232,14 +232,14 @@ def test_under_autocast(stock):
 
 @pytest.mark.parametrize('keep_logits', [False, True])
 @pytest.mark.parametrize('accumulator', [None, 'cpu'])
-def test_the_accumulator_is_where_asked(stock, monkeypatch, accumulator, keep_logits):
+def test_accumulator_is_on_the_requested_device(stock, monkeypatch, accumulator, keep_logits):
     ours, asked = twin(stock, accumulator=accumulator, keep_logits=keep_logits), []
     monkeypatch.setattr(tiling, '_device', lambda image, where: asked.append(where) or image.device)
     ours.predict(torch.randn(1, 3, 64, 48))
     assert asked == [accumulator]
 
 
-def test_tta_model_of_stock(stock):
+def test_tta_model_of_mmseg(stock):
     inputs = torch.randn(1, 3, 70, 90)
     ours = twin(stock, keep_logits=True)
     groups = [samples(1, (70, 90)), samples(1, (70, 90), flip=True, flip_direction='horizontal')]
@@ -254,7 +254,7 @@ def test_tta_model_of_stock(stock):
     assert (merged[0] == merged[1]).float().mean() > 0.99
 
 
-def test_stock_metrics_take_its_labels(stock):
+def test_mmseg_metrics_accept_the_labels(stock):
     labels = twin(stock).predict(torch.randn(1, 3, 64, 48))[0].pred_sem_seg.data
     truth = labels[0].long().clone()
     truth[:5] = 255
@@ -286,11 +286,11 @@ def test_label_image_equals_predict(stock, tmp_path, test_cfg, bgr_to_rgb):
     found = ours.label_image(np.load(tmp_path / 'image.npy', mmap_mode='r'), out, done.append)
     assert found is out and sum(done) > 0
     np.testing.assert_array_equal(found, expected)
-    assert (ours.label_image(image[:, :, ::-1]) != expected).any()  # the order of the channels matters
+    assert (ours.label_image(image[:, :, ::-1]) != expected).any()  # the channel order has an effect
 
 
 @pytest.mark.parametrize('image', [np.zeros((64, 48), 'u1'), np.zeros((64, 48, 4), 'u1'), np.zeros((64, 48, 3)), [[1]]])
-def test_label_image_takes_rgb_only(stock, image):
+def test_label_image_requires_rgb(stock, image):
     with pytest.raises(IgniteError, match='uint8 RGB was expected'):
         twin(stock).label_image(image)
 
@@ -299,7 +299,7 @@ def test_label_image_takes_rgb_only(stock, image):
 
 
 def glass(size):
-    """Glass with the noise of a camera and JPEG, and dust."""
+    """Glass with noise of camera and JPEG, and dust."""
     noise = np.random.default_rng().normal(243, 0.8, (*size, 3))
     noise[5, 5] = 180  # a grain of dust
     return noise.round().clip(0, 255).astype(np.uint8)
@@ -319,12 +319,12 @@ def fat(size):
 
 
 def faint_smear(size):
-    """White and colourless in every pixel, but not flat: mucus, or tissue out of focus."""
+    """Mucus or tissue out of focus: every pixel is white and colourless, but the window is not flat."""
     return np.broadcast_to(np.linspace(226, 246, size[1])[None, :, None], (*size, 3)).round().astype(np.uint8)
 
 
-def one_nucleus(size):
-    """A lone cell in an otherwise empty space."""
+def single_nucleus(size):
+    """A single cell in empty space."""
     image = glass(size)
     image[20:30, 20:30] = (120, 80, 150)
     return image
@@ -332,10 +332,10 @@ def one_nucleus(size):
 
 @pytest.mark.parametrize(
     ('make', 'expected'),
-    [(glass, True), (pale_pink, False), (fat, False), (one_nucleus, False), (faint_smear, False)],
+    [(glass, True), (pale_pink, False), (fat, False), (single_nucleus, False), (faint_smear, False)],
     ids=lambda value: getattr(value, '__name__', str(value)),
 )
-def test_what_glass_is(stock, make, expected):
+def test_glass_detection(stock, make, expected):
     ours, image = twin(stock), make((128, 128))
     assert bool(ours._is_glass(image)) is expected
     normalised = ours._preprocessed(image[None], torch.device('cpu'))[0]
@@ -356,7 +356,7 @@ def test_glass_is_skipped(stock, monkeypatch):
     np.testing.assert_array_equal(found, labels)
     assert not labels[:64].any() and not labels[64:, 64:].any()
     tissue = twin(stock, crop_size=(64, 64), stride=(64, 64)).label_image(image)[64:, :64]
-    assert (labels[64:, :64] == tissue).mean() > 0.99  # a batch of another size rounds otherwise
+    assert (labels[64:, :64] == tissue).mean() > 0.99  # batches of another size round differently
     assert tissue.any()
 
 
@@ -384,7 +384,7 @@ def test_glass_is_skipped(stock, monkeypatch):
         (dict(skip_glass=True, keep_logits=True), 'skip_glass'),
     ],
 )
-def test_wrong_settings_are_named_when_built_and_when_used(stock, change, message):
+def test_invalid_settings_are_rejected_when_built_and_when_used(stock, change, message):
     with pytest.raises(IgniteError, match=message):
         build('TissueSegmentor', {**SLIDE, **change})
     ours = twin(stock)
@@ -394,6 +394,6 @@ def test_wrong_settings_are_named_when_built_and_when_used(stock, change, messag
 
 
 @pytest.mark.parametrize('change', [dict(symmetries=2), dict(skip_glass=True)])
-def test_binary_heads_have_no_probabilities_of_classes(change):
+def test_binary_heads_reject_settings_that_need_class_probabilities(change):
     with pytest.raises(IgniteError, match='out_channels=1'):
         build('TissueSegmentor', {**SLIDE, **change}, out_channels=1)

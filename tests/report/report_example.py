@@ -1,4 +1,4 @@
-"""A run to report on: synthetic tissue, predictions with plausible mistakes, and their metrics by plain means."""
+"""An example run: synthetic tissue, predictions with plausible errors, and their metrics computed independently."""
 
 from types import SimpleNamespace
 
@@ -18,11 +18,11 @@ GROUPS = {
     'Macrophages': ['Macrophages'],
 }
 CONFUSIONS = {1: 2, 2: 1, 3: 13, 4: 3, 7: 10, 12: 4, 5: 0, 13: 3, 10: 7, 9: 2}
-"""Which class is taken for which, by train id, as pathologists would expect it."""
+"""{true train id: predicted train id} of plausible confusions."""
 
 
 def corrupt(rng, truth, share=0.15):
-    """A prediction: borders moved smoothly, islands of confused classes, unannotated pixels filled in."""
+    """Return a prediction with shifted borders, islands of confused classes and unannotated pixels filled in."""
     shape = truth.shape
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     grain = max(6.0, min(shape) / 25)
@@ -36,7 +36,7 @@ def corrupt(rng, truth, share=0.15):
 
 
 def synthetic_items(rng, rois=4, size=(120, 150)):
-    """Regions of colour noise with smooth label maps, some unannotated."""
+    """Yield regions of colour noise with smooth label maps, partly unannotated."""
     for i in range(rois):
         truth = _layout(rng, size, rng.choice(16, 5, replace=False))
         truth[: size[0] // 8, : size[1] // 5] = IGNORE
@@ -52,7 +52,7 @@ def synthetic_items(rng, rois=4, size=(120, 150)):
 
 
 def evaluate(items, classes=CLASSES):
-    """An evaluation as the package's, duck-typed."""
+    """Return a duck-typed evaluation."""
     matrices = np.stack([confusion_matrix(i.truth, i.prediction, len(classes)) for i in items])
     return SimpleNamespace(
         names=[i.roi for i in items], matrices=matrices, classes=classes, metadata=[dict(i.metadata) for i in items]
@@ -111,7 +111,7 @@ def _interval(values):
 
 
 def metrics_of(evaluation, rng, samples=60):
-    """The metrics dict of schema 1, boundary and calibration made up."""
+    """Return a metrics dict of schema 1; boundary and calibration are invented."""
     matrices, classes, n = evaluation.matrices, evaluation.classes, len(evaluation.names)
     result = _figures(matrices, classes)
     draws = [_figures(matrices[rng.integers(0, n, n)], classes) for _ in range(samples)]

@@ -10,7 +10,7 @@ from report_example import evaluate, example_curves, metrics_of, synthetic_items
 
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 from mmseg_ignite.report import GalleryItem, write_report
-from mmseg_ignite.report.palette import class_colours
+from mmseg_ignite.visualization.colours import class_colours
 
 MAPS = ('truth', 'prediction')
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
@@ -24,8 +24,10 @@ OPTIONS = (
 
 
 def small_item():
-    """40 x 60 px: tumor left, stroma right, the top unannotated; the prediction has its border 10 px further right, and
-    fat instead of stroma at the bottom right. Even tissue, so that JPEG changes nothing."""
+    """Return 40 x 60 px with tumor at the left, stroma at the right and an unannotated top.
+
+    In the prediction, the border is 10 px further right, and the bottom right is fat instead of stroma. The tissue has one
+    colour, so that JPEG changes nothing."""
     truth = np.full((40, 60), STROMA, np.uint8)
     truth[:, :30] = TUMOR
     prediction = np.full((40, 60), STROMA, np.uint8)
@@ -56,11 +58,11 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):
-    """The report of a few regions, one with a hostile name and one whose every pixel is known; and its metrics."""
+    """Return path, metrics and items of a report with a hostile region name and with :func:`small_item`."""
     rng = np.random.default_rng()
     items = [*synthetic_items(rng, rois=5), small_item()]
     items[0] = items[0]._replace(roi=HOSTILE)
-    liver, other = CLASSES.index('Liver'), CLASSES.index('Stroma')  # one class is in neither map
+    liver, other = CLASSES.index('Liver'), CLASSES.index('Stroma')  # Liver is in neither map
     items = [
         item._replace(
             **{k: np.where(getattr(item, k) == liver, other, getattr(item, k)).astype(np.uint8) for k in MAPS}
@@ -75,7 +77,7 @@ def report(tmp_path_factory):
 
 
 class Driver:
-    """The opened page and what the tests do with it."""
+    """The opened page and the actions of the tests."""
 
     def __init__(self, browser, report):
         self.browser = browser
@@ -97,7 +99,7 @@ class Driver:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def until(self, condition, what):
-        """What ``condition`` gives, once it gives something."""
+        """Wait up to 10 s for a true value of ``condition`` and return it."""
         end = time.monotonic() + 10
         while not (found := condition()):
             assert time.monotonic() < end, what
@@ -111,7 +113,7 @@ class Driver:
         )  # fmt: skip
 
     def pixels(self, roi, kind):
-        """(H, W, 4) uint8 of a region's canvas, after the drawing that was asked for."""
+        """Return a region's canvas, (H, W, 4) uint8, after pending redraws."""
         region = f'[data-roi={roi}]'
         self.js(f'document.querySelector("{region}").scrollIntoView({{block: "center"}})')
         self.until(lambda: self.js(f'return document.querySelector("{region}").classList.contains("drawn")'), roi)
@@ -148,7 +150,7 @@ def test_page_opens_without_errors_and_runs_no_foreign_code(page):
     assert [name for name in resources if not name.startswith('data:')] == []
 
 
-def test_regions_are_in_the_order_of_their_scores(page):
+def test_regions_are_sorted_by_score_or_name(page):
     def shown():
         return page.js('return [...document.querySelectorAll(".region")].map(e => [e.dataset.roi, +e.dataset.miou])')
 
@@ -172,7 +174,7 @@ def test_error_map_is_exact(page):
     assert (found[wrong] == WRONG).all() and (found[right] == RIGHT).all()
     bare = found[item.truth == IGNORE].astype(int)
     assert np.abs(bare - [200, 120, 180, 255]).max() <= 3  # JPEG
-    page.click(f'.desk [data-toggle="{TUMOR}"]')  # errors of other classes stay
+    page.click(f'.desk [data-toggle="{TUMOR}"]')  # errors that involve stroma stay
     page.click(f'.desk [data-toggle="{FATTY}"]')
     found = page.pixels('small', 'error')
     stroma = (item.truth == STROMA) | (item.prediction == STROMA)
@@ -180,7 +182,7 @@ def test_error_map_is_exact(page):
     assert np.abs(found[right & ~stroma].astype(int) - [200, 120, 180, 255]).max() <= 3
 
 
-def test_slider_mixes_colour_and_tissue(page):
+def test_slider_blends_colour_and_tissue(page):
     inside = (20, 10)  # tumor, away from any border
     page.opacity(0)
     assert np.abs(page.pixels('small', 'truth')[inside].astype(int) - [200, 120, 180, 255]).max() <= 3
@@ -192,7 +194,7 @@ def test_slider_mixes_colour_and_tissue(page):
     assert np.abs(page.pixels('small', 'truth')[inside][:3] - np.array(expected)).max() <= 4
 
 
-def test_slider_moves_by_the_keyboard(page):
+def test_slider_moves_with_the_keyboard(page):
     from selenium.webdriver.common.keys import Keys
 
     before = page.pixels('small', 'truth')
@@ -202,7 +204,7 @@ def test_slider_moves_by_the_keyboard(page):
     assert (page.pixels('small', 'truth') != before).any()
 
 
-def test_legend_takes_classes_off_and_on(page):
+def test_legend_hides_and_shows_classes(page):
     page.opacity(100)
     before = page.pixels('small', 'prediction')
     page.click(f'.desk [data-toggle="{TUMOR}"]')
@@ -217,7 +219,7 @@ def test_legend_takes_classes_off_and_on(page):
     assert {b.get_attribute('aria-pressed') for b in page.all('[data-toggle]')} == {'false'}
 
 
-def test_second_palette_has_its_colours_and_stripes(page):
+def test_safe_palette_shows_its_colours_and_stripes(page):
     page.opacity(100)
     page.click('[data-switch=palette] [data-value=safe]')
     found, item = page.pixels('small', 'prediction'), small_item()
@@ -231,7 +233,7 @@ def test_second_palette_has_its_colours_and_stripes(page):
     swatch = page.js('return getComputedStyle(document.querySelector("#class-table .c1")).backgroundColor')
     assert swatch == 'rgb({}, {}, {})'.format(*rgb(TUMOR))
     page.browser.refresh()
-    assert page.js('return document.documentElement.dataset.palette') == 'safe'  # kept
+    assert page.js('return document.documentElement.dataset.palette') == 'safe'  # remembered
 
 
 def test_table_sorts_by_mouse_and_keyboard(page):
@@ -260,13 +262,13 @@ def test_table_sorts_by_mouse_and_keyboard(page):
     assert dict(zip(order(0), order(1))) == {c: '' if v is None else str(v) for c, v in expected.items()}
 
 
-def test_language_changes_all_text(page):
+def test_language_switch_changes_all_text(page):
     def words():
         return page.js('return document.querySelector("h1").innerText'), page.all('.desk [data-toggle="3"]')[0].text
 
     assert words() == ('Tissue segmentation report', 'Stroma')
     page.click('[data-switch=language] [data-value=ko]')
-    assert words() == ('조직 분할 평가 보고서', '기질 Stroma')
+    assert words() == ('조직 영역 분할 평가 보고서', '기질 Stroma')
     assert page.all('.matrix tbody td')[0].get_attribute('aria-label').startswith('배경 (Background) → ')
     assert page.all('#opacity')[0].get_attribute('aria-label') == '불투명도'
     english = page.js(
@@ -274,10 +276,10 @@ def test_language_changes_all_text(page):
     )
     assert english == 0
     page.browser.refresh()
-    assert words()[0] == '조직 분할 평가 보고서'  # kept
+    assert words()[0] == '조직 영역 분할 평가 보고서'  # remembered
 
 
-def test_confusion_matrix_tells_figures_on_hover_and_focus(page):
+def test_confusion_matrix_shows_numbers_on_hover_and_focus(page):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -286,10 +288,10 @@ def test_confusion_matrix_tells_figures_on_hover_and_focus(page):
     i = int(present[0])
     cells = page.all('.matrix [role=gridcell]')
     ActionChains(page.browser).move_to_element(cells[16 * i + i]).perform()
-    told = page.all('#cell')[0].text
-    assert f'{counts[i, i]:,} px' in told and CLASSES[i] in told
+    text = page.all('#cell')[0].text
+    assert f'{counts[i, i]:,} px' in text and CLASSES[i] in text
     cells[16 * i + i].send_keys(Keys.ARROW_RIGHT)
-    right = next(j for j in range(i + 1, 16) if counts[:, j].sum() + counts[j].sum())  # the next class that is shown
+    right = next(j for j in range(i + 1, 16) if counts[:, j].sum() + counts[j].sum())  # the next visible class
     assert f'{CLASSES[i]} → {CLASSES[right]}: ' in page.all('#cell')[0].text
     assert page.js('return document.activeElement.cellIndex') == right + 1
     for mode, sums in (('rows', counts.sum(1)), ('columns', counts.sum(0))):
@@ -328,7 +330,7 @@ def test_panels_and_large_view(page):
     ActionChains(page.browser).drag_and_drop_by_offset(box, 40, 10).perform()
     dragged = transforms()
     assert len({before[0], zoomed[0], dragged[0]}) == 3
-    assert all(a == b for a, b in (before, zoomed, dragged))  # both panels show the same place
+    assert all(a == b for a, b in (before, zoomed, dragged))  # both panels show the same part
     assert 'prediction' in page.all('#pointer')[0].text
     page.all('dialog')[0].send_keys('0')
     assert transforms() == before
@@ -336,8 +338,8 @@ def test_panels_and_large_view(page):
     page.until(lambda: not page.js('return document.getElementById("viewer").open'), 'still open')
 
 
-def test_regions_far_away_hold_no_pixels(page):
-    """A canvas is drawn near the screen only, and emptied when it has left."""
+def test_regions_off_screen_free_their_pixels(page):
+    """Canvases are drawn only near the screen, and emptied when they leave it."""
     page.js('window.scrollTo(0, 0)')
     page.pixels('small', 'truth')
     page.js('document.body.style.paddingBottom = "9000px"; window.scrollTo(0, document.body.scrollHeight)')
@@ -356,14 +358,14 @@ def window(page, width, height=900):
 
 
 @pytest.mark.parametrize('width', [1400, 800, 400])
-def test_page_is_not_wider_than_the_window(page, width):
+def test_page_fits_the_width_of_the_window(page, width):
     with window(page, width):
         for language in ('en', 'ko'):
             page.click(f'[data-switch=language] [data-value={language}]')
             assert page.js('return document.documentElement.scrollWidth') <= width
 
 
-def test_tissue_is_the_first_panel_and_four_stand_two_by_two(page):
+def test_tissue_is_the_first_panel_and_four_panels_form_a_square(page):
     shown = '.region .pane:not([hidden])'
     first = page.js(
         f'return [...document.querySelector(".region").querySelectorAll("{shown}")].map(p => p.dataset.kind)'
@@ -383,7 +385,7 @@ def test_tissue_is_the_first_panel_and_four_stand_two_by_two(page):
 
 def test_absent_classes_are_shown_on_demand(page):
     counts = np.array(page.js('return Report.data.confusion'))
-    gone = int(((counts.sum(0) + counts.sum(1)) == 0).sum())
+    absent = int(((counts.sum(0) + counts.sum(1)) == 0).sum())
 
     def rows():
         return page.js(
@@ -391,15 +393,15 @@ def test_absent_classes_are_shown_on_demand(page):
             's => [...document.querySelectorAll(s)].filter(e => e.getClientRects().length).length)'
         )
 
-    assert gone and rows() == [16 - gone] * 3
+    assert absent and rows() == [16 - absent] * 3
     page.click('#classes .toggle')
     assert rows() == [16] * 3
     assert {b.get_attribute('aria-pressed') for b in page.all('[data-absent].toggle')} == {'true'}
     page.click('#confusion .toggle')
-    assert rows() == [16 - gone] * 3
+    assert rows() == [16 - absent] * 3
 
 
-def test_tables_that_go_on_say_so(page):
+def test_tables_wider_than_the_window_show_a_hint(page):
     def state():
         return page.js(
             'const box = document.querySelector("#class-table").parentElement;'
@@ -407,8 +409,8 @@ def test_tables_that_go_on_say_so(page):
         )  # fmt: skip
 
     with window(page, 1400):
-        page.until(lambda: state() == ['wide', False], 'a table that fits says that it goes on')
+        page.until(lambda: state() == ['wide', False], 'a table that fits shows the hint')
     with window(page, 400):
-        page.until(lambda: state() == ['wide more-right', True], 'nothing says that the table goes on')
+        page.until(lambda: state() == ['wide more-right', True], 'a table that does not fit shows no hint')
         page.js('document.querySelector("#class-table").parentElement.scrollLeft = 9999')
-        page.until(lambda: state() == ['wide more-left', True], 'the end of the table is not seen')
+        page.until(lambda: state() == ['wide more-left', True], 'the hint does not change at the end of the table')

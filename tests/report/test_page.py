@@ -16,12 +16,12 @@ from mmseg_ignite.evaluation import Evaluation
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE, decode_mask
 from mmseg_ignite.report import GalleryItem, charts, write_report
 from mmseg_ignite.report.gallery import SIDE, encode_item
-from mmseg_ignite.report.palette import class_colours
-from mmseg_ignite.report.translations import CLASS_NAMES, TEXTS, both
+from mmseg_ignite.report.translations import CLASS_NAMES, LANGUAGES, TEXTS, both
+from mmseg_ignite.visualization.colours import class_colours
 
 
 class Page(HTMLParser):
-    """The elements of a page, and the text of its scripts by id or class."""
+    """The tags of a page with their attributes, and the text of its scripts by id or class."""
 
     def __init__(self, html):
         super().__init__()
@@ -60,7 +60,7 @@ def write(path, *arguments, **options):
     return html, Page(html)
 
 
-def test_report_holds_every_section_and_region(run, tmp_path):
+def test_report_contains_every_section_and_region(run, tmp_path):
     items, evaluation, metrics, curves = run
     html, page = write(tmp_path / 'report.html', metrics, evaluation, iter(items), curves, language='ko')
     sections = {
@@ -94,8 +94,8 @@ def test_sections_without_data_are_absent(run, tmp_path):
     assert 'data-figure="kappa"' not in html
 
 
-def test_no_annotated_pixel_and_missing_intervals(tmp_path):
-    """Every figure may be undefined."""
+def test_report_without_annotated_pixels_and_intervals(tmp_path):
+    """Every score may be undefined."""
     rng = np.random.default_rng()
     (item,) = synthetic_items(rng, rois=1)
     item = item._replace(truth=np.full_like(item.truth, IGNORE), um_per_px=None)
@@ -111,13 +111,13 @@ def test_pixels_without_prediction_have_a_column(run, tmp_path):
     _, evaluation, metrics, _ = run
     extra = np.random.default_rng().integers(1, 99, (len(evaluation.names), 16, 1))
     counts = np.concatenate([evaluation.matrices, extra], 2)
-    with_nothing = SimpleNamespace(**vars(evaluation), counts=counts)
-    _, page = write(tmp_path / 'report.html', metrics, with_nothing)
+    with_counts = SimpleNamespace(**vars(evaluation), counts=counts)
+    _, page = write(tmp_path / 'report.html', metrics, with_counts)
     assert json.loads(''.join(page.scripts['data']))['confusion'] == counts.sum(0).tolist()
     assert sum(a.get('role') == 'gridcell' for _, a in page.tags) == 16 * 17
 
 
-def test_worst_regions_are_listed_where_none_is_shown(run, tmp_path):
+def test_worst_regions_are_listed_without_a_gallery(run, tmp_path):
     items, evaluation, metrics, _ = run
     worst = [dict(roi='roi7', patient='3', mIoU=12.34, aAcc=45.67, confused=['Stroma', 'nothing', 8.9])]
     html, page = write(tmp_path / 'report.html', {**metrics, 'worst_rois': worst}, evaluation)
@@ -130,7 +130,7 @@ def visible_text(html):
     return re.sub(r'<[^>]+>', ' ', re.sub(r'<script.*?</script>|<style.*?</style>', '', html, flags=re.S))
 
 
-def test_provenance_has_short_checksums_with_their_full_value(run, tmp_path):
+def test_provenance_shows_checksums_with_their_full_value(run, tmp_path):
     _, evaluation, metrics, _ = run
     known = dict(version='0.9.1', date='2026-01-02T03:04:05Z', command='tools/test.py "a" <b> & c', seed=0,
                  config_sha256='ab' * 32, checkpoint_sha256=['cd' * 32, 'ef' * 32], data_sha256='12' * 32)  # fmt: skip
@@ -150,23 +150,26 @@ def test_seen_patients_are_a_warning_at_the_top(run, tmp_path):
     html, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': ['1', '<2>'], 'patients': 9}, evaluation)
     assert [a['role'] for t, a in page.tags if a.get('class') == 'warning'] == ['alert']
     assert html.index('class="warning"') < html.index('id="overview"')
-    assert '2 of 9 test patients were used to train or to choose this checkpoint; these scores are too high.' in html
-    assert '시험 환자 9명 중 2명이 이 체크포인트의 학습이나 선택에 쓰였으므로' in html and '1, &lt;2&gt;' in html
+    assert '2 of 9 test patients were used to train or select this checkpoint, so these scores are too high.' in html
+    assert (
+        '테스트 환자 9명 중 2명의 데이터가 이 체크포인트의 학습이나 선택에 쓰였으므로' in html
+        and '1, &lt;2&gt;' in html
+    )
     _, page = write(tmp_path / 'report.html', {**metrics, 'seen_patients': []}, evaluation)
     assert not [a for _, a in page.tags if a.get('class') == 'warning']
 
 
-def with_absent(run, gone):
-    """The run without the classes ``gone``, and the metrics of the package."""
+def with_absent(run, absent):
+    """Return the evaluation without the ids ``absent``, and its metrics."""
     _, evaluation, _, _ = run
     counts = evaluation.matrices.copy()
-    counts[:, gone], counts[:, :, gone] = 0, 0
+    counts[:, absent], counts[:, :, absent] = 0, 0
     known = [dict(m, roi=n) for m, n in zip(evaluation.metadata, evaluation.names)]
     found = Evaluation(evaluation.names, counts, CLASSES, known)
     return found, found.metrics(samples=100)
 
 
-def test_classes_in_neither_map_are_folded_away(run, tmp_path):
+def test_classes_in_neither_map_are_hidden(run, tmp_path):
     evaluation, metrics = with_absent(run, [7, 14])
     gone = [c for c, row in metrics['classes'].items() if not row['pixels'] and not row['predicted_pixels']]
     assert {CLASSES[7], CLASSES[14]} <= set(gone) and len(gone) < 16
@@ -182,7 +185,7 @@ def test_classes_in_neither_map_are_folded_away(run, tmp_path):
     assert not [a for t, a in page.tags if t == 'tr' and a.get('class') == 'gone']
 
 
-def test_matrix_has_pixels_and_patients_of_each_class(run, tmp_path):
+def test_confusion_matrix_lists_pixels_and_patients_of_each_class(run, tmp_path):
     _, evaluation, metrics, _ = run
     html, _ = write(tmp_path / 'report.html', metrics, evaluation)
     table = html[html.index('class="matrix"') :]
@@ -195,7 +198,7 @@ def test_matrix_has_pixels_and_patients_of_each_class(run, tmp_path):
         assert int(patients) == len(held)
 
 
-def test_intervals_stand_beside_protocol_groups_and_subgroups(tmp_path):
+def test_protocol_groups_and_subgroups_have_intervals(tmp_path):
     rng = np.random.default_rng()
     known = [dict(roi=f'r{i}', patient=f'p{i % 6}', organ=('lung', 'liver')[i % 6 < 4]) for i in range(12)]
     evaluation = Evaluation([m['roi'] for m in known], rng.integers(1, 99, (12, 16, 16)), CLASSES, known)
@@ -222,7 +225,7 @@ def test_intervals_stand_beside_protocol_groups_and_subgroups(tmp_path):
     assert '†' not in re.sub(r'<p class="note">.*?</p>', '', section('published'))
 
 
-def test_folds_are_a_table(run, tmp_path):
+def test_folds_form_a_table(run, tmp_path):
     _, evaluation, metrics, _ = run
     rows = [
         dict(fold=f'fold{k}', rois=3, patients=2, classes_present=5, mIoU=40.0 + k, mDice=50.0, aAcc=60.0)
@@ -238,7 +241,7 @@ def test_folds_are_a_table(run, tmp_path):
     assert '47.5' in table and 'Ensemble, test part' in table
 
 
-def test_dots_of_the_reliability_chart_have_areas_of_their_pixels():
+def test_dot_areas_are_shares_of_pixels():
     bins = [
         {'from': i / 5, 'to': (i + 1) / 5, 'pixels': n, 'confidence': 20.0 * i + 10, 'accuracy': 50.0, 'error': 9.0}
         for i, n in enumerate((1, 4, 0, 45, 50))
@@ -251,12 +254,13 @@ def test_dots_of_the_reliability_chart_have_areas_of_their_pixels():
 
 
 @pytest.mark.parametrize('last', [1, 2, 3, 5, 9, 17, 3113, 20_000])
-def test_ticks_of_iterations_are_whole_numbers(last):
-    ticks = charts._ticks(1, last, whole=True)
+def test_iteration_ticks_are_integers(last):
+    chart = charts.line_chart({'loss': [(n, 1.0) for n in {1, last}]}, 'iteration')
+    ticks = [float(t) for t in re.findall(r'class="mid">([^<]+)<', chart)]
     assert 1 <= len(ticks) <= 7 and all(t == int(t) and 1 <= t <= last for t in ticks)
 
 
-def test_nothing_is_loaded_from_elsewhere(run, tmp_path):
+def test_page_is_self_contained(run, tmp_path):
     items, evaluation, metrics, curves = run
     html, page = write(tmp_path / 'report.html', metrics, evaluation, items, curves)
     for tag, attrs in page.tags:
@@ -271,7 +275,7 @@ def test_nothing_is_loaded_from_elsewhere(run, tmp_path):
     'hostile',
     ['</script><script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "{{ 7*7 }}'&amp;", '<!--<script>'],
 )
-def test_hostile_names_stay_text(run, tmp_path, hostile):
+def test_hostile_names_are_escaped(run, tmp_path, hostile):
     items, _, metrics, _ = run
     item = items[0]._replace(roi=hostile, metadata={'patient': hostile, hostile: hostile})
     evaluation = evaluate([item, *items[1:]], (hostile, *CLASSES[1:]))
@@ -289,8 +293,8 @@ def test_hostile_names_stay_text(run, tmp_path, hostile):
     assert next(a['data-roi'] for t, a in page.tags if t == 'article') == hostile
 
 
-def test_gallery_is_read_one_by_one(run, tmp_path):
-    """A region is asked for only after the one before it has been written."""
+def test_gallery_is_read_lazily(run, tmp_path):
+    """A region is requested only after the previous one has been written."""
     items, evaluation, metrics, _ = run
     target, sizes = tmp_path / 'report.html', []
 
@@ -307,7 +311,7 @@ def test_gallery_is_read_one_by_one(run, tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(37, 53), (1500, 900), (3, 2500)])
-def test_region_as_encoded(shape):
+def test_encoded_region_matches_its_arrays(shape):
     rng = np.random.default_rng()
     truth = rng.choice([*range(16), IGNORE], shape).astype(np.uint8)
     prediction = rng.integers(0, 16, shape).astype(np.uint8)
@@ -333,9 +337,8 @@ def test_region_as_encoded(shape):
     assert found['bar']['um'] / (0.5 * shape[1]) == pytest.approx(found['bar']['percent'] / 100)
 
 
-def test_real_tissue_keeps_its_look_and_labels(real_release):
-    """Every real region, within 28.5 dB of the original; with the colour at half size, as JPEG usually has it, the worst is
-    at 27.3."""
+def test_real_tissue_keeps_its_appearance_and_labels(real_release):
+    """Every real region is within 28.5 dB of the original; with 4:2:0 chroma, the usual choice, the worst has 27.3 dB."""
     for path in sorted((real_release / 'images' / 'he').glob('*_he_roi?.png')):
         image = cv2.imread(str(path))
         mask = cv2.imread(str(real_release / 'annotations' / 'he' / path.name), cv2.IMREAD_UNCHANGED)
@@ -351,14 +354,14 @@ def test_real_tissue_keeps_its_look_and_labels(real_release):
         np.testing.assert_array_equal(ids.reshape(truth.shape), truth)
 
 
-def test_faults_are_told_in_a_sentence(run, tmp_path):
+def test_errors_are_one_sentence(run, tmp_path):
     items, evaluation, metrics, _ = run
     path = tmp_path / 'report.html'
     with pytest.raises(IgniteError, match='language'):
         write_report(path, metrics, evaluation, language='fr')
     with pytest.raises(IgniteError, match='not scored'):
         write_report(path, metrics, evaluation, [items[0]._replace(roi='other')])
-    with pytest.raises(IgniteError, match='one size'):
+    with pytest.raises(IgniteError, match='same size'):
         write_report(path, metrics, evaluation, [items[0]._replace(truth=items[0].truth[1:])])
     (tmp_path / 'file').write_text('')
     with pytest.raises(IgniteError, match='cannot be written'):
@@ -369,8 +372,11 @@ def test_faults_are_told_in_a_sentence(run, tmp_path):
 def test_every_class_and_text_has_both_languages():
     assert set(CLASSES) <= set(CLASS_NAMES)
     for key, texts in TEXTS.items():
-        fields = [sorted(re.findall(r'\{(\w+)\}', text)) for text in texts]
-        assert len(texts) == 2 and all(texts) and fields[0] == fields[1], key
+        fields = [sorted(re.findall(r'\{(\w+)\}', texts[language])) for language in LANGUAGES]
+        assert set(texts) == set(LANGUAGES) and all(texts.values()) and fields[0] == fields[1], key
+        assert '간질' not in texts['ko']  # stroma is 기질
+        assert ('데이터 구분' in texts['ko']) == ('plit' in texts['en'] or key == 'split'), key
+        assert ('분할' in texts['ko']) == ('egmentation' in texts['en']), key
     assert str(both('interval', level='<b>')).count('&lt;b&gt;') == 2
     assert both('<column>') == '&lt;column&gt;'
 
@@ -393,9 +399,10 @@ def seen_by(rgb, dichromacy):
 
 
 @pytest.mark.parametrize('dichromacy', DICHROMACIES)
-def test_second_palette_is_told_apart_without_one_kind_of_cone(dichromacy):
-    """Classes that share a colour differ in stripes; other colours are at least 12 apart (CIE 1976), those of the
-    official palette 0.6 times as far or less."""
+def test_safe_palette_is_distinct_in_every_dichromacy(dichromacy):
+    """Classes that share a colour differ in stripes; other colours are more than 12 apart (CIE 1976).
+
+    The smallest distance in the official palette is less than 0.6 times that."""
     colours = [class_colours(name, i) for i, name in enumerate(CLASSES)]
     assert len({(c.safe, c.hatched) for c in colours}) == 16
     unique = sorted({c.safe for c in colours})

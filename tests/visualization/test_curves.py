@@ -19,8 +19,8 @@ def test_curves_of_a_resumed_and_killed_run(tmp_path):
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draw scalars; give the panels by title."""
+def plotted(monkeypatch, tmp_path):
+    """Return a function that plots scalars and returns the axes by title."""
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
 
@@ -35,11 +35,11 @@ def some(last, *names):
     return {name: {step: float(np.random.default_rng().random()) for step in range(1, last + 1)} for name in names}
 
 
-def test_total_cross_entropy_and_dice_have_panels_of_their_own(drawn):
+def test_total_loss_cross_entropy_and_dice_have_separate_panels(plotted):
     scalars = some(
         5, 'loss', 'decode.loss_tissue', 'decode.cross_entropy', 'decode.dice', 'lr', 'mIoU', 'time', 'data_time'
     )
-    axes = drawn(scalars)
+    axes = plotted(scalars)
     assert list(axes) == ['training loss, total', 'cross-entropy', 'Dice loss', 'learning rate', 'validation (%)']
     names = ('loss', 'decode.cross_entropy', 'decode.dice', 'lr', 'mIoU')
     for axis, name in zip(axes.values(), names):
@@ -47,7 +47,7 @@ def test_total_cross_entropy_and_dice_have_panels_of_their_own(drawn):
         assert line.get_label() == name and list(line.get_ydata()) == list(scalars[name].values())
 
 
-def test_losses_of_other_configs_are_drawn_too():
+def test_losses_of_other_configs_are_grouped():
     found = panels(some(3, 'loss', 'decode.loss_ce', 'aux.loss_ce', 'decode.loss_dice', 'aux.loss_focal'))
     assert found == dict(
         loss=['loss', 'aux.loss_focal'], cross_entropy=['decode.loss_ce', 'aux.loss_ce'], dice=['decode.loss_dice']
@@ -55,11 +55,11 @@ def test_losses_of_other_configs_are_drawn_too():
 
 
 @pytest.mark.parametrize('last', [1, 2, 3, 7, 1000])
-def test_iterations_are_whole_numbers(drawn, last):
-    for axis in drawn(some(last, 'loss', 'lr')).values():
+def test_iteration_ticks_are_integers(plotted, last):
+    for axis in plotted(some(last, 'loss', 'lr')).values():
         ticks = axis.get_xticks()
         assert len(ticks) and (ticks == ticks.round()).all()
 
 
-def test_nothing_logged_is_an_empty_picture(drawn):
-    assert [axis.lines[:] for axis in drawn({}).values()] == [[]]
+def test_without_scalars_the_picture_is_empty(plotted):
+    assert [axis.lines[:] for axis in plotted({}).values()] == [[]]

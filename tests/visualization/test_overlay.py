@@ -5,16 +5,18 @@ import pytest
 
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
 from mmseg_ignite.visualization import colour_labels, draw_overlay
-from mmseg_ignite.visualization.overlay import _legend, blend, colours_of, scale_bar_length
+from mmseg_ignite.visualization.colours import PALETTES, class_colours
+from mmseg_ignite.visualization.overlay import _legend
+from mmseg_ignite.visualization.painter import blend, scale_bar_length
 
 
-def test_colours_are_the_official_ones():
+def test_label_colours_are_official():
     labels = np.array([[*range(16), IGNORE]], np.uint8)
     assert [tuple(c) for c in colour_labels(labels)[0].tolist()] == [*PALETTE, (0, 0, 0)]
 
 
 @pytest.mark.parametrize('label', range(16))
-def test_colour_over_pink_tissue_keeps_the_hue_of_the_legend(label):
+def test_blending_over_pink_tissue_keeps_the_hue_of_the_legend(label):
     image = np.full((8, 8, 3), (225, 120, 190), np.uint8)
     mixed = blend(image, np.full((8, 8), label, np.uint8))[4, 4] / 255
     hue, saturation, _ = colorsys.rgb_to_hsv(*np.array(PALETTE[label]) / 255)
@@ -22,7 +24,7 @@ def test_colour_over_pink_tissue_keeps_the_hue_of_the_legend(label):
         assert abs(colorsys.rgb_to_hsv(*mixed)[0] - hue) < 0.02
 
 
-def test_unannotated_tissue_stays_bare():
+def test_unannotated_tissue_is_unchanged():
     image = np.random.default_rng().integers(0, 256, (9, 9, 3)).astype(np.uint8)
     np.testing.assert_array_equal(blend(image, np.full((9, 9), IGNORE, np.uint8)), image)
 
@@ -35,14 +37,16 @@ def test_overlay_of_any_shape(shape):
     assert two.width > one.width > 320
 
 
-def test_striped_classes_are_darker_in_stripes():
-    rgb, hatched = [(200, 100, 50)] * len(CLASSES), [i == 3 for i in range(len(CLASSES))]
-    picture = colour_labels(np.repeat([[2], [3]], 90, 1).astype(np.uint8), colours_of(rgb, hatched))
-    assert (picture[0] == (200, 100, 50)).all()
-    assert {tuple(c) for c in picture[1].tolist()} == {(200, 100, 50), (100, 50, 25)}
+@pytest.mark.parametrize('label', range(16))
+def test_hatched_classes_have_dark_stripes(label):
+    picture = colour_labels(np.full((1, 90), label, np.uint8), PALETTES['colour-blind'])
+    colours = class_colours(CLASSES[label], label)
+    colour = tuple(bytes.fromhex(colours.safe[1:]))
+    expected = {colour, tuple(c // 2 for c in colour)} if colours.hatched else {colour}
+    assert {tuple(c) for c in picture[0].tolist()} == expected
 
 
-def test_the_legend_says_shares_of_a_prediction_and_what_is_not_annotated():
+def test_legend_lists_predicted_shares_or_unannotated_tissue():
     prediction = np.zeros((10, 100), np.uint8)
     prediction[:, :25] = 3
     prediction[0, 99] = 5
@@ -57,7 +61,7 @@ def test_the_legend_says_shares_of_a_prediction_and_what_is_not_annotated():
 
 
 @pytest.mark.parametrize('um_per_px', [0.1, 0.25, 0.5, 2.0])
-def test_the_scale_bar_is_as_long_as_it_says(um_per_px):
+def test_scale_bar_has_the_stated_length(um_per_px):
     image = np.full((1200, 1600, 3), 200, np.uint8)
     labels = np.zeros((1200, 1600), np.uint8)
     with_bar, without = (np.array(draw_overlay(image, labels, um_per_px=um)) for um in (um_per_px, None))

@@ -18,7 +18,7 @@ class Run:
 
 @pytest.fixture
 def run():
-    """Ten random matrices in which Liver is only predicted and Keratinization in neither map."""
+    """Ten random matrices; Liver is only predicted, and Keratinization is in neither map."""
     rng = np.random.default_rng()
     matrices = rng.integers(0, 50, (10, 16, 16)) + 400 * np.eye(16, dtype=np.int64)
     matrices[:, CLASSES.index('Liver')] = 0
@@ -32,7 +32,7 @@ def metrics_of(run):
     return {**result, 'intervals': dict(level=95, unit='patient', patients=7, classes=lines)}
 
 
-def test_figures_are_files_for_print(run, tmp_path):
+def test_figures_are_written_for_print(run, tmp_path):
     written = plots.write_figures(tmp_path / 'figures', metrics_of(run), run)
     assert {p.name for p in (tmp_path / 'figures').iterdir()} == {p.name for p in written} == set(plots.FIGURE_FILES)
     assert len(plots.FIGURE_FILES) == 6
@@ -54,7 +54,7 @@ def test_figures_are_files_for_print(run, tmp_path):
         plots.write_figures(tmp_path / 'file', metrics_of(run), run)
 
 
-def test_confusion_shows_percent_of_the_truth(run):
+def test_confusion_shows_percent_of_the_ground_truth(run):
     pooled, patients = run.matrices.sum(0), np.arange(16)
     figure = plots.plot_confusion(pooled, CLASSES, patients)
     axis, written = figure.axes[0], {}
@@ -86,11 +86,11 @@ def test_confusion_shows_percent_of_the_truth(run):
         (3 * 10**9, '3.0G'),
     ],
 )
-def test_pixels_are_short(pixels, text):
+def test_pixel_counts_are_abbreviated(pixels, text):
     assert plots._short(pixels) == text
 
 
-def test_pixels_without_prediction_lower_the_shares(run):
+def test_pixels_without_prediction_reduce_the_shares(run):
     pooled = run.matrices.sum(0)
     counts = np.concatenate([pooled, pooled.sum(1, keepdims=True)], 1)  # half of each class
     axis = plots.plot_confusion(counts, CLASSES).axes[0]
@@ -111,7 +111,7 @@ def test_bars_have_official_colours_dark_edges_and_whiskers(run):
         for row, bar in bars.items():
             assert bar.get_width() == pytest.approx(metrics['classes'][CLASSES[row]][key])
             assert bar.get_facecolor()[:3] == pytest.approx(np.array(PALETTE[row]) / 255)
-            assert max(bar.get_edgecolor()[:3]) < 0.3  # white Background must be seen
+            assert max(bar.get_edgecolor()[:3]) < 0.3  # white Background must be visible
     ends = {tuple(line.get_xdata()) for line in left.lines}
     for name in CLASSES:
         interval = metrics['intervals']['classes'].get(name, {}).get('IoU')
@@ -121,7 +121,7 @@ def test_bars_have_official_colours_dark_edges_and_whiskers(run):
     assert tuple(metrics['intervals']['classes']['Stroma']['IoU']) not in {tuple(line.get_xdata()) for line in lines}
 
 
-def test_a_score_of_nothing_is_printed_and_classes_in_neither_map_are_named(run):
+def test_zero_scores_are_printed_and_classes_in_neither_map_are_listed(run):
     metrics = metrics_of(run)
     metrics['classes']['Stroma'].update(IoU=0.0, Dice=0.0)
     figure = plots.plot_class_scores(metrics, CLASSES)

@@ -1,16 +1,15 @@
-"""MiT, the encoder of SegFormer, with the weights of mmseg's and less work.
+"""MiT, the encoder of SegFormer, with the weights of mmseg's and a faster forward pass.
 
-What costs time in the stock forward is not its arithmetic: attention goes through ``nn.MultiheadAttention``, which stores the
-attention matrix and averages it, and every change between tokens and maps copies. Here attention is
-``scaled_dot_product_attention``, 1 x 1 convolutions are the matrix products that they are, and tokens (N, H * W, C) and
-channels-last maps (N, C, H, W) are the same memory seen in two ways.
+mmseg's attention uses ``nn.MultiheadAttention``, which stores and averages the attention matrix, and each conversion between
+tokens and maps copies. Here attention is ``scaled_dot_product_attention``, and tokens (N, H * W, C) and channels-last maps
+(N, C, H, W) are views of the same memory.
 """
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmseg.models.backbones import MixVisionTransformer
-from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, TransformerEncoderLayer
+from mmseg.models.backbones.mit import EfficientMultiheadAttention, TransformerEncoderLayer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,19 +17,21 @@ from torch.utils.checkpoint import checkpoint
 
 @MODELS.register_module()
 class FastMixVisionTransformer(MixVisionTransformer):
-    """mmseg's MixVisionTransformer (Xie et al. 2021), faster; arguments, weights and outputs are those of stock.
+    """Faster MixVisionTransformer (Xie et al. 2021) with the arguments, weights and outputs of mmseg's.
 
-    The modules and so the state dict are mmseg's own; only how they are applied differs. Works with AMP, DDP,
-    ``torch.compile``, gradient checkpointing (``with_cp``) and inputs of any size.
+    Modules and state dict are mmseg's; only the forward pass differs. Works with AMP, DDP, ``torch.compile``, gradient
+    checkpointing (``with_cp``) and inputs of any size.
 
-    Returns:
-        list[Tensor]: the maps of the stages in ``out_indices``, (N, C_i, H_i, W_i), channels-last.
+    Example:
+        >>> maps = FastMixVisionTransformer(embed_dims=32, num_heads=[1, 2, 5, 8])(torch.rand(1, 3, 512, 512))
+        >>> [tuple(m.shape) for m in maps]
+        [(1, 32, 128, 128), (1, 64, 64, 64), (1, 160, 32, 32), (1, 256, 16, 16)]
     """
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Encode images (N, 3, H, W)."""
+        """Encode images (N, 3, H, W) as channels-last maps (N, C_i, H_i, W_i) of the stages in ``out_indices``."""
         x = x.contiguous(memory_format=torch.channels_last)
-        outs = []
+        maps = []
         for number, (embed, blocks, norm) in enumerate(self.layers):
             x, size = embed(x)
             for block in blocks:
@@ -40,57 +41,56 @@ class FastMixVisionTransformer(MixVisionTransformer):
                     x = _block(block, x, size)
             x = _as_map(norm(x), size)
             if number in self.out_indices:
-                outs.append(x)
-        return outs
+                maps.append(x)
+        return maps
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (N, L, C) as a channels-last map (N, C, H, W); no copy if they are contiguous."""
+    """View tokens (N, L, C) as a channels-last map (N, C, H, W); copies only if they are not contiguous."""
     return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 def _as_tokens(x: Tensor) -> Tensor:
-    """A map as tokens; no copy if it is channels-last."""
+    """View a map as tokens; copies only if it is not channels-last."""
     return x.flatten(2).transpose(1, 2)
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer over the channels of a map. As a convolution, which on AMD's processors oneDNN does faster than MKL
-    the matrix product."""
+    """Apply a linear layer to the channels of a map.
+
+    A convolution, because on AMD processors oneDNN's convolution is faster than MKL's matrix product.
+    """
     return F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
 
 
 def _block(block: TransformerEncoderLayer, x: Tensor, size: tuple[int, int]) -> Tensor:
     x = _attention(block.attn, block.norm1(x), x, size)
-    return _mix_ffn(block.ffn, block.norm2(x), x, size)
+    # Mix-FFN: 1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution.
+    branch = block.ffn.layers(_as_map(block.norm2(x), size))
+    return _residual(x, _as_tokens(branch), block.ffn.dropout_layer)
 
 
 def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
-    """Efficient self-attention: keys and values from a map reduced by ``sr_ratio``. (N, L, C) to (N, L, C)."""
+    """Apply efficient self-attention, with keys and values from a map reduced by ``sr_ratio``: (N, L, C) to (N, L, C)."""
     attn, x = module.attn, _as_map(x, size)
     reduced = x if module.sr_ratio == 1 else _as_map(module.norm(_as_tokens(y := module.sr(x))), y.shape[2:])
     channels, heads = attn.embed_dim, attn.num_heads
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     query = _pointwise(x, weight[:channels], None if bias is None else bias[:channels])
-    both = _pointwise(reduced, weight[channels:], None if bias is None else bias[channels:])
+    key_value = _pointwise(reduced, weight[channels:], None if bias is None else bias[channels:])
     query = _as_tokens(query).unflatten(2, (heads, -1)).transpose(1, 2)
-    key, value = _as_tokens(both).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    key, value = _as_tokens(key_value).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
     out = _pointwise(_as_map(out.transpose(1, 2).flatten(2), size), attn.out_proj.weight, attn.out_proj.bias)
     return _residual(identity, module.proj_drop(_as_tokens(out)), module.dropout_layer)
 
 
-def _mix_ffn(module: MixFFN, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:
-    """1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution. (N, L, C) to (N, L, C)."""
-    return _residual(identity, _as_tokens(module.layers(_as_map(x, size))), module.dropout_layer)
-
-
 def _residual(identity: Tensor, branch: Tensor, dropout: nn.Module) -> Tensor:
-    """The sum of the two, the branch dropped for some samples: in one pass, with the numbers that DropPath draws."""
+    """Add the branch, dropped for random samples, in one pass with the same random numbers as DropPath."""
     if not isinstance(dropout, DropPath):
         return identity + dropout(branch)
     if not dropout.training or dropout.drop_prob == 0:
         return identity + branch
     keep = 1 - dropout.drop_prob
-    drawn = keep + torch.rand((len(branch), 1, 1), dtype=branch.dtype, device=branch.device)
-    return torch.addcmul(identity, branch, drawn.floor() / keep)
+    mask = keep + torch.rand((len(branch), 1, 1), dtype=branch.dtype, device=branch.device)
+    return torch.addcmul(identity, branch, mask.floor() / keep)

@@ -1,4 +1,4 @@
-"""SegFormer's all-MLP head with the weights of mmseg's and half the model's arithmetic less."""
+"""SegFormer's all-MLP head with the weights of mmseg's; halves the operations of the whole model."""
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -11,26 +11,26 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..folding import fold
-from ..losses import ResizedLoss, TissueLoss, resized_loss
+from ..losses import TissueLoss, resized_loss
 
 
 @MODELS.register_module()
 class FastSegformerHead(SegformerHead):
-    """mmseg's SegformerHead, faster; arguments, weights and outputs are those of stock.
+    """Faster SegformerHead with the arguments, weights and outputs of mmseg's.
 
-    Stock upsamples four maps to the finest size, concatenates them and applies the 1 x 1 fusion convolution.
-    Interpolation acts on each channel alone and the convolution on each pixel alone, so they commute: here each map
-    goes through its own slice of the fusion weight at its own resolution, and the results are upsampled and added.
-    Bias, normalisation and activation follow the sum. Batch normalisation is part of the weights where that can be, see
+    mmseg upsamples four maps to the finest size, concatenates them and applies the 1 x 1 fusion convolution. Interpolation
+    acts on each channel and the convolution on each pixel separately, so they commute: here each map passes through its
+    slice of the fusion weight at its own resolution, and the results are upsampled and added. Bias, normalisation and
+    activation follow the sum. Batch normalisation is folded into the weights if possible, see
     :func:`fold <mmseg_ignite.models.folding.fold>`.
 
-    With a :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` or mmseg's unweighted softmax cross-entropy the
-    scores of whole batches at full resolution are not kept for the backward pass either, see :func:`resized_loss
-    <mmseg_ignite.models.losses.resized_loss>`; other losses and pixel samplers are computed as in stock.
+    With a :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` or mmseg's unweighted softmax cross-entropy, logits at
+    full resolution are not kept for the backward pass, see :func:`resized_loss
+    <mmseg_ignite.models.losses.resized_loss>`. Other losses and pixel samplers are computed by mmseg.
     """
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        """Logits (N, classes, H / 4, W / 4) from the maps of the encoder."""
+        """Compute logits (N, classes, H / 4, W / 4) from the maps of the encoder."""
         if not all(_is_plain(module) for module in (*self.convs, self.fusion_conv)):
             return super().forward(inputs)
         inputs = self._transform_inputs(inputs)
@@ -45,27 +45,27 @@ class FastSegformerHead(SegformerHead):
             x = F.conv2d(x, part, bias if total is None else None)
             if x.shape[2:] != inputs[0].shape[2:]:
                 x = resize(x, inputs[0].shape[2:], mode=self.interpolate_mode, align_corners=self.align_corners)
-            # In place: no gradient needs the values of a sum.
+            # In place, because no gradient depends on the values of a sum.
             total = x if total is None else total.add_(x)
         if fusion.with_norm and not fusion_is_normalised:
             total = fusion.norm(total)
         return self.cls_seg(fusion.activate(total) if fusion.with_activation else total)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
-        """Stock's losses and accuracy."""
+        """Compute the same losses and accuracy as mmseg."""
         criterion = self.loss_decode
-        is_ours = isinstance(criterion, TissueLoss)
-        if self.sampler is not None or not (is_ours or _is_plain_cross_entropy(criterion)):
+        is_tissue_loss = isinstance(criterion, TissueLoss)
+        if self.sampler is not None or not (is_tissue_loss or _is_plain_cross_entropy(criterion)):
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         geometry = dict(ignore_index=self.ignore_index, align_corners=bool(self.align_corners))
-        if not is_ours:
-            found = resized_loss(
-                seg_logits, labels, criterion.loss_weight, avg_non_ignore=criterion.avg_non_ignore, **geometry
-            )
-            return {criterion.loss_name: found.total, 'acc_seg': found.accuracy}
-        found: ResizedLoss = criterion.score(seg_logits, labels, **geometry)
-        parts = dict(cross_entropy=found.cross_entropy, dice=found.dice) if criterion.dice else {}
+        if is_tissue_loss:
+            found = criterion.score(seg_logits, labels, **geometry)
+        else:
+            geometry['avg_non_ignore'] = criterion.avg_non_ignore
+            found = resized_loss(seg_logits, labels, criterion.loss_weight, **geometry)
+        has_dice = is_tissue_loss and criterion.dice
+        parts = dict(cross_entropy=found.cross_entropy, dice=found.dice) if has_dice else {}
         return {criterion.loss_name: found.total, **parts, 'acc_seg': found.accuracy}
 
 
@@ -79,7 +79,7 @@ def _is_plain_cross_entropy(criterion: nn.Module) -> bool:
 
 
 def _is_plain(module: ConvModule) -> bool:
-    """Whether it is a convolution, a normalisation and an activation in that order, and nothing else."""
+    """Check for a plain sequence of convolution, normalisation and activation."""
     return (
         type(module.conv) is nn.Conv2d
         and module.order == ('conv', 'norm', 'act')

@@ -1,4 +1,7 @@
-"""Cross-entropy and Dice of logits at the size of the labels, without keeping anything of that size for the backward pass."""
+"""Cross-entropy and Dice of logits resized to the labels, without tensors of that size kept for the backward pass.
+
+The gradients are written out, because autograd would keep or recompute several (N, C, H, W) tensors.
+"""
 
 from typing import NamedTuple
 
@@ -9,13 +12,13 @@ from torch.autograd.function import once_differentiable
 
 
 class ResizedLoss(NamedTuple):
-    """What :func:`resized_loss` gives: scalars, of which only ``total`` has a gradient.
+    """Results of :func:`resized_loss`: float scalars, of which only ``total`` has a gradient.
 
     Attributes:
-        total: the weighted sum of the two terms.
-        cross_entropy: that term without its weight, nats a pixel.
-        dice: that term without its weight, 0..1; 0 where it is not asked for.
-        accuracy: pixels labelled rightly, percent of the annotated.
+        total: Weighted sum of both terms.
+        cross_entropy: Unweighted cross-entropy or focal term in nats per pixel.
+        dice: Unweighted Dice term in 0..1; 0 if its weight is 0.
+        accuracy: Percentage of the annotated pixels that are labelled correctly, shape (1,).
     """
 
     total: Tensor
@@ -25,6 +28,8 @@ class ResizedLoss(NamedTuple):
 
 
 class _Terms(NamedTuple):
+    """Settings of the loss, see :func:`resized_loss`."""
+
     cross_entropy: float
     dice: float
     class_weight: Tensor | None
@@ -48,40 +53,51 @@ def resized_loss(
     avg_non_ignore: bool = True,
     weight: Tensor | None = None,
 ) -> ResizedLoss:
-    """``cross_entropy`` * CE + ``dice`` * Dice of bilinearly resized logits, over annotated pixels.
+    r"""Compute ``cross_entropy`` * CE + ``dice`` * Dice of bilinearly resized logits over annotated pixels.
 
-    CE is that of ``F.cross_entropy`` with ``weight=class_weight``: the mean of -log p of the pixel's class, weighted by the
-    weight of that class; with ``gamma`` the focal loss, -(1 - p) ** gamma * log p (Lin et al. 2017). Dice is 1 - (2 I + s) /
-    (P + G + s) of each class that has a pixel in the batch, averaged over these; I is the sum of the class's probability over
-    its own pixels, P over all annotated pixels, G their number (soft Dice over the batch, Milletari et al. 2016). A batch
-    without an annotated pixel gives 0, and gradients of 0.
+    With the softmax probability p of a pixel's own class and the weight w of that class,
 
-    mmseg resizes the logits of the whole batch, and keeps them, their log-softmax and its gradient until the backward
-    pass. The gradients of both terms are known as soon as their values are, so here each image is resized, scored,
-    differentiated and resized back, and only gradients of the logits' own size are kept. Dice needs the probabilities of
-    the whole batch for as long as this function runs, cross-entropy alone those of one image.
+    .. math::
+        \text{CE} = \frac{\sum -w (1 - p)^\gamma \log p}{\sum w}, \qquad
+        \text{Dice} = \frac{1}{K} \sum_k 1 - \frac{2 I_k + s}{P_k + G_k + s}.
+
+    CE with :math:`\gamma = 0` equals ``F.cross_entropy(..., weight=class_weight)``, otherwise it is the focal loss (Lin et
+    al. 2017). Dice (soft Dice, Milletari et al. 2016) is over the whole batch and averages the K classes with pixels in it:
+    I sums the probability of class k over its own pixels, P over all annotated pixels, and G counts its pixels. A batch
+    without annotated pixels gives 0 and gradients of 0.
+
+    mmseg resizes the logits of the whole batch and keeps them, their log-softmax and its gradient until the backward pass.
+    Here the forward pass resizes, scores and differentiates one image at a time and resizes the gradient back, so only a
+    gradient of the size of the logits is kept. Dice needs the probabilities of the whole batch during this call.
 
     Args:
-        logits: (N, C, h, w) of any float type; computed in float32 (float64 in float64).
+        logits: (N, C, h, w) of any float type; computed in float32 (float64 for float64).
         labels: (N, H, W) integer, 0..C-1 or ``ignore_index``.
-        class_weight: (C,), 0 or more. Defaults to None: all 1.
+        cross_entropy: Weight of CE, 0 or more.
+        dice: Weight of Dice, 0 or more.
+        class_weight: (C,) float, 0 or more. Defaults to None: all 1.
         gamma: 0 for cross-entropy, else 1 or more.
-        smooth: s, in pixels.
-        ignore_index: the label of pixels that count nothing.
-        align_corners: as in ``F.interpolate``.
-        avg_non_ignore: average CE over the annotated pixels, instead of all.
-        weight: (N, H, W), how much each pixel counts, 0 or more, e.g. of a pixel sampler. Defaults to None: all 1.
+        smooth: s in pixels.
+        ignore_index: Label of pixels to ignore.
+        align_corners: See ``F.interpolate``.
+        avg_non_ignore: Average CE over annotated pixels; if False, over all pixels.
+        weight: (N, H, W) float, 0 or more, weight of each pixel, e.g. of a pixel sampler. Defaults to None: all 1.
+
+    Example:
+        >>> logits = torch.randn(2, 16, 128, 128, requires_grad=True)
+        >>> labels = torch.randint(16, (2, 512, 512))
+        >>> resized_loss(logits, labels, dice=1.0).total.backward()
     """
     terms = _Terms(cross_entropy, dice, class_weight, gamma, smooth, ignore_index, align_corners, avg_non_ignore)
-    total, own, overlap, right = _ResizedLoss.apply(logits, labels, weight, terms)
-    # As mmseg, which so keeps a batch of ignored pixels only from dividing by 0.
-    tiny = torch.finfo(torch.float32).eps
-    accuracy = (right + tiny) * (100.0 / ((labels != ignore_index).sum() + tiny))
+    total, own, overlap, correct = _ResizedLoss.apply(logits, labels, weight, terms)
+    # As in mmseg, which adds eps so that a batch of ignored pixels does not divide by 0.
+    eps = torch.finfo(torch.float32).eps
+    accuracy = (correct + eps) * (100.0 / ((labels != ignore_index).sum() + eps))
     return ResizedLoss(total, own, overlap, accuracy.reshape(1))
 
 
 class _ResizedLoss(torch.autograd.Function):
-    """Total, cross-entropy, Dice, and the number of pixels labelled rightly."""
+    """Compute total, cross-entropy, Dice, and the number of correctly labelled pixels."""
 
     @staticmethod
     def forward(
@@ -102,119 +118,113 @@ class _ResizedLoss(torch.autograd.Function):
 
 
 class _Image(NamedTuple):
-    """One image's scores; C classes, (H, W) the size of the labels."""
+    """Scores of one image at the size of the labels."""
 
-    probability: Tensor  # (C, H, W), times how much the pixel counts
-    own: Tensor  # (H, W): log p of the pixel's class
-    index: Tensor  # (H, W): its class, 0 where ignored
-    counts: Tensor  # (H, W): how much the pixel counts, 0 where ignored
+    probability: Tensor  # (C, H, W), multiplied by the weight of the pixel
+    own: Tensor  # (H, W), log p of the pixel's own class
+    index: Tensor  # (H, W), the pixel's own class, 0 where ignored
+    weight: Tensor  # (H, W), weight of the pixel, 0 where ignored
+    focus: Tensor | None  # (H, W), 1 - p of the own class, for the focal loss
 
 
 def _batch(
     logits: Tensor, labels: Tensor, weight: Tensor | None, terms: _Terms, differentiate: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:
-    """The values, and the gradient of the total by the logits."""
+    """Return the values and, if asked for, the gradient of the total with respect to the logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     annotated = labels != terms.ignore_index
     index = torch.where(annotated, labels, 0).long()
-    counts = annotated.to(logits.dtype) if weight is None else annotated * weight.to(logits.dtype)
+    weight = annotated.to(logits.dtype) if weight is None else annotated * weight.to(logits.dtype)
     table = None if terms.class_weight is None else terms.class_weight.to(logits)
-    weighted = counts if table is None else counts * table[index]
-    number = weighted.sum() if terms.avg_non_ignore else counts.new_tensor(labels.numel())
+    class_weighted = weight if table is None else weight * table[index]
+    number = class_weighted.sum() if terms.avg_non_ignore else weight.new_tensor(labels.numel())
     number = number + torch.finfo(torch.float32).eps
-    own_sum, right = logits.new_zeros(()), torch.zeros((), dtype=torch.long, device=logits.device)
+    own_sum, correct = logits.new_zeros(()), torch.zeros((), dtype=torch.long, device=logits.device)
+    overlap, slopes = own_sum.new_zeros(()), None
     images, gradients = [], []
-    for one, where, *pixels in zip(logits.split(1), annotated, index, counts, weighted):
-        image, hit = _score(one, where, pixels[0], pixels[1], terms.align_corners)
-        right += hit
-        focus = None if terms.gamma == 0 else (1 - image.own.exp()).clamp_min(torch.finfo(logits.dtype).tiny)
-        own_sum -= (image.own * pixels[2] * (1 if focus is None else focus**terms.gamma)).sum()
+    for low, is_annotated, *pixels, pixel_weight in zip(logits.split(1), annotated, index, weight, class_weighted):
+        image, hits = _score(low, is_annotated, *pixels, terms)
+        correct += hits
+        own_sum -= (image.own * pixel_weight * (1 if image.focus is None else image.focus**terms.gamma)).sum()
         if terms.dice:
-            images.append((image, focus))
+            images.append(image)
         elif differentiate:
-            gradients.append(_gradient(image, focus, None, number, table, one.shape, terms))
-    overlap, slopes = (
-        _dice([image for image, _ in images], terms.smooth) if terms.dice else (own_sum.new_zeros(()), None)
-    )
-    if differentiate:
-        for i, (image, focus) in enumerate(images):
-            images[i] = None  # its memory goes with its turn
-            gradients.append(_gradient(image, focus, slopes, number, table, logits.shape, terms))
+            gradients.append(_gradient(image, slopes, number, table, logits.shape, terms))
+    if terms.dice:
+        overlap, slopes = _dice(images, terms.smooth)
+    while differentiate and images:  # popped, to free the memory of each image after its turn
+        gradients.append(_gradient(images.pop(0), slopes, number, table, logits.shape, terms))
     own = own_sum / number
     total = terms.cross_entropy * own + terms.dice * overlap
-    return (total, own, overlap, right), torch.cat(gradients) if differentiate else None
+    return (total, own, overlap, correct), torch.cat(gradients) if differentiate else None
 
 
-def _score(
-    logits: Tensor, annotated: Tensor, index: Tensor, counts: Tensor, align_corners: bool
-) -> tuple[_Image, Tensor]:
-    """One image's scores and how many of its pixels are labelled rightly."""
+def _score(logits: Tensor, annotated: Tensor, index: Tensor, weight: Tensor, terms: _Terms) -> tuple[_Image, Tensor]:
+    """Score one image (1, C, h, w) and count its correctly labelled pixels."""
     # Not channels-last, where a softmax over few channels is several times slower.
-    resized = F.interpolate(logits.contiguous(), index.shape, mode='bilinear', align_corners=align_corners)[0]
+    resized = F.interpolate(logits.contiguous(), index.shape, mode='bilinear', align_corners=terms.align_corners)[0]
     log_probability = resized.log_softmax(0)
     own = log_probability.gather(0, index[None])[0]
-    # The pixel is right where its own class is the likeliest; far cheaper than finding which class is.
-    right = ((own == log_probability.amax(0)) & annotated).sum()
-    return _Image(log_probability.exp_().mul_(counts), own, index, counts), right
+    # A pixel is correct if its own class has the largest probability, which is much cheaper than argmax.
+    correct = ((own == log_probability.amax(0)) & annotated).sum()
+    focus = None if terms.gamma == 0 else (1 - own.exp()).clamp_min(torch.finfo(logits.dtype).tiny)
+    return _Image(log_probability.exp_().mul_(weight), own, index, weight, focus), correct
 
 
 def _dice(images: list[_Image], smooth: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Dice, and its slopes by the probability of a pixel's own class and of any class, (C,) each: of I and of P."""
+    """Return Dice and its derivatives, (C,) each, with respect to I and P."""
     sums = []
-    for probability, own, index, counts in images:
-        classes = torch.arange(len(probability), device=index.device)[:, None, None]
-        # Sums by class as a matrix product: no atomic additions, and so the same each time on CUDA.
-        is_own = (index == classes).flatten(1).to(own.dtype)
-        by_class = is_own @ torch.stack([(own.exp() * counts).flatten(), counts.flatten()], 1)
-        sums.append(torch.cat([by_class, probability.sum((1, 2))[:, None]], 1))
+    for image in images:
+        classes = torch.arange(len(image.probability), device=image.index.device)[:, None, None]
+        # Sum by class with a matrix product: no atomic additions, so the result is reproducible on CUDA.
+        one_hot = (image.index == classes).flatten(1).to(image.own.dtype)
+        by_class = one_hot @ torch.stack([(image.own.exp() * image.weight).flatten(), image.weight.flatten()], 1)
+        sums.append(torch.cat([by_class, image.probability.sum((1, 2))[:, None]], 1))
     own, area, predicted = torch.stack(sums).sum(0).unbind(1)
     present = (area > 0).to(own.dtype)
     share = present / present.sum().clamp_min(1)
     size = area + predicted + smooth
-    size = torch.where(size > 0, size, 1)  # an absent class without smoothing
+    size = torch.where(size > 0, size, 1)  # 0 for an absent class without smoothing
     score = (2 * own + smooth) / size
     return (share * (1 - score)).sum(), (-2 * share / size, share * score / size)
 
 
 def _gradient(
     image: _Image,
-    focus: Tensor | None,
     slopes: tuple[Tensor, Tensor] | None,
     number: Tensor,
     table: Tensor | None,
     shape: tuple[int, ...],
     terms: _Terms,
 ) -> Tensor:
-    """The gradient (1, C, h, w) of the total by one image's logits.
+    """Return the gradient (1, C, h, w) of the total with respect to the logits of one image.
 
-    By softmax, d p_k / d z_c = p_k ([k = c] - p_c). With a slope u_c of the total by p_c this gives p_c (u_c - sum of p u),
-    and for a term f(log p_own) of slope -r gives r (p_c - [c = own]).
+    For a softmax, d p_k / d z_c = p_k ([k = c] - p_c). With u_c, the derivative of the total with respect to p_c, the
+    gradient is p_c (u_c - sum of p u). For a term f(log p_own) with derivative -r it is r (p_c - [c = own]).
     """
-    probability, own, index, counts = image
+    probability, own, index, weight, focus = image
     pull = (terms.cross_entropy / number).expand_as(own)
     if table is not None:
         pull = pull * table[index]
     if focus is not None:
         pull = pull * (focus**terms.gamma - terms.gamma * own.exp() * focus ** (terms.gamma - 1) * own)
     if slopes is None:
-        at_own = -pull * counts
+        at_own = -pull * weight
         probability.mul_(pull)
     else:
         by_own, by_any = (terms.dice * slope for slope in slopes)
         of_own = by_own[index] * own.exp()
-        # The probabilities are times `counts` already, which this takes back.
-        mean = of_own + torch.einsum('c,chw->hw', by_any, probability) / counts.clamp_min(
-            torch.finfo(counts.dtype).tiny
-        )
-        at_own = (of_own - pull) * counts
+        # Divide by the weight, which the probabilities already include.
+        tiny = torch.finfo(weight.dtype).tiny
+        mean = of_own + torch.einsum('c,chw->hw', by_any, probability) / weight.clamp_min(tiny)
+        at_own = (of_own - pull) * weight
         probability.mul_((pull - mean) + by_any[:, None, None])
     gradient = probability.scatter_add_(0, index[None], at_own[None])[None]
-    size = index.shape
+    size, shape = index.shape, (1, *shape[1:])
     if not torch.are_deterministic_algorithms_enabled():
-        resize_back = torch.ops.aten.upsample_bilinear2d_backward
-        return resize_back(gradient, size, (1, *shape[1:]), terms.align_corners, None, None)
-    # Slower, but autograd knows a way without atomic additions on CUDA; the gradient of a resize needs no values.
+        return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, terms.align_corners, None, None)
+    # Slower, but autograd avoids atomic additions on CUDA. The gradient of a resize does not depend on its input.
     with torch.enable_grad():
-        start = gradient.new_empty((1, *shape[1:])).requires_grad_()
+        start = gradient.new_empty(shape).requires_grad_()
         resized = F.interpolate(start, size, mode='bilinear', align_corners=terms.align_corners)
     return torch.autograd.grad(resized, start, gradient)[0]

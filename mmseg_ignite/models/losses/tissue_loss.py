@@ -1,4 +1,4 @@
-"""The loss of the default configs."""
+"""The loss function of the default configs."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,30 @@ from .resized_loss import ResizedLoss, resized_loss
 
 @MODELS.register_module()
 class TissueLoss(nn.Module):
-    """Cross-entropy, or focal loss, plus soft Dice over the batch, of annotated pixels only; for any decode head of mmseg.
+    """Cross-entropy or focal loss plus soft Dice over the batch, on annotated pixels; for any decode head of mmseg.
 
-    Pixels of ``ignore_index`` count in neither term, classes without a pixel in the batch do not count in Dice, and a batch
-    without an annotated pixel gives 0. :func:`resized_loss` has the formulas; with FastSegformerHead it also saves memory. In
-    a distributed run the batch is that of each process.
+    Pixels of ``ignore_index`` are excluded from both terms, classes without a pixel in the batch from Dice, and a batch
+    without annotated pixels gives 0. See :func:`resized_loss` for the formulas; with FastSegformerHead it also saves memory.
+    In distributed training, each process computes Dice over its own batch.
 
     Args:
-        cross_entropy (float): weight of the cross-entropy. Defaults to 1.
-        dice (float): weight of Dice. Defaults to 1.
-        temperature (float): weight of each class in the cross-entropy is proportional to 1 / pixels ** temperature, 0..4; 0
-            weights all classes equally. Defaults to 0.
-        class_pixels (Sequence[int], optional): pixels of each class in the training ROIs, which a temperature requires.
-            tools/train.py fills them in from the index of the data set; in other programs write
+        cross_entropy (float): Weight of the cross-entropy. Defaults to 1.
+        dice (float): Weight of Dice. Defaults to 1.
+        temperature (float): Weight each class's cross-entropy in proportion to 1 / pixels ** temperature, 0..4; 0 weights all
+            classes equally. Defaults to 0.
+        class_weight (Sequence[float], optional): Fixed weights, one per class, instead. Defaults to None.
+        gamma (float): Exponent of the focal loss, 0 or at least 1. Defaults to 0: cross-entropy.
+        smooth (float): Constant added to numerator and denominator of Dice, in pixels. Defaults to 1.
+        loss_name (str): Name in the log; must start with 'loss_' to be optimised. Defaults to 'loss_tissue'.
+        class_pixels (Sequence[int], optional): Pixels of each class in the training ROIs, required with a temperature.
+            tools/train.py fills them in from the index of the data set; in other programs pass
             ``IGNITEDataset(data_root=..., split='train').class_pixels.tolist()``. Defaults to None.
-        class_weight (Sequence[float], optional): the weights themselves, one a class, instead. Defaults to None.
-        gamma (float): that of the focal loss, 0 or at least 1. Defaults to 0: cross-entropy.
-        smooth (float): added to numerator and denominator of Dice, in pixels. Defaults to 1.
-        loss_name (str): in the log; must begin with 'loss_' to count. Defaults to 'loss_tissue'.
 
     Raises:
-        IgniteError: an argument out of range.
+        IgniteError: An argument is out of range.
+
+    Example:
+        In a config: ``loss_decode=dict(type='TissueLoss', dice=0.5)``.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class TissueLoss(nn.Module):
         self.register_buffer('class_weight', weight, persistent=False)
 
     def score(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, **geometry: object) -> ResizedLoss:
-        """Both terms of logits (N, C, h, w) resized to the labels (N, H, W), see :func:`resized_loss`."""
+        """Compute both terms for logits (N, C, h, w) resized to the labels (N, H, W), see :func:`resized_loss`."""
         if self.temperature and self.class_weight is None:
             raise IgniteError(
                 f'TissueLoss has temperature={self.temperature}, which requires class_pixels: train with tools/train.py, '
@@ -75,7 +78,7 @@ class TissueLoss(nn.Module):
         if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
             raise IgniteError(
                 f'TissueLoss has {len(self.class_weight)} class weights, the network has {logits.shape[1]} classes: give '
-                'one a class.'
+                'one per class.'
             )
         return resized_loss(
             logits,
@@ -97,19 +100,19 @@ class TissueLoss(nn.Module):
         ignore_index: int = 255,
         **kwargs: object,
     ) -> Tensor:
-        """The loss, a scalar, as mmseg's heads ask for it.
+        """Compute the scalar loss; called by mmseg's heads.
 
         Args:
             cls_score: (N, C, H, W) logits.
-            label: (N, H, W), 0..C-1 or ``ignore_index``.
-            weight: (N, H, W), how much each pixel counts, as pixel samplers give it.
+            label: (N, H, W) integer, 0..C-1 or ``ignore_index``.
+            weight: (N, H, W) float, weight of each pixel, as computed by pixel samplers.
         """
         if kwargs:
-            raise IgniteError(f'TissueLoss does not take {", ".join(kwargs)}: leave it out.')
+            raise IgniteError(f'TissueLoss does not support {", ".join(kwargs)}: omit it.')
         return self.score(cls_score, label, weight, ignore_index=ignore_index).total
 
     def extra_repr(self) -> str:
-        """The settings, for ``print(model)``."""
+        """Show the settings in ``print(model)``."""
         names = ('cross_entropy', 'dice', 'temperature', 'gamma', 'smooth')
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)
 
@@ -132,4 +135,4 @@ def class_weights(pixels: Sequence[int], temperature: float) -> list[float]:
 def _check(rules: dict[str, tuple[bool, str]]) -> None:
     for name, (holds, expected) in rules.items():
         if not holds:
-            raise IgniteError(f'TissueLoss was given a wrong {name}; {expected} was expected: mend loss_decode.')
+            raise IgniteError(f'TissueLoss has an invalid {name}; {expected} was expected: correct loss_decode.')

@@ -1,4 +1,4 @@
-"""Several trained networks of one architecture that predict as one."""
+"""An ensemble of trained networks with one architecture."""
 
 import copy
 from collections.abc import Callable
@@ -16,15 +16,18 @@ from .tissue_segmentor import TissueSegmentor
 class TissueEnsemble(TissueSegmentor):
     """A TissueSegmentor whose logits are the logarithm of the mean of its members' probabilities.
 
-    So sliding windows, symmetries and all else of ``test_cfg`` are as of one network. The members predict one after the
-    other: beside the memory of one there is the sum of their probabilities, float32, of one batch of windows. An ensemble
-    of one gives the logits of its member.
+    Sliding windows, symmetries and the rest of ``test_cfg`` work as with a single network. Members predict one after the
+    other, so the extra memory is the float32 sum of their probabilities for one batch of windows. An ensemble of one returns
+    the logits of its member.
 
     Args:
-        size (int): number of members, each made of the other arguments, which are those of TissueSegmentor.
+        size (int): Number of members. Each is built from the other arguments, which are those of TissueSegmentor.
 
     Raises:
-        IgniteError: a size below 1, a decode head of one output channel, or a training.
+        IgniteError: The size is below 1, the decode head has one output channel, or the ensemble is trained.
+
+    Example:
+        ``python tools/test.py CONFIG ensemble.json`` builds it from the checkpoints listed in the file.
     """
 
     def __init__(self, *args: object, size: int, **kwargs: object) -> None:
@@ -34,7 +37,7 @@ class TissueEnsemble(TissueSegmentor):
         super().__init__(*args, **kwargs)
         if self.out_channels == 1:
             raise IgniteError(
-                'TissueEnsemble averages probabilities of one output channel a class, and the decode head has '
+                'TissueEnsemble averages the probabilities of one output channel per class, but the decode head has '
                 'out_channels=1: predict with the members one by one.'
             )
         self.others = nn.ModuleList(TissueSegmentor(*a, **k) for a, k in others)
@@ -45,7 +48,7 @@ class TissueEnsemble(TissueSegmentor):
         return [self, *self.others]
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Logarithm of the mean probabilities (N, C, H, W) of images (N, 3, H, W), float32."""
+        """Return the logarithm of the mean probabilities (N, C, H, W) of images (N, 3, H, W), float32."""
         return self._averaged(TissueSegmentor.encode_decode, inputs, batch_img_metas)
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
@@ -64,9 +67,8 @@ class TissueEnsemble(TissueSegmentor):
         for member in self.members:
             logits = predict(member, *arguments)
             if total is None:
-                dtype = torch.promote_types(logits.dtype, torch.float32)
-                total = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
-            for place, one in zip(total, logits):  # one by one: the probabilities need the memory of one
-                place.add_(one.softmax(0, dtype=total.dtype))
+                total = logits.new_zeros(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+            for image_sum, image_logits in zip(total, logits):  # so that probabilities take the memory of one image
+                image_sum.add_(image_logits.softmax(0, dtype=total.dtype))
             del logits
         return total.div_(len(self.members)).clamp_min_(torch.finfo(total.dtype).tiny).log_()

@@ -1,4 +1,4 @@
-"""An encoder and a decoder whose inference fits large tissue images."""
+"""An encoder-decoder with inference for large tissue images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ...errors import IgniteError
 from ...inference.symmetries import NUMBERS, average_symmetries
 from ...inference.tiling import WEIGHTS, grid, slide_labels, slide_logits
 
-# Glass, measured on an Aperio slide: windows without tissue have a median of 243, a standard deviation of 0.3 to 1.7,
-# and fewer than 1 pixel in 1000 darker than 225 or with channels that differ by more than 18. The walls of fat cells
-# and alveoli take up far more than that, however pale the rest is. Half values, since undoing the normalisation rounds.
+# Measured on an Aperio slide: windows without tissue have a median of 243, a standard deviation of 0.3 to 1.7, and fewer than
+# 0.1 % of pixels darker than 225 or with channels that differ by more than 18. The walls of fat cells and alveoli cover far
+# more than that, however pale the rest is. Thresholds are half-integers, because undoing the normalisation rounds.
 GLASS_LEVEL = 219.5
-"""0..255; glass is brighter in every channel."""
+"""0..255; every channel of glass is brighter."""
 GLASS_COLOUR = 20.5
 """0..255; the brightest and the darkest channel of glass differ by less."""
 GLASS_SHARE = 0.999
-"""Share of a window's pixels that must be so."""
+"""Minimum fraction of such pixels in a glass window."""
 GLASS_DEVIATION = 2.0
-"""0..255; the largest standard deviation of a glass window's grey values."""
+"""0..255; maximum standard deviation of the grey values of a glass window."""
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """``test_cfg``, checked; see :class:`TissueSegmentor`."""
+    """Validated ``test_cfg``; see :class:`TissueSegmentor`."""
 
     mode: str = 'whole'
     crop_size: tuple[int, int] | None = None
@@ -46,26 +46,28 @@ class InferenceSettings:
 
     @classmethod
     def of(cls, test_cfg: dict | None, out_channels: int) -> InferenceSettings:
-        """Read a ``test_cfg``; keys that are not ours are left to whoever reads them.
+        """Read a ``test_cfg``, ignoring unknown keys.
 
         Raises:
-            IgniteError: a value that cannot be.
+            IgniteError: A value is invalid, or two values contradict each other.
         """
-        known = {k: v for k, v in (test_cfg or {}).items() if k in cls.__dataclass_fields__}
-        settings = cls(**known)
+        settings = cls(**{k: v for k, v in (test_cfg or {}).items() if k in cls.__dataclass_fields__})
         settings._check_choices()
         settings._check_combinations(out_channels)
         return settings
 
     @property
     def tiling(self) -> dict:
-        """The arguments that say how windows lie, are batched and are weighted."""
+        """Arguments for :func:`mmseg_ignite.inference.slide_labels`."""
         batch = self.window_batch // self.flips_at_once
         return dict(crop_size=self.crop_size, stride=self.stride, window_batch=batch, weights=self.weights)
 
     @property
     def flips_at_once(self) -> int:
-        """Of a window's symmetries, how many make a batch: all flips of few windows, since their sum is as large as these."""
+        """Number of flipped copies of a window predicted per batch.
+
+        Up to all 4, with fewer windows instead: the sum of probabilities takes the memory of one copy of the windows.
+        """
         return min(4, self.symmetries, self.window_batch) if self.mode == 'slide' else 1
 
     def _check_choices(self) -> None:
@@ -83,7 +85,7 @@ class InferenceSettings:
                 raise IgniteError(
                     f'test_cfg.{name} is {value!r}; one of {", ".join(map(repr, allowed))} was expected: correct it.'
                 )
-        if isinstance(self.window_batch, bool) or not isinstance(self.window_batch, int) or self.window_batch < 1:
+        if type(self.window_batch) is not int or self.window_batch < 1:
             raise IgniteError(
                 f'test_cfg.window_batch is {self.window_batch!r}; an integer above 0 was expected: correct it.'
             )
@@ -96,44 +98,48 @@ class InferenceSettings:
                     raise IgniteError(
                         f'test_cfg.{name} is {value!r}; two integers (height, width) in px were expected: give them.'
                     )
-            for crop, stride in zip(self.crop_size, self.stride):
-                try:
+            try:
+                for crop, stride in zip(self.crop_size, self.stride):
                     grid(crop, crop, stride)
-                except IgniteError as error:
-                    raise IgniteError(f'test_cfg.crop_size or test_cfg.stride is wrong: {error}') from error
+            except IgniteError as error:
+                raise IgniteError(f'test_cfg.crop_size or test_cfg.stride is invalid: {error}') from error
         if self.skip_glass and (self.mode == 'whole' or self.keep_logits):
             raise IgniteError(
-                'test_cfg.skip_glass leaves out windows, which needs mode="slide" and, as glass has no logits then, '
+                'test_cfg.skip_glass skips windows, which requires mode="slide" and, because skipped glass has no logits, '
                 'keep_logits=False: change one of them.'
             )
         if out_channels == 1 and (self.skip_glass or self.symmetries > 1):
             raise IgniteError(
-                'test_cfg.skip_glass and test_cfg.symmetries need one output channel a class, and the decode head '
-                'has out_channels=1: leave them out.'
+                'test_cfg.skip_glass and test_cfg.symmetries require one output channel per class, but the decode head '
+                'has out_channels=1: omit them.'
             )
 
 
 @MODELS.register_module()
 class TissueSegmentor(EncoderDecoder):
-    """mmseg's EncoderDecoder with sliding windows at linear cost; arguments, weights and training are those of stock.
+    """mmseg's EncoderDecoder with sliding windows at linear cost; arguments, weights and training are unchanged.
 
-    ``test_cfg`` has, besides stock's ``mode``, ``crop_size`` and ``stride``:
+    Besides mmseg's ``mode``, ``crop_size`` and ``stride``, ``test_cfg`` supports:
 
-    - window_batch (int): windows predicted at once. Defaults to 4.
-    - weights (str): 'uniform' as stock, or 'gaussian', see :func:`mmseg_ignite.inference.window_weights`.
-    - accumulator (str, optional): 'cpu' to add the windows' logits in the host's memory. Defaults to None: on the
-      model's device.
-    - skip_glass (bool): windows of bare glass are not predicted, and what lies only in such gets label 0, Background
-      (images that are to be flipped back or resized are predicted whole). Defaults to False.
+    - window_batch (int): Number of windows predicted at once. Defaults to 4.
+    - weights (str): 'uniform' as in mmseg, or 'gaussian', see :func:`mmseg_ignite.inference.window_weights`. Defaults to
+      'uniform'.
+    - accumulator (str, optional): 'cpu' to add the logits of windows in host memory. Defaults to None: on the model's device.
+    - skip_glass (bool): Do not predict windows of bare glass; pixels that are only in such windows get label 0, Background.
+      Images that are flipped back or resized are predicted completely. Defaults to False.
     - symmetries (int): 1, 2, 4 or 8, see :func:`mmseg_ignite.inference.average_symmetries`. Defaults to 1.
-    - keep_logits (bool): store ``seg_logits`` as stock does, e.g. for SegTTAModel or an ensemble. Defaults to False.
+    - keep_logits (bool): Store ``seg_logits`` as mmseg does, e.g. for SegTTAModel or an ensemble. Defaults to False.
 
-    A predicted sample has ``pred_sem_seg``, (1, H, W) uint8 on the inputs' device, and ``seg_logits``, (C, H, W) on the
-    accumulator's, only with keep_logits. With symmetries above 1 these are the logarithms of the mean probabilities, so
-    that their softmax gives the probabilities. Windows' logits are added as float32, whatever AMP makes them.
+    Predicted samples have ``pred_sem_seg``, (1, H, W) uint8 on the device of the inputs and, with keep_logits,
+    ``seg_logits``, (C, H, W) on the accumulator's device. With symmetries above 1, logits are the logarithm of mean
+    probabilities, so that their softmax gives the probabilities. Logits of windows are added as float32, also with AMP.
 
     Raises:
-        IgniteError: a setting of ``test_cfg`` that cannot be, when the model is built and when it predicts.
+        IgniteError: A setting of ``test_cfg`` is invalid; raised when the model is built and when it predicts.
+
+    Example:
+        In a config: ``model = dict(type='TissueSegmentor', test_cfg=dict(mode='slide', crop_size=(512, 512),
+        stride=(384, 384), symmetries=4))``.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -141,7 +147,7 @@ class TissueSegmentor(EncoderDecoder):
         self.test_settings()
 
     def test_settings(self) -> InferenceSettings:
-        """The ``test_cfg`` as it is now, checked."""
+        """Validate and return the current ``test_cfg``."""
         return InferenceSettings.of(self.test_cfg, self.out_channels)
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
@@ -149,11 +155,11 @@ class TissueSegmentor(EncoderDecoder):
 
         Args:
             inputs: (N, 3, H, W) float, normalised.
-            data_samples: N samples. Their padding is removed and flips are undone as in stock; where ``ori_shape`` is
-                another size, the logits are resized to it. Defaults to None: (H, W) is the size to label.
+            data_samples: N samples. As in mmseg, their padding is removed, flips are undone, and logits are resized to
+                ``ori_shape``. Defaults to None: the labels are of size (H, W).
 
         Returns:
-            N samples with predictions.
+            N samples with predictions, see the class.
         """
         settings = self.test_settings()
         boxes = [_labelled_box(inputs, sample) for sample in data_samples or [None] * len(inputs)]
@@ -183,17 +189,23 @@ class TissueSegmentor(EncoderDecoder):
     def label_image(
         self, image: np.ndarray, out: np.ndarray | None = None, on_progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
-        """Label a raw image of any size, such as a slide, of which only one row of windows is in memory at a time.
+        """Label a raw image of any size, such as a slide, with one row of windows in memory.
 
-        The same as predicting the image by the test pipeline, unless that resizes or pads it.
+        Equals the prediction of the test pipeline, unless the pipeline resizes or pads.
 
         Args:
-            image: (H, W, 3) uint8 RGB, perhaps memory-mapped.
-            out: (H, W) uint8 array to write to. Defaults to None: a new one.
-            on_progress: called with the number of newly finished windows after each batch.
+            image: (H, W, 3) uint8 RGB, possibly memory-mapped.
+            out: (H, W) uint8 array to write to. Defaults to None: a new array.
+            on_progress: Callback that receives the number of newly finished windows after each batch. Defaults to None.
 
         Returns:
-            (H, W) uint8 label map, 0..C-1.
+            (H, W) uint8 labels 0..C-1.
+
+        Raises:
+            IgniteError: The image has a wrong type or shape, or the decode head has one output channel.
+
+        Example:
+            >>> labels = model.label_image(np.load('slide.npy', mmap_mode='r'))
         """
         settings = self.test_settings()
         dtype, shape = getattr(image, 'dtype', type(image).__name__), tuple(getattr(image, 'shape', ()))
@@ -202,14 +214,16 @@ class TissueSegmentor(EncoderDecoder):
                 f'the image has {dtype} values of shape {shape}; (H, W, 3) uint8 RGB was expected: convert it.'
             )
         if self.out_channels == 1:
-            raise IgniteError('label_image needs one output channel a class, and the decode head has out_channels=1.')
-        slide = settings.mode == 'slide'
+            raise IgniteError(
+                'label_image requires one output channel per class, but the decode head has out_channels=1.'
+            )
         device = next(self.parameters()).device
+        whole = dict(crop_size=shape[:2], stride=shape[:2])
         return slide_labels(
-            lambda windows: self._forward_windows(self._preprocessed(windows, device), {}, settings),
+            lambda windows: self._scores(self._preprocessed(windows, device), [{}], settings),
             image,
             self.out_channels,
-            **(settings.tiling if slide else dict(crop_size=image.shape[:2], stride=image.shape[:2])),
+            **(settings.tiling if settings.mode == 'slide' else whole),
             device=settings.accumulator or device,
             skip=self._is_glass if settings.skip_glass else None,
             out=out,
@@ -217,11 +231,11 @@ class TissueSegmentor(EncoderDecoder):
         )
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """Stock's logits (N, C, H, W) at linear cost, float32 on the accumulator's device."""
+        """Compute mmseg's logits (N, C, H, W) at linear cost, float32 on the accumulator's device."""
         settings = self.test_settings()
         logits = [
             slide_logits(
-                lambda windows, meta=meta: self._forward_windows(windows, meta, settings),
+                lambda windows, meta=meta: self._scores(windows, [meta], settings),
                 image,
                 self.out_channels,
                 **settings.tiling,
@@ -229,45 +243,41 @@ class TissueSegmentor(EncoderDecoder):
             )
             for image, meta in zip(inputs, batch_img_metas)
         ]
-        # A single image's logits are not copied.
-        logits = logits[0][None] if len(logits) == 1 else torch.stack(logits)
-        return _log(logits, settings)
+        # Avoid a copy of the logits of a single image.
+        return _to_logits(logits[0][None] if len(logits) == 1 else torch.stack(logits), settings)
 
     def whole_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
-        """The logits (N, C, H, W) of one forward pass, or of one a symmetry."""
+        """Compute the logits (N, C, H, W) of complete images."""
         settings = self.test_settings()
-        return _log(self._forward_whole(inputs, batch_img_metas, settings), settings)
+        return _to_logits(self._scores(inputs, batch_img_metas, settings), settings)
 
     def _labels(self, inputs: Tensor, samples: list[SegDataSample], settings: InferenceSettings) -> list[Tensor]:
-        """Label maps (H, W) uint8 of the inputs, as large as these, on their device."""
+        """Return label maps (H, W) uint8 of the size and on the device of the inputs."""
         metas = [sample.metainfo for sample in samples]
         if settings.mode == 'whole':
-            return list(self._forward_whole(inputs, metas, settings).max(1).indices.to(torch.uint8))
-        return [self._slide_labels(image, meta, settings) for image, meta in zip(inputs, metas)]
-
-    def _slide_labels(self, image: Tensor, meta: dict, settings: InferenceSettings) -> Tensor:
-        labels = slide_labels(
-            lambda windows: self._forward_windows(windows, meta, settings),
-            image,
-            self.out_channels,
-            **settings.tiling,
-            device=settings.accumulator,
-            skip=self._is_glass if settings.skip_glass else None,
+            return list(self._scores(inputs, metas, settings).max(1).indices.to(torch.uint8))
+        labels = (
+            slide_labels(
+                lambda windows, meta=meta: self._scores(windows, [meta], settings),
+                image,
+                self.out_channels,
+                **settings.tiling,
+                device=settings.accumulator,
+                skip=self._is_glass if settings.skip_glass else None,
+            )
+            for image, meta in zip(inputs, metas)
         )
-        return torch.from_numpy(labels).to(image.device, non_blocking=True)
+        return [torch.from_numpy(one).to(inputs.device, non_blocking=True) for one in labels]
 
-    def _forward_whole(self, inputs: Tensor, metas: list[dict], settings: InferenceSettings) -> Tensor:
-        if settings.symmetries == 1:
-            return self.encode_decode(inputs, _sized(metas, inputs))
+    def _scores(self, inputs: Tensor, metas: list[dict], settings: InferenceSettings) -> Tensor:
+        """Compute logits, or with symmetries probabilities, (N, C, H, W) of images, or of windows of one image."""
 
         def predict(x: Tensor) -> Tensor:
-            return self.encode_decode(x, _sized(metas * (len(x) // len(inputs)), x))
+            # As in mmseg's sliding windows, img_shape makes the decode head return logits of the size of x.
+            sized = [{**meta, 'img_shape': x.shape[2:]} for meta in metas * (len(x) // len(metas))]
+            return self.encode_decode(x, sized)
 
         return average_symmetries(predict, inputs, settings.symmetries, settings.flips_at_once)
-
-    def _forward_windows(self, windows: Tensor, meta: dict, settings: InferenceSettings) -> Tensor:
-        """Logits, or with symmetries probabilities, (B, C, h, w) of windows (B, 3, h, w) of one image."""
-        return self._forward_whole(windows, [meta] * len(windows), settings)
 
     def _preprocessed(self, windows: np.ndarray, device: torch.device) -> Tensor:
         """Return RGB windows (B, h, w, 3) uint8 as (B, 3, h, w) float, as the data preprocessor gives them to the network."""
@@ -280,37 +290,28 @@ class TissueSegmentor(EncoderDecoder):
         return hasattr(self.data_preprocessor, 'mean')
 
     def _is_glass(self, window: Tensor | np.ndarray) -> Tensor:
-        """Whether a window, (3, h, w) normalised or (h, w, 3) uint8, is bare glass: white, colourless and flat."""
+        """Decide whether a window, (3, h, w) normalised or (h, w, 3) uint8, is bare glass: white, colourless and flat."""
         if isinstance(window, np.ndarray):
             x = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float()
-        elif self._normalises:
-            x = window * self.data_preprocessor.std + self.data_preprocessor.mean
         else:
-            x = window
+            x = window * self.data_preprocessor.std + self.data_preprocessor.mean if self._normalises else window
         low, high = x.amin(0), x.amax(0)
         white = (low > GLASS_LEVEL) & (high - low < GLASS_COLOUR)
         return (white.float().mean() >= GLASS_SHARE) & (x.mean(0).std(correction=0) <= GLASS_DEVIATION)
 
 
-def _sized(metas: list[dict], x: Tensor) -> list[dict]:
-    """Tell the decode head, as stock's sliding windows do, to give logits of the size of x."""
-    return [{**meta, 'img_shape': x.shape[2:]} for meta in metas]
-
-
-def _log(scores: Tensor, settings: InferenceSettings) -> Tensor:
-    """Averaged probabilities as logits, so that a softmax after this gives them back; logits as they are."""
-    if settings.symmetries == 1:
-        return scores
-    return scores.clamp_min_(torch.finfo(scores.dtype).tiny).log_()
+def _to_logits(scores: Tensor, settings: InferenceSettings) -> Tensor:
+    """Take the logarithm of mean probabilities, so that a softmax inverts it; return logits unchanged."""
+    return scores if settings.symmetries == 1 else scores.clamp_min_(torch.finfo(scores.dtype).tiny).log_()
 
 
 def _labelled_box(inputs: Tensor, sample: SegDataSample | None) -> tuple[slice, slice] | None:
-    """The rows and columns that are left without padding; None where labels alone do not do: a flip or another size."""
+    """Return the rows and columns without padding; None if logits are needed to undo a flip or a resize."""
     height, width = inputs.shape[2:]
     if sample is None:
         return slice(0, height), slice(0, width)
     meta = sample.metainfo
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-    box = slice(top, height - bottom), slice(left, width - right)
     size = (height - bottom - top, width - right - left)
-    return box if not meta.get('flip') and tuple(meta.get('ori_shape', ())) == size else None
+    is_direct = not meta.get('flip') and tuple(meta.get('ori_shape', ())) == size
+    return (slice(top, height - bottom), slice(left, width - right)) if is_direct else None

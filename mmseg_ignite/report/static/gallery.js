@@ -1,5 +1,5 @@
 'use strict';
-/* The regions: label maps are coloured here, when they come near the screen, and forgotten when they leave it. */
+/* The regions. Label maps are coloured here when a region comes near the screen, and freed when it leaves. */
 (() => {
   const gallery = document.querySelector('.regions');
   if (!gallery) return;
@@ -9,7 +9,7 @@
   const state = { opacity: .55, panels: new Set(['image', 'truth', 'prediction']), hidden: new Set() };
   const scratch = document.createElement('canvas');
 
-  /* ---- unpacking ---- */
+  /* ---- decoding ---- */
   function bytes(base64) {
     return Uint8Array.from(atob(base64), c => c.charCodeAt(0));
   }
@@ -28,7 +28,7 @@
   function rgb(hex) {
     return [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
   }
-  /* Colour of each class, of its stripes and of its border, as the palette in use has them. */
+  /* Colours of each class, its stripes and its border in the current palette. */
   function paints() {
     const safe = document.documentElement.dataset.palette === 'safe';
     return classes.map(c => {
@@ -36,7 +36,7 @@
       return { colour, stripe: safe && c.hatched ? colour.map(v => v * .3) : colour, border: colour.map(v => v * .35) };
     });
   }
-  /* (id, place) -> colour or null: labels in class colours with dark borders; hidden classes and ids of no class are bare. */
+  /* Return a function from pixel index to colour: class colours with dark borders, null for hidden classes and other ids. */
   function labelPainter(ids, width) {
     const paint = paints(), period = Math.max(6, Math.round(Math.max(width, ids.length / width) / 70));
     return i => {
@@ -47,7 +47,7 @@
       return (x + (i - x) / width) % period < period * .35 ? p.stripe : p.colour;
     };
   }
-  /* Wrong pixels strong, right ones white; a pixel is shown if the class it is or the one it was taken for is. */
+  /* Errors are magenta, correct pixels white; a pixel is shown if its true or its predicted class is shown. */
   function errorPainter(truth, prediction) {
     return i => {
       if (truth[i] === IGNORE || (state.hidden.has(truth[i]) && state.hidden.has(prediction[i]))) return null;
@@ -67,7 +67,7 @@
     context.putImageData(picture, 0, 0);
     return canvas;
   }
-  /* The tissue in gray: eosin's pink would turn the yellow of stroma into the orange of inflammation. */
+  /* Tissue in gray: the pink of eosin would turn the yellow of stroma into the orange of inflammation. */
   function grayLayer(image, width, height) {
     const canvas = document.createElement('canvas');
     canvas.width = width; canvas.height = height;
@@ -96,7 +96,7 @@
       })();
       await this.loading;
     }
-    /* Give back the memory of a region far from the screen. */
+    /* Free the memory of a region far from the screen. */
     unload() {
       this.loading = this.image = this.gray = this.layers = this.truth = this.prediction = null;
       for (const pane of this.panes) { const canvas = pane.querySelector('canvas'); canvas.width = canvas.height = 1; }
@@ -105,7 +105,7 @@
     recolour() {
       if (this.image) this.layers = {};
     }
-    /* Tissue, and over it the gray tissue tinted with the colours, where there are any. */
+    /* Draw the tissue and, over classes that are shown, gray tissue tinted with their colours. */
     draw(canvas, kind) {
       const { width, height } = this;
       if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
@@ -131,17 +131,17 @@
       this.element.classList.add('drawn');
     }
     async show() {
-      try { await this.load(); } catch (error) { complain(error); return; }
+      try { await this.load(); } catch (error) { reportError(error); return; }
       if (this.near || viewer.region === this) this.paint();
       else this.unload();
     }
   }
-  function complain(error) {
+  function reportError(error) {
     const old = typeof DecompressionStream === 'undefined';
-    document.querySelector('.complaint').textContent = old ? Report.text('too_old') : String(error);
+    document.querySelector('.load-error').textContent = old ? Report.text('too_old') : String(error);
   }
 
-  /* ---- large view: one transform for all panels ---- */
+  /* ---- enlarged view: one transform for all panels ---- */
   const dialog = document.getElementById('viewer');
   const viewer = {
     region: null, x: 0, y: 0, zoom: 1, stages: [],
@@ -174,9 +174,9 @@
       const { clientWidth: w, clientHeight: h } = this.stages[0].stage, { width, height } = this.region;
       this.zoom = Math.min(w / width, h / height);
       this.x = (w - width * this.zoom) / 2; this.y = (h - height * this.zoom) / 2;
-      this.place();
+      this.applyTransform();
     },
-    place() {
+    applyTransform() {
       for (const s of this.stages) {
         s.canvas.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.zoom})`;
         s.canvas.style.imageRendering = this.zoom > 4 ? 'pixelated' : 'auto';
@@ -186,14 +186,14 @@
     zoomAt(x, y, factor) {
       const zoom = Math.min(40, Math.max(.05, this.zoom * factor)), change = zoom / this.zoom;
       this.x = x - (x - this.x) * change; this.y = y - (y - this.y) * change; this.zoom = zoom;
-      this.place();
+      this.applyTransform();
     },
     zoomMiddle(factor) {
       const { clientWidth: w, clientHeight: h } = this.stages[0].stage;
       this.zoomAt(w / 2, h / 2, factor);
     },
-    pan(dx, dy) { this.x += dx; this.y += dy; this.place(); },
-    /* The classes under the pointer, and the same place marked in the other panels. */
+    pan(dx, dy) { this.x += dx; this.y += dy; this.applyTransform(); },
+    /* Show the classes under the pointer, and mark the same pixel in the other panels. */
     point(x, y, under) {
       const r = this.region, px = Math.floor((x - this.x) / this.zoom), py = Math.floor((y - this.y) / this.zoom);
       const inside = px >= 0 && py >= 0 && px < r.width && py < r.height, i = py * r.width + px;
@@ -219,29 +219,29 @@
   function scaleBar(stage, um, zoom) {
     stage.bar.hidden = !um;
     if (!um) return;
-    const room = stage.stage.clientWidth / 3;
-    const length = [5000, 2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2].find(n => n / um * zoom <= room) ?? 1;
+    const limit = stage.stage.clientWidth / 3;
+    const length = [5000, 2000, 1000, 500, 200, 100, 50, 20, 10, 5, 2].find(n => n / um * zoom <= limit) ?? 1;
     stage.bar.style.width = length / um * zoom + 'px';
     stage.bar.textContent = length + ' µm';
   }
   function watchViewer() {
     const holder = dialog.querySelector('.stages');
     let drag = null;
-    const place = event => {
+    const locate = event => {
       const stage = event.target.closest('.stage');
       if (!stage) return null;
       const box = stage.getBoundingClientRect();
       return { stage, x: event.clientX - box.left, y: event.clientY - box.top };
     };
     holder.addEventListener('wheel', event => {
-      const at = place(event);
+      const at = locate(event);
       if (!at) return;
       event.preventDefault();
       const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 33 * event.deltaY : event.deltaY;
       viewer.zoomAt(at.x, at.y, Math.exp(-pixels * .0015));
     }, { passive: false });
     holder.addEventListener('pointerdown', event => {
-      const at = place(event);
+      const at = locate(event);
       if (!at) return;
       event.preventDefault();
       drag = { x: event.clientX, y: event.clientY };
@@ -249,12 +249,12 @@
       at.stage.classList.add('drag');
     });
     holder.addEventListener('pointermove', event => {
-      const at = place(event);
+      const at = locate(event);
       if (!at) return;
       if (drag) { viewer.pan(event.clientX - drag.x, event.clientY - drag.y); drag = { x: event.clientX, y: event.clientY }; }
       viewer.point(at.x, at.y, at.stage);
     });
-    for (const kind of ['pointerup', 'pointercancel']) holder.addEventListener(kind, event => { drag = null; place(event)?.stage.classList.remove('drag'); });
+    for (const kind of ['pointerup', 'pointercancel']) holder.addEventListener(kind, event => { drag = null; locate(event)?.stage.classList.remove('drag'); });
     const keys = {
       '+': () => viewer.zoomMiddle(1.25), '=': () => viewer.zoomMiddle(1.25), '-': () => viewer.zoomMiddle(.8), 0: () => viewer.fit(),
       ArrowLeft: () => viewer.pan(60, 0), ArrowRight: () => viewer.pan(-60, 0), ArrowUp: () => viewer.pan(0, 60), ArrowDown: () => viewer.pan(0, -60),
@@ -273,7 +273,7 @@
   /* ---- controls ---- */
   const regions = new Map([...gallery.children].map(element => [element, new Region(element)]));
   let waiting = false;
-  /* Redraw what is near the screen, once a frame. */
+  /* Redraw the regions near the screen, at most once per frame. */
   function repaint() {
     if (waiting) return;
     waiting = true;
@@ -348,7 +348,7 @@
   setPanels();
   order('worst');
   const observer = new IntersectionObserver(entries => {
-    if (matchMedia('print').matches) return; // what is on paper stays drawn
+    if (matchMedia('print').matches) return; // keep regions drawn while printing
     for (const entry of entries) {
       const region = regions.get(entry.target);
       region.near = entry.isIntersecting;

@@ -1,21 +1,21 @@
 'use strict';
-/* Language, palette, sortable tables and the confusion matrix. What is shared with gallery.js hangs on `Report`. */
+/* Language, palette, sortable tables and the confusion matrix. `Report` is the interface for gallery.js. */
 const Report = (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
   const root = document.documentElement;
   const listeners = { language: [], palette: [], absent: [] };
 
-  /* Storage may be forbidden (private windows, files from disk): then the choice lasts as long as the page. */
+  /* Storage may be blocked (private windows, local files); the choice then lasts until the page is closed. */
   function remembered(key) {
     try { return localStorage.getItem('mmseg_ignite.' + key); } catch { return null; }
   }
   function remember(key, value) {
-    try { localStorage.setItem('mmseg_ignite.' + key, value); } catch { /* not kept */ }
+    try { localStorage.setItem('mmseg_ignite.' + key, value); } catch { /* not remembered */ }
   }
 
-  /* A text in the language shown; {name} is replaced by values[name]. */
+  /* Return a text in the current language; {name} is replaced by values[name]. */
   function text(key, values = {}) {
-    return data.texts[key][root.lang].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+    return data.texts[key][root.lang].replace(/\{(\w+)\}/g, (match, name) => values[name] ?? match);
   }
   function className(id) {
     const c = data.classes[id];
@@ -29,7 +29,7 @@ const Report = (() => {
   function press(group, button) {
     for (const other of group.querySelectorAll('button')) other.setAttribute('aria-pressed', String(other === button));
   }
-  /* A group of buttons of which one is pressed; `choose` is called with its value. */
+  /* Call `choose` with the value of the button that is pressed in a group. */
   function onSwitch(name, choose) {
     for (const group of document.querySelectorAll(`[data-switch="${name}"]`)) {
       group.addEventListener('click', event => {
@@ -65,14 +65,14 @@ const Report = (() => {
   function isShown(element) {
     return element.offsetParent !== null;
   }
-  /* Classes that are in neither ground truth nor prediction, shown or not, everywhere at once. */
+  /* Show or hide classes in neither ground truth nor prediction, everywhere at once. */
   function toggleAbsent() {
     const shown = root.toggleAttribute('data-absent');
     for (const button of document.querySelectorAll('[data-absent].toggle')) button.setAttribute('aria-pressed', String(shown));
     listeners.absent.forEach(f => f());
   }
 
-  /* A table wider than its place says so: it fades out at the side where it goes on, and a sentence stands above it. */
+  /* A table wider than its container fades out at the side where it continues, with a hint above it. */
   function watchWidth(box) {
     const hint = document.createElement('p');
     hint.className = 'scroll-hint';
@@ -97,7 +97,7 @@ const Report = (() => {
     for (const child of box.children) observer.observe(child);
   }
 
-  /* Tables: a press on a heading sorts by it, another one turns the order; what has no value stays last. */
+  /* Tables: a heading sorts by its column, and reverses the order when pressed again; empty values stay last. */
   function sortable(table) {
     table.tHead.addEventListener('click', event => {
       const button = event.target.closest('.sort');
@@ -122,7 +122,7 @@ const Report = (() => {
     body.append(...[...body.rows].sort(compare));
   }
 
-  /* Confusion matrix: one cell is in the tab order, arrow keys move it. */
+  /* Confusion matrix: one cell is in the tab order; arrow keys move the focus. */
   function confusion(table) {
     const counts = data.confusion, readout = document.getElementById('cell');
     const rowSums = counts.map(row => row.reduce((a, b) => a + b, 0));
@@ -132,7 +132,7 @@ const Report = (() => {
     const heads = [...table.tHead.querySelectorAll('th')];
     let lit = null;
 
-    const share = (value, whole) => whole ? value / whole : null;
+    const share = (value, total) => total ? value / total : null;
     const percent = value => value === null ? '–' : (100 * value).toFixed(value > 0 && value < .0995 ? 1 : 0) + ' %';
     function short(value) {
       if (!value) return '';
@@ -189,7 +189,7 @@ const Report = (() => {
     function labelCells() {
       cells.forEach((row, i) => row.forEach((cell, j) => cell.setAttribute('aria-label', describe(i, j))));
     }
-    /* The first cell that is shown is the one in the tab order, unless another that is shown has been chosen. */
+    /* Put the first visible cell in the tab order, unless another visible cell already is. */
     function enter() {
       if (cells.flat().some(cell => cell.tabIndex === 0 && isShown(cell))) return;
       cells.flat().forEach(cell => { cell.tabIndex = -1; });
