@@ -161,7 +161,7 @@ def test_ensemble_is_not_tested_on_its_training_patients(prepared, done, tmp_pat
 
 def test_the_ensemble_is_tested_and_predicts(prepared, done, tmp_path):
     members = Ensemble.read(done / 'ensemble.json').members
-    assert members == [done / fold / 'iter_2.pth' for fold in FOLDS]
+    assert list(members) == [done / fold / 'iter_2.pth' for fold in FOLDS]
     arguments = [DEMO_CONFIG, done / 'ensemble.json', '--work-dir', tmp_path / 'w']
     assert tool('test', *arguments, *options(prepared, 'protocol=fold0')) == 0
     metrics = json.loads((tmp_path / 'w' / 'metrics.json').read_text())
