@@ -57,7 +57,13 @@ def test_every_pair_is_covered():
 
 
 def configured(prepared, work_dir, chosen, iterations):
-    options = {'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
+    options = {
+        'crops.crop_size': (32, 32),
+        'model.data_preprocessor.size': (32, 32),
+        '+val_dataloader.dataset.indices': 1,
+        'train_cfg.val_interval': 2,
+        'default_hooks.checkpoint.interval': 2,
+    }
     for name in chosen:
         options.update(OPTIONS.get(name, {}))
     cfg = small_config(prepared, work_dir, iterations, **options)
