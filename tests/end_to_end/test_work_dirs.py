@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG, small_config
+from conftest import DEMO_CONFIG, small_config, small_options
 
 from mmseg_ignite.apis import compare_runs, load_config, score_folder, train
 from mmseg_ignite.apis import test as run_test
@@ -243,8 +243,7 @@ def test_foreign_files_in_a_work_dir_are_kept(prepared, tmp_path):
 def test_user_config_in_the_work_dir_is_kept(prepared, tmp_path):
     own = tmp_path / 'my.py'
     own.write_text(f'# mine\n_base_ = {str(DEMO_CONFIG)!r}\n')
-    options = {'data_root': str(prepared), 'train_cfg.max_iters': 1, 'train_dataloader.num_workers': 0,
-               'val_dataloader.num_workers': 0, 'crops.crop_size': (64, 64)}  # fmt: skip
+    options = small_options(prepared, iterations=1)
     train(load_config(own, options, str(tmp_path)))
     assert own.read_text().startswith('# mine') and len(list(tmp_path.glob('my_*.py'))) == 1
     train(load_config(own, options, str(tmp_path / 'w')))

@@ -8,8 +8,8 @@ import pytest
 
 COUNT = """
 import resource, torch
-from mmseg_ignite.engine.allocator import keep_freed_memory
 if {keep}:
+    from mmseg_ignite.engine.allocator import keep_freed_memory
     print(keep_freed_memory())
 def touch():
     torch.ones(1 << 24)  # 64 MB
