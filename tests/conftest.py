@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.utils.dl_utils import collect_env
 
 import mmseg_ignite  # noqa: F401  registers everything before a test uses a registry
@@ -20,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
 CONFIGS = ROOT / 'configs' / 'segformer'
 DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
+
+settings.register_profile('any machine', deadline=None)  # time limits would fail on a busy machine
+settings.load_profile('any machine')
 
 
 @pytest.fixture(scope='session', autouse=True)
