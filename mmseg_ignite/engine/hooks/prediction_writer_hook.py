@@ -9,7 +9,7 @@ from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
 from ...datasets.prepared import roi_name
-from ...visualization.writers import write_labels, write_prediction
+from ...visualization.overlay import write_labels, write_prediction
 from ..predicted_roi import region_of
 
 
