@@ -80,9 +80,7 @@ def _weighted(points: list[tuple[float | None, float | None, int]]) -> list[tupl
     return [(x, y, max(_MIN_RADIUS, _MAX_RADIUS * share**0.5), form(x, y, 100 * share)) for x, y, share in shares]
 
 
-def _axis(
-    low: float, high: float, start: float, end: float, integers: bool
-) -> tuple[Callable, list[tuple[float, str]]]:
+def _axis(low: float, high: float, start: float, end: float, integers: bool) -> tuple[Callable, list]:
     """Return the map from values to px between ``start`` and ``end``, and the ticks (px, text)."""
 
     def position(value: float) -> float:

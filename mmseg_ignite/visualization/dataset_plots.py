@@ -92,11 +92,6 @@ def _class_axis(axis: Axes, shown: np.ndarray, names: bool = True) -> None:
     axis.spines[['top', 'right']].set_visible(False)
 
 
-def _grid(axis: Axes) -> None:
-    axis.grid(alpha=0.3)
-    axis.set_axisbelow(True)
-
-
 def _row_text(axis: Axes, x: float, row: float, text: str, **style) -> None:
     """Write text in a row, at ``x`` in axes widths."""
     axis.text(x, row, text, transform=axis.get_yaxis_transform(), va='center', size=9, **style)
@@ -113,10 +108,10 @@ def plot_class_pixels(members: dict[str, list[dict]]) -> Figure:
     most = known.max(initial=10 * low)
     high = most * (most / low) ** 0.4  # leaves space for the numbers
     for axis, (part, pixels) in zip(axes, counts.items()):
-        axis.set(xscale='log', xlim=(low, high), xlabel='pixels')
+        axis.set(xscale='log', xlim=(low, high), xlabel='pixels', axisbelow=True)
         axis.set_title(part_text(part, members[part]), loc='left', size=11)
         _class_axis(axis, shown, names=axis is axes[0])
-        _grid(axis)
+        axis.grid(alpha=0.3)
         for row, count in enumerate(pixels[shown]):
             if count:
                 axis.scatter(count, row, s=70, facecolor=_CLASS_COLOURS[shown[row]], edgecolor=EDGE, zorder=3)
@@ -155,11 +150,11 @@ def plot_roi_sizes(
             look = dict(fill=False, edgecolor='black', linestyle=style, label=text)
             axis.add_patch(Rectangle((0, 0), width * scale, height * scale, **look))
     unit = 'µm' if um_range else 'px'
-    axis.set(xlabel=f'width ({unit})', ylabel=f'height ({unit})')
+    axis.set(xlabel=f'width ({unit})', ylabel=f'height ({unit})', axisbelow=True)
     axis.autoscale_view()
     axis.set(xlim=(0, axis.get_xlim()[1]), ylim=(0, axis.get_ylim()[1]))
     axis.set_aspect('equal', anchor='W')
-    _grid(axis)
+    axis.grid(alpha=0.3)
     axis.legend(loc='upper left', bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
@@ -232,8 +227,9 @@ def plot_stains(patients: list[PatientStains]) -> Figure:
         points = np.array([p.stains.strengths for p in found if getattr(p, key) in own])
         label = f'{"others" if others else plain(groups[i])} ({len(points)})'
         axis.scatter(*points.T, color=colour, edgecolor=EDGE, linewidth=0.5, s=45, label=label)
-    _grid(axis)
-    axis.set(xlabel='haematoxylin strength (optical density)', ylabel='eosin strength (optical density)')
+    axis.grid(alpha=0.3)
+    unit = 'strength (optical density)'
+    axis.set(xlabel=f'haematoxylin {unit}', ylabel=f'eosin {unit}', axisbelow=True)
     if found:
         axis.legend(title=key, frameon=False, loc='upper left', bbox_to_anchor=(0, -0.12), ncols=3, alignment='left')
     for i, patient in enumerate(sorted(found, key=lambda p: natural(p.patient))):

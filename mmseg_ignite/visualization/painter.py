@@ -49,12 +49,11 @@ def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55, colours:
 
 
 def resize(array: np.ndarray, size: tuple[int, int], enlarge: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """Resize an image (averaging when it shrinks, ``enlarge`` when it grows) or a label map (nearest neighbour).
+    """Resize an image (averaging when it shrinks, ``enlarge`` of OpenCV when it grows) or a label map (nearest neighbour).
 
     Args:
         array: (H, W, 3) uint8 image or (H, W) uint8 label map.
         size: (width, height) in px.
-        enlarge: OpenCV interpolation.
     """
     shrinks = size[0] * size[1] < array.shape[0] * array.shape[1]
     method = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else cv2.INTER_AREA if shrinks else enlarge
