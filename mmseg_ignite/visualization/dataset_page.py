@@ -96,21 +96,15 @@ def write_figures(
         stains=plots.plot_stains(stains),
     )
     unclear = ', '.join(p.patient for p in stains if p.stains is None)
-    notes = dict(
-        roi_sizes=' An ROI that does not extend beyond the crop box is smaller than a crop; the rest of the crop is filled '
-        'with mirrored tissue without labels.'
-        if stream
-        else '',
-        stains=unclear and f' Haematoxylin and eosin could not be separated for patient(s) {unclear}.',
-    )
+    notes = dict(roi_sizes=stream, stains=unclear)  # shown if true
     pictures = []
     for name, caption in _CAPTIONS.items():
         path = out / f'{name}.png'
         if figure := figures[name]:
             with writing(path), result_file(path) as partial:
                 figure.savefig(partial, dpi=110)
-            text = caption['text'] + notes.get(name, '')
-            pictures.append(Picture(caption['title'], text, caption['alt'], path.read_bytes()))
+            note = ' ' + caption['note'].format(patients=unclear) if notes.get(name) else ''
+            pictures.append(Picture(caption['title'], caption['text'] + note, caption['alt'], path.read_bytes()))
         elif is_ours(path):
             path.unlink()
     return pictures

@@ -112,9 +112,8 @@ def write_prediction(
 ) -> None:
     """Write ``NAME.png`` (see :func:`write_labels`) and ``NAME_overlay.png`` (see :func:`draw_overlay`)."""
     write_labels(folder, name, prediction)
-    _save(
-        prediction_files(folder, name)[1], draw_overlay(image, prediction, truth, printable(name), um_per_px, colours)
-    )
+    picture = draw_overlay(image, prediction, truth, printable(name), um_per_px, colours)
+    _save(prediction_files(folder, name)[1], picture)
 
 
 def _save(path: Path, picture: Image.Image) -> None:
