@@ -10,13 +10,11 @@ from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.prepared import read_index, select
 from ..datasets.protocols import PARTS
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable
-from ..labels import CLASSES, IGNORE
-from ..visualization.dataset_figures import FIGURES, write_figures
-from ..visualization.dataset_page import dataset_page
+from ..files import check_outputs, check_writable, result_file, writing
+from ..labels import CLASSES
+from ..visualization.dataset_page import FIGURES, dataset_page, write_figures
 from ..visualization.dataset_plots import SampledCrops, part_text, percent
-from ..visualization.training_crops import count_crops, sheet_names, trained_ids, write_sheets
-from ..visualization.writers import save_result
+from ..visualization.training_crops import count_crops, sheet_names, write_sheets
 from .checks import check_data
 
 PAGE = 'dataset.html'
@@ -26,17 +24,14 @@ def browse(cfg: Config, out: str | Path, crops: int = 48, draws: int = 10_000, s
     """Show the data that a config trains on.
 
     Writes into ``out`` contact sheets ``crops_01.png``, ... (samples of the training data set after its whole pipeline),
-    one PNG per figure, and ``dataset.html`` with all of them. Outputs of an earlier call are replaced; other files stay.
+    one PNG per figure, and ``dataset.html`` with all of them; returns its path. Outputs of an earlier call are replaced;
+    other files stay.
 
     Args:
         cfg: config whose training data set is an IGNITECropDataset or an IGNITEDataset.
-        out: output folder.
         crops: number of crops to show.
         draws: number of crops of the stream whose labels are counted.
         seed: seed of the stream.
-
-    Returns:
-        The path of ``dataset.html``.
 
     Raises:
         IgniteError: data are missing, the training data set is of another kind, its pipeline has no PackSegInputs, a
@@ -52,25 +47,25 @@ def browse(cfg: Config, out: str | Path, crops: int = 48, draws: int = 10_000, s
         if value < 0:
             raise IgniteError(f'{name} is {value}; 0 or more was expected.')
     dataset = _build(cfg)
-    check_outputs(out / name for name in [PAGE, *(f'{name}.png' for name in FIGURES), *sheet_names(crops)])
+    names = sheet_names(crops)
+    check_outputs(out / name for name in [PAGE, *(f'{name}.png' for name in FIGURES), *names])
     check_writable(out)
     index = read_index(dataset.data_root)
     members = {part: select(index, dataset.protocol, part, dataset.data_root) for part in PARTS}
-    sheets = write_sheets(out, dataset, Path(cfg.filename).stem, crops, seed)
+    config = Path(cfg.filename).stem
+    sheets = write_sheets(out, dataset, config, crops, seed)
     sampled = count_crops(dataset, seed, draws) if draws and isinstance(dataset, IGNITECropDataset) else None
     figures, notes = write_figures(out, dataset, members, sampled), _notes(dataset, sampled)
-    if len(sheets) < len(sheet_names(crops)):
-        notes.append(
-            f'The page shows {len(sheets)} of {len(sheet_names(crops))} contact sheets; the others are in the folder.'
-        )
-    title = f'Training data of {Path(cfg.filename).stem}'
-    page = dataset_page(title, _facts(cfg, dataset, members), members, sampled, figures + sheets, notes)
-    save_result(out / PAGE, lambda partial: partial.write_text(page, encoding='utf-8', errors='backslashreplace'))
+    if len(sheets) < len(names):
+        notes.append(f'The page shows {len(sheets)} of {len(names)} contact sheets; the others are in the folder.')
+    content = dict(title=f'Training data of {config}', facts=_facts(cfg, dataset, members), notes=notes)
+    page = dataset_page(members, sampled, pictures=figures + sheets, **content)
+    with writing(out / PAGE), result_file(out / PAGE) as partial:
+        partial.write_text(page, encoding='utf-8', errors='backslashreplace')
     return out / PAGE
 
 
 def _build(cfg: Config) -> IGNITEDataset:
-    """Build the training data set of a config."""
     settings = (cfg.get('train_dataloader') or {}).get('dataset') or {}
     kind = str(settings.get('type')).split('.')[-1]
     if kind not in (IGNITECropDataset.__name__, IGNITEDataset.__name__) or not {'data_root', 'split'} <= set(settings):
@@ -84,9 +79,8 @@ def _build(cfg: Config) -> IGNITEDataset:
         dataset = DATASETS.build(settings)
         dataset.full_init()  # a no-op unless the config sets lazy_init
     except (KeyError, TypeError, ValueError) as error:  # as registries and constructors report wrong settings
-        raise IgniteError(
-            f'the training data set of {cfg.filename} cannot be built ({error}): correct its settings.'
-        ) from error
+        text = f'the training data set of {cfg.filename} cannot be built ({error}): correct its settings.'
+        raise IgniteError(text) from error
     return dataset
 
 
@@ -104,7 +98,7 @@ def _facts(cfg: Config, dataset: IGNITEDataset, members: dict[str, list[dict]]) 
 
 
 def _notes(dataset: IGNITEDataset, sampled: SampledCrops | None) -> list[str]:
-    untrained = [name for name, new in zip(CLASSES, trained_ids(dataset)) if new == IGNORE]
+    untrained = [name for name in CLASSES if name not in dataset.metainfo['classes']]
     notes = [f'Not trained in this config, and counted as not annotated: {", ".join(untrained)}.'] if untrained else []
     if sampled is not None:
         notes.append(

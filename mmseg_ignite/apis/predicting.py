@@ -17,7 +17,7 @@ from ..labels import CLASSES
 from ..provenance import file_sha256
 from ..version import __version__
 from ..visualization.colours import PALETTES, Colours
-from ..visualization.writers import prediction_files, write_prediction
+from ..visualization.overlay import prediction_files, write_prediction
 from .predictor import TOLERANCE, Predictor, check_resolution
 
 RUN = 'run.json'

@@ -18,7 +18,7 @@ from ..errors import IgniteError
 from ..evaluation import TissueMetric
 from ..files import check_outputs, check_writable, is_ours, visible_files
 from ..provenance import file_sha256, provenance, text_sha256
-from ..visualization.writers import prediction_files
+from ..visualization.overlay import prediction_files
 from .checks import check_run, selected
 from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved

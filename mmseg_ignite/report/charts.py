@@ -36,8 +36,8 @@ def line_chart(series: dict[str, Points], x_label: str, y_range: tuple[float, fl
         x_label: key of the translations.
         y_range: limits of the y axis; by default 0 (or the smallest value) to the largest value.
     """
-    series = {name: _thin(sorted(p for p in points if all(map(math.isfinite, p)))) for name, points in series.items()}
-    series = {name: points for name, points in series.items() if points}
+    finite = {name: sorted(p for p in points if all(map(math.isfinite, p))) for name, points in series.items()}
+    series = {name: _thin(points) for name, points in finite.items() if points}
     if not series:
         return Markup('')
     xs, ys = zip(*(p for points in series.values() for p in points))
@@ -51,21 +51,17 @@ def line_chart(series: dict[str, Points], x_label: str, y_range: tuple[float, fl
 
 def reliability(bins: list[dict]) -> Markup:
     """Return the reliability diagram of ``metrics['calibration']['bins']``; dot areas are shares of the pixels."""
-    seen = [(b['confidence'], b['accuracy'], b['pixels']) for b in bins if b['pixels'] and b['confidence'] is not None]
+    lines = {'': _weighted([(b['confidence'], b['accuracy'], b['pixels']) for b in bins])}
     labels = dict(x_label='confidence', y_label='accuracy', alt='reliability')
-    return _chart({'': _weighted(seen)}, (0, 100), (0, 100), ideal=True, **labels)
+    return _chart(lines, (0, 100), (0, 100), ideal=True, **labels)
 
 
 def entropy_chart(bins: list[dict]) -> Markup:
     """Return the share of wrong pixels over entropy, of ``metrics['calibration']['entropy']``; empty without pixels."""
-    seen = [b for b in bins if b['pixels'] and b['error'] is not None]
-    if not seen:
-        return Markup('')
-    points = _weighted([((b['from'] + b['to']) / 2, b['error'], b['pixels']) for b in seen])
+    points = _weighted([((b['from'] + b['to']) / 2, b['error'], b['pixels']) for b in bins])
+    labels = dict(x_label='entropy_axis', y_label='error_axis', alt='entropy')
     limits = bins[0]['from'], bins[-1]['to']
-    return _chart(
-        {'': points}, limits, (0, 100), _COLOURS[1:], x_label='entropy_axis', y_label='error_axis', alt='entropy'
-    )
+    return _chart({'': points}, limits, (0, 100), _COLOURS[1:], **labels) if points else Markup('')
 
 
 def _thin(points: Points) -> Points:
@@ -75,19 +71,16 @@ def _thin(points: Points) -> Points:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _weighted(points: list[tuple[float, float, int]]) -> list[tuple[float, float, float, str]]:
-    """Return (x, y, radius, hover title) of points (x, y, pixels)."""
-    total, result = sum(pixels for *_, pixels in points), []
-    for x, y, pixels in points:
-        share = pixels / total
-        title = f'{x:g}: {y:.4g} ({100 * share:.1f} % of the pixels)'
-        result.append((x, y, max(_MIN_RADIUS, _MAX_RADIUS * share**0.5), title))
-    return result
+def _weighted(points: list[tuple[float | None, float | None, int]]) -> list[tuple[float, float, float, str]]:
+    """Return (x, y, radius, hover title) of the points (x, y, pixels) that are known."""
+    points = [point for point in points if point[2] and None not in point]
+    total = sum(pixels for *_, pixels in points)
+    shares = ((x, y, pixels / total) for x, y, pixels in points)
+    form = '{:g}: {:.4g} ({:.1f} % of the pixels)'.format
+    return [(x, y, max(_MIN_RADIUS, _MAX_RADIUS * share**0.5), form(x, y, 100 * share)) for x, y, share in shares]
 
 
-def _axis(
-    low: float, high: float, start: float, end: float, integers: bool = False
-) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
+def _axis(low: float, high: float, start: float, end: float, integers: bool) -> tuple[Callable, list]:
     """Return the map from values to px between ``start`` and ``end``, and the ticks (px, text)."""
 
     def position(value: float) -> float:
@@ -110,7 +103,7 @@ def _chart(
     """Render lines of points (x, y, radius, hover title); a radius of 0 is no dot."""
     top = _TOP + (_KEYS['key_height'] * -(-len(lines) // _KEYS['keys_per_row']) if len(lines) > 1 else 0)
     x_of, x_ticks = _axis(*x_range, _BOX['left'], _BOX['right'], integers)
-    y_of, y_ticks = _axis(*y_range, _BOX['bottom'], top)
+    y_of, y_ticks = _axis(*y_range, _BOX['bottom'], top, False)
     lines = [
         (name, colour, [dict(x=x_of(x), y=y_of(y), radius=round(r, 2), title=title) for x, y, r, title in points])
         for (name, points), colour in zip(lines.items(), cycle(colours))

@@ -3,6 +3,7 @@
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from ..errors import IgniteError
 from ..evaluation.bootstrap import FEW_PATIENTS
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
+from ..files import result_file, writing
 from ..visualization.colours import class_colours
 from ..visualization.curves import Scalars, panels
 from ..visualization.dataset_page import html_environment
-from ..visualization.writers import save_result
 from . import charts
 from .gallery import GalleryItem, encode_item
 from .translations import CLASS_NAMES, LANGUAGES, TEXTS, both, class_name
@@ -24,8 +25,7 @@ from .translations import CLASS_NAMES, LANGUAGES, TEXTS, both, class_name
 _HEADLINE = ('mIoU', 'mDice', 'aAcc', 'fwIoU', 'kappa')
 _CONTEXT = ('config', 'checkpoint', 'split', 'protocol')
 _PROVENANCE = ('version', 'date', 'seed', 'command', 'config_sha256', 'checkpoint_sha256', 'data_sha256')
-_MAX_OPEN_ROWS = 12
-"""Subgroup tables with more rows start collapsed."""
+_MAX_OPEN_ROWS = 12  # subgroup tables with more rows start collapsed
 
 
 def write_report(
@@ -42,7 +42,6 @@ def write_report(
     generator keeps only one of them in memory.
 
     Args:
-        path: output file.
         metrics: content of ``metrics.json``.
         evaluation: its ``names`` (R,), ``metadata`` (R,), ``classes`` (C,) and ``matrices`` (R, C, C) int64 are read; if it
             has ``counts`` (R, C, C + 1), whose last column counts pixels without a prediction, those instead of
@@ -62,11 +61,13 @@ def write_report(
         raise IgniteError(f'the language of the report is {language!r}; one of {", ".join(LANGUAGES)} was expected.')
     counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
     classes = _classes(evaluation, counts)
+    names = [dict(en=c['name'], ko=CLASS_NAMES.get(c['name'], c['name']), **c['colours']._asdict()) for c in classes]
+    context = _CONTEXT if metrics.get('checkpoint') else ('predictions', *_CONTEXT)
     page = _template().stream(
         language=language,
         metrics=metrics,
         headline=_HEADLINE,
-        context=_context(metrics),
+        context={key: metrics[key] for key in context if metrics.get(key)},
         classes=classes,
         absent=sum(c['gone'] for c in classes),
         provenance=_provenance(metrics),
@@ -79,11 +80,12 @@ def write_report(
         curves=_curve_charts(curves or {}),
         regions=_regions(gallery, evaluation, counts),
         has_gallery=gallery is not None and gallery != (),
-        data=_script_data(classes, counts),
+        data=dict(confusion=counts.sum(0).tolist(), classes=names, texts=TEXTS),
         charts=charts,
         many=_MAX_OPEN_ROWS,
     )
-    save_result(path, lambda partial: page.dump(str(partial), encoding='utf-8', errors='backslashreplace'))
+    with writing(path), result_file(path) as partial:
+        page.dump(str(partial), encoding='utf-8', errors='backslashreplace')
 
 
 def _template() -> Template:
@@ -104,26 +106,16 @@ def _count(value: int | None) -> str:
     return f'{value:,}' if isinstance(value, (int, float)) else '–'
 
 
-def _context(metrics: dict) -> dict:
-    """Return config, checkpoint, part and protocol; without a checkpoint also the folder of the predictions."""
-    keys = _CONTEXT if metrics.get('checkpoint') else ('predictions', *_CONTEXT)
-    return {key: metrics[key] for key in keys if metrics.get(key)}
-
-
 def _provenance(metrics: dict) -> list[dict]:
     """Return key and values of each known item; an ensemble has several checkpoints."""
     known = metrics.get('provenance') or {}
     rows = {key: known[key] for key in _PROVENANCE if known.get(key) not in (None, '', [])}
-    return [
-        dict(key=key, values=[str(v) for v in (value if isinstance(value, (list, tuple)) else [value])])
-        for key, value in rows.items()
-    ]
+    return [dict(key=k, values=[*map(str, v if isinstance(v, (list, tuple)) else [v])]) for k, v in rows.items()]
 
 
 def _folds(metrics: dict) -> list[dict]:
     """Return the rows of the table of folds: each fold, mean, standard deviation, and the ensemble if it was tested."""
-    folds = metrics.get('folds')
-    if not folds:
+    if not (folds := metrics.get('folds')):
         return []
     summary = dict(mean=folds['mean'], sd=folds['sd'], ensemble=metrics.get('ensemble'))
     rows = [dict(row, name=row['fold']) for row in folds['rows']]
@@ -132,34 +124,22 @@ def _folds(metrics: dict) -> list[dict]:
 
 def _classes(evaluation: object, counts: np.ndarray) -> list[dict]:
     """Return name and colours of each class, its pixels and patients in the ground truth; gone if it is in neither map."""
-    pooled = Marginals.of(counts.sum(0))
+    truth, predicted, _ = (pixels.tolist() for pixels in Marginals.of(counts.sum(0)))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
+    patients = repeat(None) if patients is None else patients.tolist()
     return [
-        dict(
-            id=i,
-            name=name,
-            colours=class_colours(name, i),
-            pixels=int(pooled.truth[i]),
-            patients=None if patients is None else int(patients[i]),
-            gone=not pooled.truth[i] and not pooled.predicted[i],
-        )
-        for i, name in enumerate(map(str, evaluation.classes))
+        dict(id=i, name=name, colours=class_colours(name, i), pixels=t, patients=n, gone=not t and not p)
+        for i, (name, t, p, n) in enumerate(zip(map(str, evaluation.classes), truth, predicted, patients))
     ]
-
-
-def _script_data(classes: list[dict], counts: np.ndarray) -> dict:
-    names = [dict(en=c['name'], ko=CLASS_NAMES.get(c['name'], c['name']), **c['colours']._asdict()) for c in classes]
-    return dict(confusion=counts.sum(0).tolist(), classes=names, texts=TEXTS)
 
 
 def _curve_charts(curves: Scalars) -> list[tuple[str, Markup]]:
     """Return (key of the translations, SVG) of each panel of training curves that has finite values."""
-    limits = dict(validation=(0.0, 100.0))
-    found = {
-        key: charts.line_chart({name: list(curves[name].items()) for name in names}, 'iteration', limits.get(key))
-        for key, names in panels(curves).items()
-    }
-    return [(key, svg) for key, svg in found.items() if svg]
+    found = []
+    for key, names in panels(curves).items():
+        limits = (0.0, 100.0) if key == 'validation' else None
+        found.append((key, charts.line_chart({n: list(curves[n].items()) for n in names}, 'iteration', limits)))
+    return [(key, svg) for key, svg in found if svg]
 
 
 def _regions(gallery: Iterable[GalleryItem], evaluation: object, counts: np.ndarray) -> Iterator[dict]:
@@ -167,7 +147,5 @@ def _regions(gallery: Iterable[GalleryItem], evaluation: object, counts: np.ndar
     classes = tuple(map(str, evaluation.classes))
     for item in gallery or ():
         if item.roi not in matrices:
-            raise IgniteError(
-                f'{item.roi} was not scored, so the report cannot show it: show only ROIs that were scored.'
-            )
+            raise IgniteError(f'{item.roi} was not scored, so the report cannot show it: show only scored ROIs.')
         yield encode_item(item, matrices[item.roi], classes)

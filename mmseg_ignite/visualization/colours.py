@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..labels import CLASSES, PALETTE, UNANNOTATED
+from ..labels import CLASSES, NUM_CLASSES, PALETTE
 
 EDGE = '#333333'
 """Outline of bars, dots and swatches, so that light colours stand out on white."""
@@ -34,32 +34,22 @@ _SAFE = {
     'Liver': (_VERMILION, True),
     'Keratinization': (_YELLOW, True),
 }
+"""{class: (colour, whether it has stripes)}, in the order of the train ids."""
 
 
 class Colours(NamedTuple):
-    """Lookup tables of a palette.
+    """Lookup tables of a palette by train id."""
 
-    Attributes:
-        rgb: (256, 3) uint8, RGB colour of each train id; black for ids that are not a class.
-        hatched: (256,) bool, whether dark stripes are painted over the colour.
-    """
-
-    rgb: np.ndarray
-    hatched: np.ndarray
+    rgb: np.ndarray  # (256, 3) uint8; black for ids that are not a class
+    hatched: np.ndarray  # (256,) bool, whether dark stripes are painted over the colour
 
 
 class ClassColours(NamedTuple):
-    """Colours of one class.
+    """Colours of one class, '#rrggbb'."""
 
-    Attributes:
-        official: '#rrggbb' of the release.
-        safe: '#rrggbb' of the colour-blind-safe palette.
-        hatched: whether dark stripes are painted over ``safe``.
-    """
-
-    official: str
-    safe: str
-    hatched: bool
+    official: str  # of the release
+    safe: str  # of the colour-blind-safe palette
+    hatched: bool  # whether dark stripes are painted over ``safe``
 
 
 def class_colours(name: str, number: int) -> ClassColours:
@@ -69,20 +59,16 @@ def class_colours(name: str, number: int) -> ClassColours:
         >>> class_colours('Stroma', 0)
         ClassColours(official='#fffb00', safe='#f0e442', hatched=False)
     """
-    known = name if name in CLASSES else CLASSES[number % len(CLASSES)]
-    return ClassColours('#{:02x}{:02x}{:02x}'.format(*PALETTE[CLASSES.index(known)]), *_SAFE[known])
+    i = CLASSES.index(name) if name in CLASSES else number % NUM_CLASSES
+    return ClassColours('#' + bytes(PALETTE[i]).hex(), *_SAFE[CLASSES[i]])
 
 
-def _tables(rgb: list[tuple[int, ...]], hatched: list[bool]) -> Colours:
-    fill = 256 - len(CLASSES)
-    return Colours(np.array([*rgb, *[UNANNOTATED.colour] * fill], np.uint8), np.array([*hatched, *[False] * fill]))
+def _tables(colours: list[tuple[int, ...]], hatched: list[bool]) -> Colours:
+    fill = (0, 256 - NUM_CLASSES)
+    return Colours(np.pad(np.array(colours, np.uint8), (fill, (0, 0))), np.pad(hatched, fill))
 
 
-OFFICIAL = _tables(list(PALETTE), [False] * len(CLASSES))
-PALETTES = {
-    'official': OFFICIAL,
-    'colour-blind': _tables(
-        [tuple(bytes.fromhex(_SAFE[name][0][1:])) for name in CLASSES], [_SAFE[name][1] for name in CLASSES]
-    ),
-}
+OFFICIAL = _tables(PALETTE, [False] * NUM_CLASSES)
+_SAFE_RGB = [tuple(bytes.fromhex(colour[1:])) for colour, _ in _SAFE.values()]
+PALETTES = {'official': OFFICIAL, 'colour-blind': _tables(_SAFE_RGB, [hatched for _, hatched in _SAFE.values()])}
 """Palettes by name."""

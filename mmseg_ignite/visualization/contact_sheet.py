@@ -18,23 +18,14 @@ _NUMBER_MARGIN = 14  # px that a number of two digits needs on each side
 
 
 class Crop(NamedTuple):
-    """A training sample as shown on a contact sheet.
+    """A training sample as shown on a contact sheet."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8 train ids 0..15, 255 unannotated.
-        roi: name of the source ROI.
-        um_per_px: resolution of the crop.
-        number: index in the stream.
-        train_id: class around which the crop was sampled; -1 for uniform sampling, None if the pipeline chose the crop.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    roi: str
-    um_per_px: float
-    number: int
-    train_id: int | None = None
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    labels: np.ndarray  # (H, W) uint8 train ids 0..15, 255 unannotated
+    roi: str  # name of the source ROI
+    um_per_px: float  # resolution of the crop
+    number: int  # index in the stream
+    train_id: int | None = None  # class around which it was sampled; -1: uniformly; None: the pipeline chose the crop
 
 
 def classes_in(crops: list[Crop]) -> np.ndarray:
@@ -43,14 +34,10 @@ def classes_in(crops: list[Crop]) -> np.ndarray:
 
 
 def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
-    """Draw crops in rows of four: the image, its labels over gray tissue, and a caption below both.
+    """Draw crops (at least one) in rows of four: the image, its labels over gray tissue, and a caption below both.
 
     Colours alone do not distinguish all 16 classes, so regions that are large enough carry their raw id (1..16), as does
     the legend. The longer side of a crop fills a panel of 320 px; smaller crops are enlarged by repeating pixels.
-
-    Args:
-        crops: at least one crop.
-        title: line above the crops.
     """
     columns = min(COLUMNS, len(crops))
     cell_width, cell_height = 2 * PANEL + _GAP, PANEL + _CAPTION_LINES * _LINE + _GAP
@@ -72,26 +59,19 @@ def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: 
     image, labels = resize(crop.image, size, cv2.INTER_NEAREST_EXACT), resize(crop.labels, size)
     paste_framed(sheet, image, left, top)
     paste_framed(sheet, blend(image, labels, _OPACITY), left + PANEL + 2, top)
-    for train_id, x, y in _number_positions(labels):
-        style = dict(font=font(18), anchor='mm', stroke_width=3, stroke_fill='white')
-        draw.text((left + PANEL + 2 + x, top + y), str(train_id + 1), 'black', **style)
+    for train_id in np.unique(labels[labels < len(CLASSES)]).tolist():
+        mask = np.pad(labels == train_id, 1).astype(np.uint8)
+        # The number is centred on the pixel farthest from the border of its class, if it fits there.
+        _, distance, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(mask, cv2.DIST_L2, 3))
+        if distance >= _NUMBER_MARGIN:
+            style = dict(font=font(18), anchor='mm', stroke_width=3, stroke_fill='white')
+            draw.text((left + PANEL + 1 + x, top + y - 1), str(train_id + 1), 'black', **style)
     number = f'n = {crop.number}'
     if crop.train_id is not None:
         number += ', uniform' if crop.train_id < 0 else f', around {CLASSES[crop.train_id]}'
     extent = f'{crop.um_per_px:.3f} µm/px, {crop.um_per_px * crop.image.shape[1]:.0f} µm wide'
     for line, text in enumerate((crop.roi, number, extent)):
         _write(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL)
-
-
-def _number_positions(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return (train id, x, y) of the pixel of each class farthest from its border, if a number fits there."""
-    positions = []
-    for train_id in np.unique(labels[labels < len(CLASSES)]).tolist():
-        mask = np.pad(labels == train_id, 1).astype(np.uint8)
-        _, distance, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(mask, cv2.DIST_L2, 3))
-        if distance >= _NUMBER_MARGIN:
-            positions.append((train_id, x - 1, y - 1))
-    return positions
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: int) -> int:
@@ -114,9 +94,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: 
 
 def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
     """Write one line of text, truncated to ``width`` px."""
-    text = ' '.join(text.split())[:200]
-    if font(_TEXT).getlength(text) > width:
-        while text and font(_TEXT).getlength(text + '…') > width:
-            text = text[:-1]
-        text += '…'
-    draw.text(position, text, 'black', font(_TEXT))
+    text, ending = ' '.join(text.split())[:200], ''
+    while text and font(_TEXT).getlength(text + ending) > width:
+        text, ending = text[:-1], '…'
+    draw.text(position, text + ending, 'black', font(_TEXT))

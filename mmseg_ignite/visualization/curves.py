@@ -1,6 +1,7 @@
 """Training curves from the scalars that mmengine logs."""
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,14 +20,12 @@ _TITLES = dict(
     lr='learning rate',
     validation='validation (%)',
 )
+_PARTS = dict(cross_entropy='cross_entropy', loss_ce='cross_entropy', dice='dice', loss_dice='dice', loss_tissue=None)
+"""Panel by the last part of a scalar's name; loss_tissue, a sum of parts, has none."""
 
 
 def read_scalars(work_dir: str | Path) -> Scalars:
-    """Read all scalars logged in a work dir; where runs overlap, the later run wins.
-
-    Returns:
-        {name: {iteration: value}}.
-    """
+    """Read all scalars logged in a work dir; where runs overlap, the later run wins."""
     scalars: Scalars = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
@@ -42,35 +41,26 @@ def read_scalars(work_dir: str | Path) -> Scalars:
 
 
 def panels(scalars: Scalars) -> dict[str, list[str]]:
-    """Group logged scalars into panels.
+    """Return the names of scalars by panel: 'loss', 'cross_entropy', 'dice', 'lr', 'validation'; empty panels are omitted.
 
-    Cross-entropy and Dice loss get their own panels because their scales differ from that of their sum.
-
-    Returns:
-        Names of scalars by panel: 'loss', 'cross_entropy', 'dice', 'lr', 'validation'; panels without scalars are omitted.
+    Cross-entropy and Dice loss have their own panels because their scales differ from that of their sum.
     """
-    last = {name: name.rsplit('.', 1)[-1] for name in scalars}
-    cross_entropy = [name for name in scalars if last[name] in ('cross_entropy', 'loss_ce')]
-    dice = [name for name in scalars if last[name] in ('dice', 'loss_dice')]
-    parts = {*cross_entropy, *dice, *(name for name in scalars if last[name] == 'loss_tissue')}
-    found = dict(
-        loss=[name for name in scalars if 'loss' in name and name not in parts],
-        cross_entropy=cross_entropy,
-        dice=dice,
-        lr=[name for name in scalars if name == 'lr'],
-        validation=[name for name in ('mIoU', 'mDice', 'aAcc') if name in scalars],
-    )
-    return {key: names for key, names in found.items() if names}
+    found = defaultdict(list)
+    for name in scalars:
+        found[_PARTS.get(name.rsplit('.', 1)[-1], 'loss' if 'loss' in name else name)].append(name)
+    found['validation'] = [name for name in ('mIoU', 'mDice', 'aAcc') if name in scalars]
+    return {key: found[key] for key in _TITLES if found[key]}
 
 
 def draw_curves(scalars: Scalars, path: str | Path) -> None:
     """Plot losses, learning rate and validation scores over iterations into a picture (see :func:`panels`)."""
     found = panels(scalars)
-    columns = min(_COLUMNS, max(1, len(found)))
-    rows = -(-len(found) // columns) or 1
+    count = max(1, len(found))  # without scalars, an empty panel
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout='constrained')  # pyplot would change a notebook's backend
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[max(1, len(found)) :]:
+    for axis in axes[count:]:
         axis.remove()
     for axis, (key, names) in zip(axes, found.items()):
         for name in names:

@@ -16,32 +16,25 @@ from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
+from ..preparation.split_table import count_patients, held_classes
 from .colours import EDGE
-from .split_shares import PART_COLOURS, held_classes
+from .split_shares import PART_COLOURS
 
 _CLASS_COLOURS = np.array(PALETTE) / 255
 _PERCENT_TICKS = FuncFormatter(lambda share, _: f'{100 * share:g} %')
 _GROUP_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999')
 _SWATCH_COLUMNS = 16
-_MARGINS = (1.04, 1.11)  # right edges of the two columns of numbers beside the matrix, in axes widths
+_ABSENT = dict(color='gray', style='italic')
 
 
 class SampledCrops(NamedTuple):
-    """Class counts over the crops sampled for training.
+    """Class counts over the crops sampled for training; arrays are (16,) int64."""
 
-    Attributes:
-        count: number of crops sampled.
-        pixels: (16,) int64, pixels of each class in the crops.
-        holding: (16,) int64, number of crops that contain the class.
-        annotated: annotated share of the pixels, 0..1.
-        data_pixels: (16,) int64, pixels of each class in the training ROIs; 0 for a class that is not trained.
-    """
-
-    count: int
-    pixels: np.ndarray
-    holding: np.ndarray
-    annotated: float
-    data_pixels: np.ndarray
+    count: int  # number of crops sampled
+    pixels: np.ndarray  # of each class in the crops
+    holding: np.ndarray  # number of crops that contain the class
+    annotated: float  # annotated share of the pixels, 0..1
+    data_pixels: np.ndarray  # of each class in the training ROIs; 0 for a class that is not trained
 
 
 class PatientStains(NamedTuple):
@@ -80,42 +73,28 @@ def plain(text: str, limit: int = 24) -> str:
     return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
 
 
-def _class_axis(axis: Axes, shown: np.ndarray, names: bool = True) -> None:
-    """Give each class in ``shown``, (N,) ids, a row."""
-    rows = np.arange(len(shown))
-    axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=rows, yticklabels=[CLASSES[i] for i in shown] if names else [])
-    axis.tick_params(axis='y', length=0)
-    axis.spines[['top', 'right']].set_visible(False)
+def _class_figure(shown: np.ndarray, extra: float = 0.0, source: str = 'the data') -> Figure:
+    """Return a figure with room for a row per class in ``shown``, (N,) ids, and a line that lists the other classes.
 
-
-def _grid(axis: Axes) -> None:
-    axis.grid(alpha=0.3)
-    axis.set_axisbelow(True)
-
-
-def _list_omitted(figure: Figure, shown: np.ndarray, source: str = 'the data') -> None:
-    """List the classes without a row below the figure."""
+    ``extra`` is further height in inches.
+    """
+    figure = Figure(figsize=(13, 1.8 + 0.25 * len(shown) + extra), layout='constrained')
     if omitted := [name for i, name in enumerate(CLASSES) if i not in shown]:
         figure.supxlabel(f'not in {source}: {", ".join(omitted)}', fontsize=9, color='gray')
+    return figure
 
 
-def _class_figure(shown: np.ndarray, extra: float = 0.0) -> Figure:
-    """Return a figure with room for a row per class; ``extra`` is further height in inches."""
-    return Figure(figsize=(13, 1.8 + 0.25 * len(shown) + extra), layout='constrained')
+def _class_axis(axis: Axes, shown: np.ndarray, names: bool = True) -> None:
+    """Give each class in ``shown`` a row."""
+    labels = [CLASSES[i] for i in shown] if names else []
+    axis.set(ylim=(len(shown) - 0.5, -0.5), yticks=range(len(shown)), yticklabels=labels)
+    axis.tick_params(axis='y', length=0)
+    axis.spines[['top', 'right']].set_visible(False)
 
 
 def _row_text(axis: Axes, x: float, row: float, text: str, **style) -> None:
     """Write text in a row, at ``x`` in axes widths."""
     axis.text(x, row, text, transform=axis.get_yaxis_transform(), va='center', size=9, **style)
-
-
-def _mark_absent(axis: Axes, row: int, text: str = 'absent') -> None:
-    _row_text(axis, 0.015, row, text, color='gray', style='italic')
-
-
-def patients_of(rois: list[dict]) -> int:
-    """Return the number of patients of the ROIs."""
-    return len({r['patient'] for r in rois})
 
 
 def plot_class_pixels(members: dict[str, list[dict]]) -> Figure:
@@ -129,25 +108,22 @@ def plot_class_pixels(members: dict[str, list[dict]]) -> Figure:
     most = known.max(initial=10 * low)
     high = most * (most / low) ** 0.4  # leaves space for the numbers
     for axis, (part, pixels) in zip(axes, counts.items()):
-        axis.set_xscale('log')
-        axis.set_xlim(low, high)
+        axis.set(xscale='log', xlim=(low, high), xlabel='pixels', axisbelow=True)
+        axis.set_title(part_text(part, members[part]), loc='left', size=11)
         _class_axis(axis, shown, names=axis is axes[0])
-        _grid(axis)
+        axis.grid(alpha=0.3)
         for row, count in enumerate(pixels[shown]):
             if count:
                 axis.scatter(count, row, s=70, facecolor=_CLASS_COLOURS[shown[row]], edgecolor=EDGE, zorder=3)
                 axis.text(count * 1.35, row, f'{count:,}', va='center', size=8)
             else:
-                _mark_absent(axis, row)
-        axis.set_xlabel('pixels')
-        axis.set_title(part_text(part, members[part]), loc='left', size=11)
-    _list_omitted(figure, shown)
+                _row_text(axis, 0.015, row, 'absent', **_ABSENT)
     return figure
 
 
 def part_text(part: str, rois: list[dict]) -> str:
     """Summarise a part, e.g. 'train: 42 ROIs, 31 patients'."""
-    return f'{part}: {len(rois)} ROIs, {patients_of(rois)} patients'
+    return f'{part}: {len(rois)} ROIs, {count_patients(rois)} patients'
 
 
 def plot_roi_sizes(
@@ -156,33 +132,29 @@ def plot_roi_sizes(
     """Plot height against width of the ROIs, with the crop as a box.
 
     Args:
-        members: ROIs by part.
         crop_size: (H, W) in px; None omits the box.
         um_range: um/px (low, high) of the crops; if given, sizes are in um, else in px.
     """
     figure = Figure(figsize=(10.5, 5.5), layout='constrained')
     axis = figure.subplots()
-    unit = 'µm' if um_range else 'px'
     for part, rois in members.items():
         sides = np.array([(r['width'], r['height']) for r in rois], float).reshape(-1, 2)
         if um_range:
             sides *= np.array([r['um_per_px'] for r in rois]).reshape(-1, 1)
-        label = f'{part} ({len(rois)})'
-        colour = PART_COLOURS.get(part, 'gray')
-        axis.scatter(*sides.T, s=34, color=colour, edgecolor='white', linewidth=0.5, label=label)
+        style = dict(color=PART_COLOURS.get(part, 'gray'), edgecolor='white', linewidth=0.5)
+        axis.scatter(*sides.T, s=34, label=f'{part} ({len(rois)})', **style)
     if crop_size is not None:
         height, width = crop_size
-        scales = sorted(set(um_range)) if um_range else [1.0]
-        for scale, style in zip(scales, ('--', ':')):
+        for scale, style in zip(sorted(set(um_range or [1.0])), ('--', ':')):
             text = f'crop {height} x {width} px' + (f' at {scale:g} µm/px' if um_range else '')
-            box = Rectangle((0, 0), width * scale, height * scale, fill=False, edgecolor='black', linestyle=style)
-            box.set_label(text)
-            axis.add_patch(box)
-    axis.set(xlabel=f'width ({unit})', ylabel=f'height ({unit})')
+            look = dict(fill=False, edgecolor='black', linestyle=style, label=text)
+            axis.add_patch(Rectangle((0, 0), width * scale, height * scale, **look))
+    unit = 'µm' if um_range else 'px'
+    axis.set(xlabel=f'width ({unit})', ylabel=f'height ({unit})', axisbelow=True)
     axis.autoscale_view()
     axis.set(xlim=(0, axis.get_xlim()[1]), ylim=(0, axis.get_ylim()[1]))
     axis.set_aspect('equal', anchor='W')
-    _grid(axis)
+    axis.grid(alpha=0.3)
     axis.legend(loc='upper left', bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
@@ -194,10 +166,10 @@ def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, floa
     values = [[r['um_per_px'] for r in rois] for rois in members.values()]
     every = [*(um_range or ()), *(v for part in values for v in part)]
     bins = np.linspace(0.95 * min(every), 1.05 * max(every), 41)
-    colours = [PART_COLOURS.get(part, 'gray') for part in members]
-    axis.hist(values, bins, stacked=True, color=colours, edgecolor='white', linewidth=0.5, label=list(members))
+    look = dict(color=[PART_COLOURS.get(part, 'gray') for part in members], edgecolor='white', linewidth=0.5)
+    axis.hist(values, bins, stacked=True, label=list(members), **look)
     if um_range:
-        text = f'crops: {um_range[0]:g} to {um_range[1]:g} µm/px'
+        text = 'crops: {:g} to {:g} µm/px'.format(*um_range)
         axis.axvspan(*um_range, color='black', alpha=0.08, zorder=0, label=text)
     axis.set(xlabel='resolution (µm/px)', ylabel='ROIs')
     axis.spines[['top', 'right']].set_visible(False)
@@ -227,19 +199,17 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
     axis.imshow(shade[None], cmap='gray', vmin=-0.3, vmax=1.3, extent=(-0.5, len(rois) - 0.5, -0.7, -1.2), **look)
     axis.hlines(np.arange(1, len(shown)) - 0.5, -0.5, len(rois) - 0.5, color='lightgray', linewidth=0.5)
     _class_axis(axis, shown)
-    axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], xlim=(-0.5, len(rois) - 0.5))
-    axis.set(ylim=(len(shown) - 0.5, -1.3))
+    limits = dict(xlim=(-0.5, len(rois) - 0.5), ylim=(len(shown) - 0.5, -1.3))
+    axis.set(xlabel='ROIs, sorted by patient; each band above is a patient', xticks=[], **limits)
     for name, part, start in zip(members, parts, np.cumsum([0, *map(len, parts)])):
         if part:
             axis.text(start - 0.5, -1.4, name, va='bottom', size=10)
         if start:
             axis.axvline(start - 0.5, color='black', linewidth=1.2)
-    holders = ([r for r in rois if r['pixels'][label]] for label in shown)
-    counts = [(row, (str(len(found)), str(patients_of(found)))) for row, found in enumerate(holders)]
-    for row, texts in [(-0.95, ('ROIs', 'patients')), *counts]:
-        for x, text in zip(_MARGINS, texts):
-            _row_text(axis, x, row, text, ha='right')
-    _list_omitted(figure, shown)
+    for x, text, count in ((1.04, 'ROIs', len), (1.11, 'patients', count_patients)):  # columns beside the matrix
+        _row_text(axis, x, -0.95, text, ha='right')
+        for row, label in enumerate(shown):
+            _row_text(axis, x, row, str(count([r for r in rois if r['pixels'][label]])), ha='right')
     return figure
 
 
@@ -251,14 +221,15 @@ def plot_stains(patients: list[PatientStains]) -> Figure:
     figure = Figure(figsize=(13, max(5.2, 0.8 * rows)), layout='constrained')
     axis, grid = figure.subplots(1, 2, width_ratios=(1, 1.35))
     groups = [name for name, _ in Counter(getattr(p, key) for p in found).most_common()]
-    shown = groups if len(groups) <= len(_GROUP_COLOURS) else [*groups[: len(_GROUP_COLOURS) - 1], None]
-    for colour, group in zip(_GROUP_COLOURS, shown):
-        own = [p for p in found if (getattr(p, key) == group if group is not None else getattr(p, key) not in shown)]
-        label = f'{plain(group) if group is not None else "others"} ({len(own)})'
-        points = np.array([p.stains.strengths for p in own])
+    for i, colour in enumerate(_GROUP_COLOURS[: len(groups)]):
+        others = i + 1 == len(_GROUP_COLOURS) < len(groups)  # the last colour is shared
+        own = groups[i:] if others else groups[i : i + 1]
+        points = np.array([p.stains.strengths for p in found if getattr(p, key) in own])
+        label = f'{"others" if others else plain(groups[i])} ({len(points)})'
         axis.scatter(*points.T, color=colour, edgecolor=EDGE, linewidth=0.5, s=45, label=label)
-    _grid(axis)
-    axis.set(xlabel='haematoxylin strength (optical density)', ylabel='eosin strength (optical density)')
+    axis.grid(alpha=0.3)
+    unit = 'strength (optical density)'
+    axis.set(xlabel=f'haematoxylin {unit}', ylabel=f'eosin {unit}', axisbelow=True)
     if found:
         axis.legend(title=key, frameon=False, loc='upper left', bbox_to_anchor=(0, -0.12), ncols=3, alignment='left')
     for i, patient in enumerate(sorted(found, key=lambda p: natural(p.patient))):
@@ -279,37 +250,31 @@ def plot_sampled_crops(crops: SampledCrops) -> Figure:
     Shares are of the annotated pixels. Classes that are not in the training data are listed below.
     """
     shown = held_classes(crops.data_pixels)
-    figure = _class_figure(shown, 0.4)
+    figure = _class_figure(shown, 0.4, 'the training data')
     axis, held = figure.subplots(1, 2, width_ratios=(1.9, 1))
     data, sampled = (p / max(1, p.sum()) for p in (crops.data_pixels, crops.pixels))
     known = np.concatenate([data, sampled])
-    axis.set_xscale('log')
-    axis.set_xlim(0.5 * known[known > 0].min(), 1)
+    axis.set(xscale='log', xlim=(0.5 * known[known > 0].min(), 1), xlabel='share of the annotated pixels')
     _class_axis(axis, shown)
     _class_axis(held, shown, names=False)
     for row, label in enumerate(shown):
         before, after = data[label], sampled[label]
         if not before:
-            _mark_absent(axis, row, 'not in the training data')
+            _row_text(axis, 0.015, row, 'not in the training data', **_ABSENT)
             continue
         axis.scatter(before, row, s=60, facecolor='white', edgecolor=EDGE, zorder=3)
-        text = f'{percent(before)} → '
         if after:
             axis.plot([before, after], [row, row], color=EDGE, linewidth=1.2, zorder=2)
             axis.scatter(after, row, s=90, facecolor=_CLASS_COLOURS[label], edgecolor=EDGE, zorder=4)
-            text += f'{percent(after)}   × {two_digits(after / before)}'
-        else:
-            text += 'never sampled'
-        _row_text(axis, 1.01, row, text)
+        text = f'{percent(after)}   × {two_digits(after / before)}' if after else 'never sampled'
+        _row_text(axis, 1.01, row, f'{percent(before)} → {text}')
         share = crops.holding[label] / crops.count
         held.barh(row, 100 * share, color=_CLASS_COLOURS[label], edgecolor=EDGE, linewidth=0.8)
         held.text(100 * share + 1.5, row, percent(share), va='center', size=9)
     axis.xaxis.set_major_formatter(_PERCENT_TICKS)
     axis.grid(axis='x', alpha=0.3)
-    axis.set_xlabel('share of the annotated pixels')
     axis.text(1.01, 1.01, 'data → crops, ratio', transform=axis.transAxes, size=9)
     title = f'white: the data, roughly what uniform sampling gives; coloured: {crops.count:,} crops'
     axis.set_title(title, loc='left', size=11)
     held.set(xlim=(0, 115), xlabel='crops that contain the class (%)', xticks=range(0, 101, 20))
-    _list_omitted(figure, shown, 'the training data')
     return figure

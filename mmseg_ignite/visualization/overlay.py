@@ -1,9 +1,12 @@
-"""Overlays: tissue, ground truth and prediction side by side, with a legend."""
+"""Overlays (tissue, ground truth and prediction side by side, with a legend), and the files of a prediction."""
+
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..labels import CLASSES, count_classes
+from ..files import printable, result_file, writing
+from ..labels import CLASSES, count_classes, encode_mask
 from .colours import OFFICIAL, Colours
 from .painter import blend, colour_labels, font, paste_framed, resize, scale_bar_length
 
@@ -30,7 +33,6 @@ def draw_overlay(
         truth: (H, W) uint8 train ids, 255 unannotated.
         title: line above the panels, e.g. the name of the ROI.
         um_per_px: resolution, for the scale bar and the area; None omits both.
-        colours: palette.
 
     Example:
         >>> draw_overlay(image, prediction, um_per_px=0.5).save('overlay.png')
@@ -53,7 +55,11 @@ def draw_overlay(
         left += width + _GAP
     if um_per_px:
         _draw_scale_bar(draw, um_per_px / scale, _GAP, top, width, height)
-    _draw_legend(sheet, entries, left + 4, top, colours)
+    for y, (label, text, value) in zip(range(top, sheet.height, _ROW), entries):
+        if label is not None:
+            paste_framed(sheet, colour_labels(np.full((16, 18), label, np.uint8), colours), left + 4, y, 'black')
+        draw.text((left + (30 if label is not None else 4), y), text, 'black', font(13))
+        draw.text((left + _LEGEND - _GAP - 4, y), value, 'black', font(13), anchor='ra')
     return sheet
 
 
@@ -67,31 +73,49 @@ def _legend(
         bare = [(None, 'not annotated, stain kept', '')] if (truth >= len(CLASSES)).any() else []
         return [(int(i), CLASSES[i], '') for i in seen] + bare
     shares = predicted / prediction.size
-    rows = [
-        (int(i), CLASSES[i], '< 0.1 %' if shares[i] < 0.001 else f'{100 * shares[i]:.1f} %')
-        for i in np.flatnonzero(predicted)
-    ]
-    if um_per_px:
-        rows.append((None, 'whole image', f'{prediction.size * um_per_px**2 / 1e6:.3g} mm²'))
-    return rows
-
-
-def _draw_legend(
-    sheet: Image.Image, entries: list[tuple[int | None, str, str]], left: int, top: int, colours: Colours
-) -> None:
-    draw = ImageDraw.Draw(sheet)
-    for y, (label, text, value) in zip(range(top, sheet.height, _ROW), entries):
-        if label is not None:
-            paste_framed(sheet, colour_labels(np.full((16, 18), label, np.uint8), colours), left, y, 'black')
-        draw.text((left + (26 if label is not None else 0), y), text, 'black', font(13))
-        draw.text((left + _LEGEND - _GAP - 8, y), value, 'black', font(13), anchor='ra')
+    texts = ['< 0.1 %' if share < 0.001 else f'{100 * share:.1f} %' for share in shares]
+    area = [(None, 'whole image', f'{prediction.size * um_per_px**2 / 1e6:.3g} mm²')] if um_per_px else []
+    return [(int(i), CLASSES[i], texts[i]) for i in np.flatnonzero(predicted)] + area
 
 
 def _draw_scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, left: int, top: int, width: int, height: int) -> None:
     length = scale_bar_length(um_per_px, width)
-    pixels, y = length / um_per_px, top + height - 12
-    text = f'{length} µm'
+    pixels, y, text = length / um_per_px, top + height - 12, f'{length} µm'
     right = left + 18 + max(pixels, font(12).getlength(text))
     draw.rectangle((left + 6, y - 22, right, y + 8), 'white')
     draw.rectangle((left + 12, y, left + 12 + pixels, y + 3), 'black')
     draw.text((left + 12, y - 18), text, 'black', font(12))
+
+
+def prediction_files(folder: str | Path, name: str, overlay: bool = True) -> list[Path]:
+    """Return the paths that :func:`write_prediction` writes; without ``overlay`` those of :func:`write_labels`."""
+    return [Path(folder) / f'{name}{suffix}.png' for suffix in (('', '_overlay') if overlay else ('',))]
+
+
+def write_labels(folder: str | Path, name: str, prediction: np.ndarray) -> None:
+    """Write ``NAME.png``, 8 bit, raw ids 1..16, from a prediction, (H, W) uint8 train ids.
+
+    Raises:
+        IgniteError: the file cannot be written, or exists and was not written by this package.
+    """
+    _save(prediction_files(folder, name)[0], Image.fromarray(encode_mask(prediction)))
+
+
+def write_prediction(
+    folder: str | Path,
+    name: str,
+    image: np.ndarray,
+    prediction: np.ndarray,
+    truth: np.ndarray | None = None,
+    um_per_px: float | None = None,
+    colours: Colours = OFFICIAL,
+) -> None:
+    """Write ``NAME.png`` (see :func:`write_labels`) and ``NAME_overlay.png`` (see :func:`draw_overlay`)."""
+    write_labels(folder, name, prediction)
+    picture = draw_overlay(image, prediction, truth, printable(name), um_per_px, colours)
+    _save(prediction_files(folder, name)[1], picture)
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with writing(path), result_file(path) as partial:
+        picture.save(partial)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont, ImageOps
 
 from ..labels import CLASSES
 from .colours import OFFICIAL, Colours
@@ -19,7 +19,6 @@ def colour_labels(labels: np.ndarray, colours: Colours = OFFICIAL) -> np.ndarray
 
     Args:
         labels: (H, W) uint8 train ids.
-        colours: palette.
     """
     picture = colours.rgb[labels]
     if colours.hatched.any():
@@ -30,21 +29,16 @@ def colour_labels(labels: np.ndarray, colours: Colours = OFFICIAL) -> np.ndarray
 
 
 def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55, colours: Colours = OFFICIAL) -> np.ndarray:
-    """Paint class colours over an image, with dark class borders; ignored pixels keep the original tissue.
+    """Paint class colours over an image, (H, W, 3) uint8 RGB, with dark class borders; ignored pixels keep the tissue.
 
     Tissue under a colour is converted to gray: the pink of eosin would turn the yellow of stroma into the orange of
     inflammation.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
         labels: (H, W) uint8 train ids.
         opacity: weight of the colours, 0..1.
-        colours: palette.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
     """
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     mixed = gray * (1 - opacity) + colour_labels(labels, colours) * opacity
     border = np.zeros(labels.shape, bool)
     border[1:] |= labels[1:] != labels[:-1]
@@ -55,31 +49,26 @@ def blend(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55, colours:
 
 
 def resize(array: np.ndarray, size: tuple[int, int], enlarge: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """Resize an image (averaging when it shrinks, ``enlarge`` when it grows) or a label map (nearest neighbour).
+    """Resize an image (averaging when it shrinks, ``enlarge`` of OpenCV when it grows) or a label map (nearest neighbour).
 
     Args:
         array: (H, W, 3) uint8 image or (H, W) uint8 label map.
         size: (width, height) in px.
-        enlarge: OpenCV interpolation.
     """
-    if array.ndim == 2:
-        method = cv2.INTER_NEAREST_EXACT
-    else:
-        method = cv2.INTER_AREA if size[0] * size[1] < array.shape[0] * array.shape[1] else enlarge
+    shrinks = size[0] * size[1] < array.shape[0] * array.shape[1]
+    method = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else cv2.INTER_AREA if shrinks else enlarge
     return cv2.resize(np.asarray(array), size, interpolation=method)
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib, at a size in px."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'), size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size)
 
 
 def paste_framed(sheet: Image.Image, picture: np.ndarray, left: int, top: int, frame: str = 'gray') -> None:
     """Paste an RGB array into a sheet, with a frame of 1 px around it."""
-    height, width = picture.shape[:2]
-    sheet.paste(Image.fromarray(picture), (left, top))
-    ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + width, top + height), outline=frame)
+    sheet.paste(ImageOps.expand(Image.fromarray(picture), 1, frame), (left - 1, top - 1))
 
 
 def scale_bar_length(um_per_px: float, width: int) -> int:

@@ -1,7 +1,6 @@
 """Figures for papers: confusion matrix, class scores, and one ROI beside its labels and prediction."""
 
 import textwrap
-from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
-from ..labels import CLASSES
+from ..files import result_file, writing
+from ..labels import CLASSES, PALETTE
 from .colours import EDGE, class_colours
 from .painter import blend, scale_bar_length
-from .writers import save_result
 
-FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in ('png', 'svg', 'pdf'))
+_CANVASES = dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf)
+FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in _CANVASES)
 """Names of the files that :func:`write_figures` writes."""
 _DPI = 200
 _EDITABLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
@@ -30,18 +30,14 @@ _FONT = 9
 
 
 def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list[Path]:
-    """Write ``confusion`` and ``class_scores`` into a folder, each as PNG (200 dpi), SVG and PDF.
+    """Write ``confusion`` and ``class_scores`` into a folder, each as PNG (200 dpi), SVG and PDF; return the paths.
 
     Classes in neither ground truth nor prediction are listed below the figure.
 
     Args:
-        folder: output folder.
         metrics: content of ``metrics.json``; ``classes`` and, if present, ``intervals`` are read.
         evaluation: ``matrices`` (R, C, C) int64 (or ``counts``, if it has them), ``classes`` (C,) and, if present,
             ``metadata`` (R,) are read.
-
-    Returns:
-        The files written.
 
     Raises:
         IgniteError: the folder cannot be written.
@@ -49,10 +45,15 @@ def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list
     classes = tuple(map(str, evaluation.classes))
     counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
-    figures = dict(
-        confusion=plot_confusion(counts.sum(0), classes, patients), class_scores=plot_class_scores(metrics, classes)
-    )
-    return [path for name, figure in figures.items() for path in _save_all(Path(folder) / name, figure)]
+    confusion, class_scores = plot_confusion(counts.sum(0), classes, patients), plot_class_scores(metrics, classes)
+    for name, figure in dict(confusion=confusion, class_scores=class_scores).items():
+        figure.set_dpi(_DPI)
+        for kind, canvas in _CANVASES.items():  # each renders the figure once, where ``savefig`` would twice
+            path = Path(folder, f'{name}.{kind}')
+            with matplotlib.rc_context(_EDITABLE), writing(path), result_file(path) as partial:
+                getattr(canvas(figure), f'print_{kind}')(partial)
+            figure.set_layout_engine('none')  # it has been laid out
+    return [Path(folder, name) for name in FIGURE_FILES]
 
 
 def write_paper_overlay(path: str | Path, item: object) -> Path:
@@ -69,20 +70,9 @@ def write_paper_overlay(path: str | Path, item: object) -> Path:
         >>> write_paper_overlay('figure.pdf', GalleryItem('roi1', {}, image, truth, prediction, um_per_px=0.5))
     """
     figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi)
-    with matplotlib.rc_context(_EDITABLE):
-        save_result(path, lambda partial: figure.savefig(partial, dpi=_DPI))
+    with matplotlib.rc_context(_EDITABLE), writing(path), result_file(path) as partial:
+        figure.savefig(partial, dpi=_DPI)
     return Path(path)
-
-
-def _save_all(stem: Path, figure: Figure) -> Iterator[Path]:
-    """Write a figure as PNG, SVG and PDF, laid out once: each canvas renders it once, where ``savefig`` would twice."""
-    figure.set_dpi(_DPI)
-    for kind, canvas in dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf).items():
-        path = stem.with_suffix(f'.{kind}')
-        with matplotlib.rc_context(_EDITABLE):
-            save_result(path, getattr(canvas(figure), f'print_{kind}'))
-        figure.set_layout_engine('none')
-        yield path
 
 
 def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.ndarray | None = None) -> Figure:
@@ -136,8 +126,7 @@ def _short(pixels: int) -> str:
     """Format a number of pixels in at most four characters, e.g. 749, 1.2k, 43k, 2.1M."""
     for unit, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if pixels >= 0.9995 * unit:
-            value = pixels / unit
-            return f'{value:.1f}{letter}' if value < 9.95 else f'{value:.0f}{letter}'
+            return f'{pixels / unit:.{int(pixels < 9.95 * unit)}f}{letter}'
     return str(pixels)
 
 
@@ -145,24 +134,22 @@ def _list_omitted(figure: Figure, names: list[str], width: float) -> None:
     """List the omitted classes, if any, at the bottom, in lines of ``width`` characters."""
     if names:
         text = textwrap.fill(f'in neither ground truth nor prediction: {", ".join(names)}', max(30, int(width)))
-        figure.supxlabel('\n'.join(filter(None, (figure.get_supxlabel(), text))), fontsize=_FONT - 1)
+        figure.supxlabel(f'{figure.get_supxlabel()}\n{text}'.lstrip(), fontsize=_FONT - 1)
 
 
 def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
     """Plot IoU and Dice of each class as bars, with values, intervals as whiskers and the mean as a line."""
     intervals, every = metrics.get('intervals') or {}, metrics['classes']
     omitted = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
-    colours = {name: class_colours(name, number).official for number, name in enumerate(classes)}
-    classes = tuple(name for name in classes if name not in omitted)
-    rows = np.arange(len(classes))
-    figure = Figure(figsize=(9, 1.3 + 0.3 * len(classes)), layout='constrained')
+    colours = {name: class_colours(name, i).official for i, name in enumerate(classes) if name not in omitted}
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(colours)), layout='constrained')
     for axis, key, mean in zip(figure.subplots(1, 2, sharey=True), ('IoU', 'Dice'), ('mIoU', 'mDice')):
-        for row, name in enumerate(classes):
+        for row, (name, colour) in enumerate(colours.items()):
             value = every[name][key]
             if value is None:
                 axis.text(1, row, 'absent', fontsize=_FONT, **_ABSENT)
                 continue
-            axis.barh(row, value, height=0.72, color=colours[name], edgecolor=EDGE, linewidth=0.8)
+            axis.barh(row, value, height=0.72, color=colour, edgecolor=EDGE, linewidth=0.8)
             style = dict(transform=axis.get_yaxis_transform(), va='center', ha='right', fontsize=_FONT)
             axis.text(1.11, row, f'{value:.1f}', **style)
             interval = (intervals.get('classes') or {}).get(name) or {}
@@ -173,10 +160,10 @@ def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
             axis.text(metrics[mean], -0.75, f'{mean} {metrics[mean]:.1f}', ha='center', va='bottom', fontsize=_FONT)
         axis.set_xlim(0, 100)
         axis.set_xlabel(f'{key} (%)', fontsize=_FONT + 1)
-        axis.set_yticks(rows, classes, fontsize=_FONT)
+        axis.set_yticks(range(len(colours)), list(colours), fontsize=_FONT)
         axis.tick_params(axis='y', length=0)
         axis.spines[['top', 'right']].set_visible(False)
-    axis.set_ylim(len(classes) - 0.4, -0.8)
+    axis.set_ylim(len(colours) - 0.4, -0.8)
     if intervals.get('classes'):
         units = f'{intervals.get("patients")} {intervals.get("unit", "patient")}s'
         text = f'whiskers: {intervals.get("level", 95)} % intervals, bootstrap over {units}'
@@ -194,11 +181,7 @@ def _whisker(axis: object, row: int, low: float, high: float) -> None:
 
 
 def plot_overlay(
-    image: np.ndarray,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    um_per_px: float | None = None,
-    title: str = '',
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, um_per_px: float | None = None, title: str = ''
 ) -> Figure:
     """Plot image, ground truth and prediction side by side, with a legend of the classes present.
 
@@ -207,10 +190,9 @@ def plot_overlay(
         truth: (H, W) uint8 train ids, 255 unannotated.
         prediction: (H, W) uint8 train ids.
         um_per_px: resolution for the scale bar; None omits it.
-        title: line above the panels.
     """
     height, width = truth.shape
-    seen = [i for i in range(len(CLASSES)) if (truth == i).any() or (prediction == i).any()]
+    seen = [i for i in np.union1d(truth, prediction) if i < len(CLASSES)]
     panel_height = max(min(3.2 * height / width, 9.0), 0.24 * (len(seen) + 1))
     figure = Figure(figsize=(3 * 3.2 + 2.0, panel_height + 0.6), layout='constrained')
     axes = figure.subplots(1, 4, width_ratios=(3.2, 3.2, 3.2, 1.9))
@@ -218,13 +200,11 @@ def plot_overlay(
     for axis, (name, picture) in zip(axes, panels):
         axis.imshow(picture, interpolation='lanczos')
         axis.set_title(name, fontsize=_FONT + 1, loc='left')
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     if um_per_px:
         _scale_bar(axes[0], um_per_px, height, width)
     axes[3].axis('off')
-    colours = [class_colours(CLASSES[i], i).official for i in seen]
-    handles = [Patch(facecolor=c, edgecolor=EDGE, label=CLASSES[i]) for c, i in zip(colours, seen)]
+    handles = [Patch(facecolor=np.array(PALETTE[i]) / 255, edgecolor=EDGE, label=CLASSES[i]) for i in seen]
     axes[3].legend(handles=handles, loc='upper left', frameon=False, fontsize=_FONT, borderpad=0, handlelength=1.2)
     figure.suptitle(title, fontsize=_FONT + 2, x=0.01, ha='left')
     return figure
@@ -233,8 +213,7 @@ def plot_overlay(
 def _scale_bar(axis: object, um_per_px: float, height: int, width: int) -> None:
     length = scale_bar_length(um_per_px, width)
     pixels, gap, thick = length / um_per_px, 0.03 * width, max(1.0, 0.012 * width)
-    bottom = height - gap
-    box = Rectangle((gap / 2, bottom - 5.5 * thick), pixels + gap, 5.5 * thick + gap / 2, facecolor='white', alpha=0.85)
-    axis.add_patch(box)
+    bottom, high = height - gap, 5.5 * thick
+    axis.add_patch(Rectangle((gap / 2, bottom - high), pixels + gap, high + gap / 2, facecolor='white', alpha=0.85))
     axis.add_patch(Rectangle((gap, bottom - thick), pixels, thick, facecolor='black'))
     axis.text(gap + pixels / 2, bottom - 1.6 * thick, f'{length} µm', ha='center', va='bottom', fontsize=_FONT - 1)

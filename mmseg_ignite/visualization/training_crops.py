@@ -12,14 +12,17 @@ from rich.progress import track
 from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.crop_stream import seeded
 from ..errors import IgniteError
-from ..files import is_ours, visible_files
-from ..labels import CLASSES, IGNORE, NUM_CLASSES, count_classes
+from ..files import is_ours, result_file, visible_files, writing
+from ..labels import CLASSES, NUM_CLASSES, count_classes, release_ids
 from .contact_sheet import Crop, classes_in, draw_contact_sheet
 from .dataset_page import Picture
 from .dataset_plots import SampledCrops, class_pixels
-from .writers import save_result
 
 _PER_SHEET = 12
+_SHEET_TEXT = (
+    'What the network will see, augmentation included; {} of {} in the folder is sharper. Class colours are painted over '
+    'gray tissue. Tissue in its own H&E colours is not annotated; near-white or light gray is Background.'
+)
 _PAGE_BYTES = 9_000_000  # of JPEG sheets on the page; base64 makes 12 MB of it
 
 
@@ -28,21 +31,13 @@ def sheet_names(crops: int) -> list[str]:
     return [f'crops_{number:02}.png' for number in range(1, -(-crops // _PER_SHEET) + 1)]
 
 
-def trained_ids(dataset: IGNITEDataset) -> np.ndarray:
-    """Return the id that each train id has in the samples, (16,) int; 255 for a class that is not trained."""
-    ids = range(NUM_CLASSES)
-    return np.array(ids if dataset.label_map is None else [dataset.label_map[i] for i in ids])
-
-
 def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
     """Yield the samples of a training, after the whole pipeline, with the train ids of the release.
 
     Raises:
         IgniteError: the pipeline does not end with PackSegInputs, or normalises the image.
     """
-    ids = trained_ids(dataset)
-    train_ids = np.full(256, IGNORE, np.uint8)
-    train_ids[ids[ids != IGNORE]] = np.flatnonzero(ids != IGNORE)
+    train_ids = release_ids(dataset.metainfo['classes'])
     order = np.random.default_rng(seed % 2**64).permutation(len(dataset))
     for n in count():
         if isinstance(dataset, IGNITECropDataset):
@@ -62,9 +57,8 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
 
 def _unpack(sample: dict) -> tuple[np.ndarray, np.ndarray, float]:
     """Return image (H, W, 3) uint8 RGB, labels (H, W) uint8, and the factor by which the pipeline enlarged them."""
-    image = sample.get('inputs') if isinstance(sample, dict) else None
-    truth = sample['data_samples'].get('gt_sem_seg') if image is not None else None
-    image = None if image is None else image.numpy()
+    image = sample['inputs'].numpy() if isinstance(sample, dict) and 'inputs' in sample else np.empty(0)
+    truth = sample['data_samples'].get('gt_sem_seg') if image.size else None
     if truth is None or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise IgniteError(
             'the training pipeline does not return a uint8 BGR image with labels: end it with PackSegInputs, and leave '
@@ -81,12 +75,10 @@ def count_crops(dataset: IGNITECropDataset, seed: int, total: int) -> SampledCro
         counts = count_classes(dataset.stream.read(seed, n, with_image=False)['gt_seg_map'])
         pixels += counts
         holding += counts > 0
-    ids = trained_ids(dataset)
-    trained = ids != IGNORE
-    found = np.zeros((3, NUM_CLASSES), np.int64)
-    found[:2, trained] = np.stack([pixels, holding])[:, ids[trained]]
-    found[2, trained] = class_pixels(dataset.stream.rois)[trained]
     annotated = pixels.sum() / (total * np.prod(dataset.stream.crop_size))
+    ids = [CLASSES.index(name) for name in dataset.metainfo['classes']]
+    found = np.zeros((3, NUM_CLASSES), np.int64)
+    found[:, ids] = pixels[: len(ids)], holding[: len(ids)], class_pixels(dataset.stream.rois)[ids]
     return SampledCrops(total, found[0], found[1], float(annotated), found[2])
 
 
@@ -100,20 +92,14 @@ def write_sheets(out: Path, dataset: IGNITEDataset, config: str, total: int, see
     for name in track(names, 'drawing contact sheets'):
         crops = list(islice(samples, _PER_SHEET))
         sheet = draw_contact_sheet(crops, f'{config}: crops {crops[0].number} to {crops[-1].number} of seed {seed}')
-        save_result(out / name, sheet.save)
+        with writing(out / name), result_file(out / name) as partial:
+            sheet.save(partial)
         jpeg = io.BytesIO()
         sheet.save(jpeg, 'jpeg', quality=85)
         budget -= len(jpeg.getvalue())
         if budget >= 0:
-            pictures.append(_sheet_picture(name, crops, len(names), jpeg.getvalue()))
+            title = f'Crops {crops[0].number} to {crops[-1].number}'
+            classes = ', '.join(CLASSES[i] for i in classes_in(crops) if i < NUM_CLASSES) or 'none'
+            alt = f'{title} of the training, each beside its labels. Classes: {classes}.'
+            pictures.append(Picture(title, _SHEET_TEXT.format(name, len(names)), alt, jpeg.getvalue()))
     return pictures
-
-
-def _sheet_picture(name: str, crops: list[Crop], total: int, content: bytes) -> Picture:
-    title = f'Crops {crops[0].number} to {crops[-1].number}'
-    text = (
-        f'What the network will see, augmentation included; {name} of {total} in the folder is sharper. Class colours are '
-        'painted over gray tissue. Tissue in its own H&E colours is not annotated; near-white or light gray is Background.'
-    )
-    classes = ', '.join(CLASSES[i] for i in classes_in(crops) if i < NUM_CLASSES) or 'none'
-    return Picture(title, text, f'{title} of the training, each beside its labels. Classes: {classes}.', content)

@@ -24,7 +24,7 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.files import sha256
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import read_index
-from mmseg_ignite.visualization.writers import write_labels
+from mmseg_ignite.visualization.overlay import write_labels
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

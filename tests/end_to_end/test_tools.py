@@ -25,7 +25,7 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import scores
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.visualization import draw_overlay
-from mmseg_ignite.visualization.writers import write_labels
+from mmseg_ignite.visualization.overlay import write_labels
 
 pytestmark = pytest.mark.usefixtures('one_thread', 'no_figures')
 

@@ -331,9 +331,9 @@ def test_encoded_region_matches_its_arrays(shape):
     valid = truth != IGNORE
     assert found['aAcc'] == pytest.approx(100 * (truth == prediction)[valid].mean())
     wrong = matrix - np.diag(np.diag(matrix))
-    mistake = found['mistaken']
-    assert wrong[mistake['truth'], mistake['prediction']] == wrong.max()
-    assert mistake['share'] == pytest.approx(100 * wrong.max() / valid.sum())
+    *pair, share = found['mistaken']
+    assert wrong[tuple(pair)] == wrong.max()
+    assert share == pytest.approx(100 * wrong.max() / valid.sum())
     assert found['bar']['um'] / (0.5 * shape[1]) == pytest.approx(found['bar']['percent'] / 100)
 
 

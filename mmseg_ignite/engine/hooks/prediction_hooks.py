@@ -16,8 +16,7 @@ from ...datasets.transforms.shift import shifted_rgb
 from ...errors import IgniteError
 from ...files import atomic_file
 from ...labels import CLASSES, release_ids
-from ...visualization.overlay import draw_overlay
-from ...visualization.writers import write_labels, write_prediction
+from ...visualization.overlay import draw_overlay, write_labels, write_prediction
 from ..compatibility import is_training, visualization_backends
 
 
