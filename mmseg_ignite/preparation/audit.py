@@ -111,15 +111,9 @@ def _run(tasks: dict[str, Callable[[], dict]], sizes: dict[str, int], console: C
 def _entry(record: RoiRecord, facts: dict) -> dict:
     """Return the index entry of an ROI, from its row in the overview and the facts of its files."""
     area = record.area_mm2
-    return dict(
-        name=record.name,
-        patient=record.patient,
-        official_split=record.split,
-        official_fold=record.fold,
-        um_per_px=None if area is None else 1000 * (area / (facts['height'] * facts['width'])) ** 0.5,
-        **facts,
-        **record.metadata,
-    )
+    um_per_px = None if area is None else 1000 * (area / (facts['height'] * facts['width'])) ** 0.5
+    row = dict(name=record.name, patient=record.patient, official_split=record.split, official_fold=record.fold)
+    return dict(**row, um_per_px=um_per_px, **facts, **record.metadata)
 
 
 def _compare_rois(records: dict[str, RoiRecord], entries: list[dict]) -> list[Finding]:
