@@ -17,8 +17,7 @@ from .audit import Audit, audit_release
 from .findings import errors, findings_table, write_audit
 from .release import RoiRecord, read_overview
 from .roi import FACTS
-from .split_table import split_table
-from .splits import classes_not_in_all_parts, make_splits
+from .splits import classes_not_in_all_parts, make_splits, split_table
 
 AUDIT_RULES = 1  # increment when the audit gains a check, so that files that passed an older one are read again
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..datasets.protocols import FOLDS, PARTS, is_grouped, leaking_patients
 from ..files import atomic_file
 from ..labels import CLASSES
-from ..preparation.split_table import absent_classes, count_patients, held_classes, members, part_pixels
+from ..preparation.splits import absent_classes, count_patients, held_classes, members, part_pixels
 
 PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: safe for colour-blind readers
 _WARNING = '#C00000'
