@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,10 +15,11 @@ from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from .audit import Audit, audit_release
 from .findings import errors, findings_table, write_audit
-from .release import RoiRecord, read_overview
+from .release import RoiRecord, disk_errors, read_overview
 from .roi import FACTS
 from .splits import classes_not_in_all_parts, make_splits, split_table
 
+_REMEDY = 'free disk space, correct the permissions, or choose another output folder'
 AUDIT_RULES = 1  # increment when the audit gains a check, so that files that passed an older one are read again
 
 
@@ -27,18 +28,6 @@ def audit_path(out: str | Path) -> Path:
     out = Path(out)
     out = out if out.name not in ('', '..') else out.resolve()  # '.' has no name
     return out.parent / f'{out.name}.{AUDIT}'
-
-
-@contextlib.contextmanager
-def _disk_errors(path: str | Path) -> Iterator[None]:
-    """Translate an OSError into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise IgniteError(
-            f'{error.filename or path} cannot be written or read ({error.strerror or error}): free disk space, correct the '
-            'permissions, or choose another output folder.'
-        ) from error
 
 
 def audit(
@@ -60,7 +49,7 @@ def audit(
         []
     """
     console = console or Console()
-    with _disk_errors(out):
+    with disk_errors(out, _REMEDY):
         _check_paths(release, Path(out))
         result = audit_release(release, exclude, drop_faulty, context=context, console=console, label_map=label_map)
         _report_findings(release, out, result, drop_faulty, console)
@@ -105,7 +94,7 @@ def prepare(
         408
     """
     console, out = console or Console(), Path(out)
-    with _disk_errors(out):
+    with disk_errors(out, _REMEDY):
         _check_paths(release, out)
         overview = read_overview(release, label_map)
         known = _known(out, overview.ids)

@@ -1,11 +1,13 @@
 """Read the tables of an IGNITE release: its ROIs, their patients and the paths of their files."""
 
+import contextlib
 import csv
 import io
 import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,16 @@ OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)  # the other columns
 TASKS = ('images', 'annotations')
 SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')  # with its suffixes it must fit into 255 bytes
 _PATIENT_ID = re.compile(r'^(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?\Z')
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of the block into an IgniteError that names its file, or else ``path``."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or path, error.strerror or error
+        raise IgniteError(f'{where} cannot be written or read ({reason}): {remedy}.') from error
 
 
 @dataclass(frozen=True)
