@@ -23,22 +23,14 @@ class DamagedPicture(Exception):
 
 
 class PngHeader(NamedTuple):
-    """Pixel format of a PNG.
+    """Pixel format of a PNG."""
 
-    Attributes:
-        height, width: px, as stored.
-        bits: per channel.
-        colour: one of the COLOUR_TYPES.
-        orientation: EXIF orientation 1..8 from the eXIf chunk, 1 without one; decoders differ in applying it.
-        transparent: whether single colours are transparent (tRNS chunk).
-    """
-
-    height: int
+    height: int  # px, as stored
     width: int
-    bits: int
-    colour: str
-    orientation: int = 1
-    transparent: bool = False
+    bits: int  # per channel
+    colour: str  # one of the COLOUR_TYPES
+    orientation: int = 1  # EXIF orientation 1..8 from the eXIf chunk, 1 without one; decoders differ in applying it
+    transparent: bool = False  # whether single colours are transparent (tRNS chunk)
 
 
 def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:

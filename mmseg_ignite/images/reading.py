@@ -33,25 +33,15 @@ _UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm':
 
 
 class ReadImage(NamedTuple):
-    """An image file, ready for the network.
+    """An image file, ready for the network."""
 
-    Attributes:
-        pixels: (H, W, 3) uint8 RGB, upright, transparent areas white.
-        um_per_px: resolution in the file; None if missing or implausible.
-        resolution_source: its position in the file, or why it is unknown.
-        transparent: share of pixels, 0..1, that were at least partly transparent.
-        orientation: EXIF orientation, 1..8, that was undone; 1 for none.
-        pages: number of pages in the file; the first was read.
-        blank: (H, W) bool, the fully transparent pixels; None if there are none.
-    """
-
-    pixels: np.ndarray
-    um_per_px: float | None
-    resolution_source: str
-    transparent: float
-    orientation: int
-    pages: int
-    blank: np.ndarray | None
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB, upright, transparent areas white
+    um_per_px: float | None  # resolution in the file; None if missing or implausible
+    resolution_source: str  # its position in the file, or why it is unknown
+    transparent: float  # share of pixels, 0..1, that were at least partly transparent
+    orientation: int  # EXIF orientation, 1..8, that was undone; 1 for none
+    pages: int  # number of pages in the file; the first was read
+    blank: np.ndarray | None  # (H, W) bool, the fully transparent pixels; None if there are none
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:

@@ -23,21 +23,13 @@ POSSIBLE_UM_PER_PX = 0.01, 100
 
 @dataclass
 class Audit:
-    """Result of an audit.
+    """Result of an audit."""
 
-    Attributes:
-        entries: index entry of each usable ROI, in the order of the overview.
-        findings: all faults; ROIs excluded by the user have only the finding 'excluded'.
-        left_out: names of the ROIs that are excluded or faulty.
-        rois: number of ROIs in the overview.
-        ids: {id in the masks: our id}; None if they are equal.
-    """
-
-    entries: list[dict]
-    findings: list[Finding]
-    left_out: list[str]
-    rois: int
-    ids: dict[int, int] | None = None
+    entries: list[dict]  # index entry of each usable ROI, in the order of the overview
+    findings: list[Finding]  # all faults; ROIs excluded by the user have only the finding 'excluded'
+    left_out: list[str]  # names of the ROIs that are excluded or faulty
+    rois: int  # number of ROIs in the overview
+    ids: dict[int, int] | None = None  # {id in the masks: our id}; None if they are equal
 
 
 def audit_release(

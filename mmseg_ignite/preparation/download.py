@@ -21,8 +21,7 @@ from .label_map import LABEL_MAP
 from .release import OVERVIEW, disk_errors
 
 RECORD = 'https://zenodo.org/api/records/15674785'
-ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}
-"""The zip archives, and the folders of the release for their H&E PNGs."""
+ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}  # and the folders for their H&E PNGs
 NAMES = (OVERVIEW, LABEL_MAP, *ARCHIVES)
 MAX_RECORD = 16 << 20
 CHUNK = 1 << 18

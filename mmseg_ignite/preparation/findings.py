@@ -91,19 +91,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault.
+    """One fault."""
 
-    Attributes:
-        kind: key of KINDS.
-        subject: the file, row or ROI concerned.
-        detail: what was found and expected.
-        roi: name of the ROI whose exclusion resolves the fault, or ''.
-    """
-
-    kind: str
-    subject: str
-    detail: str
-    roi: str = ''
+    kind: str  # key of KINDS
+    subject: str  # the file, row or ROI concerned
+    detail: str  # what was found and expected
+    roi: str = ''  # name of the ROI whose exclusion resolves the fault
 
     @property
     def severity(self) -> str:

@@ -42,27 +42,16 @@ def disk_errors(path: str | Path, remedy: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RoiRecord:
-    """An H&E row of the overview.
+    """An H&E row of the overview."""
 
-    Attributes:
-        name: e.g. 'patient1_he_roi1', also the stem of its files.
-        patient: patient id as text.
-        split: 'train' or 'test' of the release.
-        fold: 'fold0'..'fold4' of the release, or ''.
-        area_mm2: area of the ROI; None if missing or malformed.
-        shape: (H, W) in the overview; None if missing or malformed.
-        metadata: the columns METADATA.
-        images, masks: folders of its files.
-    """
-
-    name: str
-    patient: str
-    split: str
-    fold: str
-    area_mm2: float | None
-    shape: tuple[int, int] | None
-    metadata: dict
-    images: Path
+    name: str  # e.g. 'patient1_he_roi1', also the stem of its files
+    patient: str  # patient id
+    split: str  # 'train' or 'test' of the release
+    fold: str  # 'fold0'..'fold4' of the release, or ''
+    area_mm2: float | None  # None if missing or malformed
+    shape: tuple[int, int] | None  # (H, W) in the overview; None if missing or malformed
+    metadata: dict  # the columns METADATA
+    images: Path  # folder of its images
     masks: Path
 
     def sources(self, context: bool = True) -> dict[str, Path]:
@@ -74,23 +63,14 @@ class RoiRecord:
 
 @dataclass
 class Overview:
-    """Content of the tables of a release.
+    """Content of the tables of a release."""
 
-    Attributes:
-        findings: the faults of rows and of the label map.
-        folders: folder of the H&E PNGs of each task.
-        ids: {id in the masks: our id}; None if they are equal.
-        readable: whether the rows could be read at all.
-        names: every listed name.
-        records: the rows with a safe name, also if they have other faults.
-    """
-
-    findings: list[Finding]
-    folders: dict[str, Path]
-    ids: dict[int, int] | None
-    readable: bool = True
-    names: list[str] = field(default_factory=list)
-    records: list[RoiRecord] = field(default_factory=list)
+    findings: list[Finding]  # the faults of rows and of the label map
+    folders: dict[str, Path]  # folder of the H&E PNGs of each task
+    ids: dict[int, int] | None  # {id in the masks: our id}; None if they are equal
+    readable: bool = True  # whether the rows could be read at all
+    names: list[str] = field(default_factory=list)  # every listed name
+    records: list[RoiRecord] = field(default_factory=list)  # rows with a safe name, also if they have other faults
 
 
 def read_overview(release: str | Path, label_map: str | Path | None = None) -> Overview:

@@ -30,30 +30,20 @@ MARKER = 'synthetic.json'  # marks a synthetic release, which may be replaced
 
 @dataclass(frozen=True)
 class Tissue:
-    """Appearance of a class; concentrations in units of optical density.
+    """Appearance of a class; radii in px, numbers per 1000 px2, concentrations in units of optical density."""
 
-    Attributes:
-        haematoxylin, eosin, residual: base concentrations.
-        nuclei: number per 1000 px2.
-        radius, chromatin: radius in px and haematoxylin of the nuclei.
-        texture, grain: strength and size (px) of a smooth random texture in eosin.
-        fibres: strength of wavy parallel lines.
-        holes, hole_radius: clear vacuoles per 1000 px2, and their radius in px.
-        cells, cell_radius: eosin discs (red cells, foamy cytoplasm) per 1000 px2, and their radius in px.
-    """
-
-    haematoxylin: float
+    haematoxylin: float  # base concentrations
     eosin: float
     residual: float = 0.0
-    nuclei: float = 0.0
+    nuclei: float = 0.0  # number, radius, and their haematoxylin
     radius: float = 4.0
     chromatin: float = 1.1
-    texture: float = 0.0
+    texture: float = 0.0  # strength and size (px) of a smooth random texture in eosin
     grain: float = 4.0
-    fibres: float = 0.0
-    holes: float = 0.0
+    fibres: float = 0.0  # strength of wavy parallel lines
+    holes: float = 0.0  # number and radius of clear vacuoles
     hole_radius: float = 6.0
-    cells: float = 0.0
+    cells: float = 0.0  # number and radius of eosin discs: red cells, foamy cytoplasm
     cell_radius: float = 4.0
 
 
