@@ -158,9 +158,8 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
 
 
 def _is_unpacked(path: Path, info: zipfile.ZipInfo) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != info.file_size:
-        return False
-    return zlib.crc32(path.read_bytes()) == info.CRC
+    same_size = path.is_file() and not path.is_symlink() and path.stat().st_size == info.file_size
+    return same_size and zlib.crc32(path.read_bytes()) == info.CRC
 
 
 def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:

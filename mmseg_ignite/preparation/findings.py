@@ -32,8 +32,7 @@ KINDS = {
     'overview-columns': Kind('error', f'{_AGAIN}; a spreadsheet program may have changed it'),
     'overview-optional': Kind('warning', 'nothing, unless these columns are needed'),
     'overview-empty': Kind('error', 'use data_overview.csv of the H&E release'),
-    'overview-compressed': Kind('info', _READ),
-    'overview-bom': Kind('info', _READ),
+    **dict.fromkeys(('overview-compressed', 'overview-bom', 'label-map-compressed'), Kind('info', _READ)),
     'row-fields': Kind('error', f'{_TABLE}: its values may be in wrong columns'),
     'name-unsafe': Kind('error', f'{_TABLE}: a name must be a plain file name'),
     'name-duplicate': Kind('error', 'remove the surplus rows'),
@@ -53,7 +52,6 @@ KINDS = {
     'label-map-unreadable': Kind('error', _AGAIN),
     'label-map-changed': Kind('error', f'{_AGAIN}, or map its ids with --label-map FILE'),
     'label-map-names': Kind('warning', 'check whether they mean the same class: ids decide, names do not'),
-    'label-map-compressed': Kind('info', _READ),
     'label-map-stated': Kind('info', 'nothing: it was requested'),
     'layout-nested': Kind('info', 'nothing: they are found there'),
     # Files

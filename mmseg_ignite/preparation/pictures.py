@@ -29,8 +29,7 @@ Report = Callable[[str, str], None]
 def read_image(content: bytes, report: Report) -> np.ndarray | None:
     """Decode (H, W, 3) uint8 RGB; None, with a report, if the format would change the colours.
 
-    Raises:
-        DamagedPicture: the bytes are not a complete PNG or JPEG.
+    Raise DamagedPicture if the bytes are not a complete PNG or JPEG.
     """
     if content[:3] == b'\xff\xd8\xff':
         image, colour, orientation = _decode_jpeg(content)
@@ -121,11 +120,7 @@ def share_between(mask: np.ndarray) -> float:
     annotated mask its value is one of the two, except where three classes meet. Interpolation and lossy compression
     write values strictly between them. Both mask encodings work, as they keep or reverse the order of the classes.
 
-    Args:
-        mask: (H, W) uint8 as stored.
-
-    Returns:
-        0..1; 0 for fewer than MIN_STEPS boundary positions.
+    ``mask`` is (H, W) uint8 as stored. The share is 0..1; 0 for fewer than MIN_STEPS boundary positions.
     """
     between = steps = 0
     for first, pixel, second in ((mask[:, :-2], mask[:, 1:-1], mask[:, 2:]), (mask[:-2], mask[1:-1], mask[2:])):
@@ -139,12 +134,9 @@ def share_between(mask: np.ndarray) -> float:
 def fringe_classes(mask: np.ndarray) -> tuple[list[int], int]:
     """Return the values that occur only as fringes, which JPEG leaves beside boundaries of neighbouring ids.
 
-    Args:
-        mask: (H, W) uint8 as stored.
-
-    Returns:
-        The values other than 0 with less than a tenth of their pixels inside a uniform 3 x 3 square, and the number of all
-        their pixels; ([], 0) if these are fewer than MIN_FRINGE or than MAX_FRINGE of the boundary pixels.
+    ``mask`` is (H, W) uint8 as stored. Return the values other than 0 with less than a tenth of their pixels inside a uniform
+    3 x 3 square, and the number of all their pixels; ([], 0) if these are fewer than MIN_FRINGE or than MAX_FRINGE of the
+    boundary pixels.
     """
     square = np.ones((3, 3), np.uint8)
     inside = cv2.erode(mask, square) == cv2.dilate(mask, square)

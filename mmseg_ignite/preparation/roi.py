@@ -191,11 +191,10 @@ def _read_context(
     None if it is not wanted, missing, faulty or contradicts ``roi``, the image and labels; without them (None), the files
     are only checked by themselves.
     """
-    names = ('context_image', 'context_mask')
-    if names[0] not in files.sources:
-        return None
+    names = [name for name in files.sources if name.startswith('context_')]  # image, mask
     if missing := [name.removeprefix('context_') for name in names if name not in files.content]:
         files.report('context-missing', f'no {" and no ".join(missing)} with context')
+    if missing or not names:
         return None
     found: list[Finding] = []
     around, mask = (files.read(name, found) for name in names)

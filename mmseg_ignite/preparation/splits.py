@@ -22,18 +22,14 @@ def make_splits(rois: list[dict]) -> dict[str, Parts]:
     sides. The folds share the test part of ``official``, or else of ``patient-8-1-1``; they are omitted if fewer than five
     other patients remain.
 
-    Args:
-        rois: index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts), in any order.
-
-    Raises:
-        IgniteError: fewer than three patients.
+    ``rois`` are index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts), in any order. Raise
+    IgniteError if they have fewer than three patients.
     """
     rois = sorted(rois, key=lambda r: r['name'])
     patients = {r['patient'] for r in rois}
     if len(patients) < 3:
         raise IgniteError(
-            f'the release has {len(patients)} patient(s); training, validation and test need at least three: prepare more '
-            'ROIs.'
+            f'the release has {len(patients)} patient(s); a split needs at least three: prepare more ROIs.'
         )
     splits = {
         'patient-8-1-1': dict(zip(PARTS, _divide_rois(rois, 'patient', (8, 1, 1)))),

@@ -174,7 +174,6 @@ def write_synthetic_release(
         rois: number of ROIs, distributed evenly over the patients.
         patients: number of patients, each with its own stain; every fifth is in the test split.
         size: (H, W) of the ROIs in px; each varies by up to a tenth. Context images have 64 px more on each side.
-        seed: of the random generators.
         encoding: of the ROI masks, 'complement' as in the known release or 'direct'.
         rare: (class id 1..16, share up to 0.2): the class occurs only in every fourth ROI, in groups of small islands, and
             covers about this share of all pixels.

@@ -33,8 +33,8 @@ def plot_split_shares(index: dict, path: str | Path) -> None:
         axis.set_visible(False)
     handles = [*axes[0, 0].containers, axes[0, 0].collections[0]]
     figure.legend(handles, [*PARTS, 'wanted'], loc='outside upper center', ncols=len(handles), frameon=False)
-    text = "share of the class's pixels (%)"
-    figure.supxlabel(f'{text}\n{absent_classes(shown)}'.rstrip(), fontsize='medium')
+    text = f"share of the class's pixels (%)\n{absent_classes(shown)}"
+    figure.supxlabel(text.rstrip(), fontsize='medium')
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
 
