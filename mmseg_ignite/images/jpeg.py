@@ -6,7 +6,6 @@ an end-of-image marker or enough bytes follow. Its warnings do not reach Python.
 
 import io
 import re
-from typing import NamedTuple
 
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
@@ -15,43 +14,32 @@ from .png import DamagedPicture
 
 _EOI, _SOS, _DRI = 0xD9, 0xDA, 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_SEGMENTS = {*_FRAMES, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}
-"""Markers followed by a length and that many bytes."""
+_SEGMENTS = {*_FRAMES, 0xC4, 0xCC, *range(0xDA, 0xF0), 0xFE}  # markers followed by a length and that many bytes
 _MARKER = re.compile(rb'\xff([^\x00\xff])')
 _SCAN_END = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 _RESTART = re.compile(rb'(?<!\xff)\xff+([\xd0-\xd7])')
 _NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()  # no FF, so no markers
 
 
-class _Scan(NamedTuple):
-    """Entropy-coded data: bytes ``start`` to ``end``, and the number of restart markers that its frame requires."""
-
-    start: int
-    end: int
-    restarts: int
-
-
 def check_jpeg(content: bytes, pixels: bytes | None = None) -> None:
     """Check that a JPEG has its end, and the pixels of all scans and restart intervals.
 
     Noise is appended to the entropy-coded data: decoders skip it after complete data, and decode it as pixels otherwise.
-
-    Args:
-        content: bytes from the start-of-image marker on; those after the end-of-image marker are ignored.
-        pixels: the decoded image as returned by ``PIL.Image.Image.tobytes``. Defaults to None: it is decoded.
+    Bytes of ``content`` after the end-of-image marker are ignored. ``pixels`` are the decoded image as returned by
+    ``PIL.Image.Image.tobytes``; without them it is decoded.
 
     Raises:
         DamagedPicture: the end or pixels are missing.
     """
     scans, end = _scans(content)
     parts, position = [], 0
-    for scan in scans:
-        data = content[scan.start : scan.end].rstrip(b'\xff')  # any number of FF may precede a marker
-        numbers = [code[0] - 0xD0 for code in _RESTART.findall(data)][: scan.restarts]
-        if numbers != [i % 8 for i in range(scan.restarts)]:
+    for first, last, restarts in scans:
+        data = content[first:last].rstrip(b'\xff')  # any number of FF may precede a marker
+        numbers = [code[0] - 0xD0 for code in _RESTART.findall(data)][:restarts]
+        if numbers != [i % 8 for i in range(restarts)]:
             raise DamagedPicture('its pixel data are incomplete')
-        parts += [content[position : scan.start], _RESTART.sub(lambda marker: _NOISE + marker[0], data), _NOISE]
-        position = scan.end
+        parts += [content[position:first], _RESTART.sub(lambda marker: _NOISE + marker[0], data), _NOISE]
+        position = last
     parts.append(content[position:end])
     if _decoded(b''.join(parts)) != (_decoded(content[:end]) if pixels is None else pixels):
         raise DamagedPicture('its pixel data are incomplete')
@@ -62,8 +50,11 @@ def _decoded(content: bytes) -> bytes:
         return image.tobytes()
 
 
-def _scans(content: bytes) -> tuple[list[_Scan], int]:
-    """Return the scans of a JPEG and the end of its end-of-image marker (ISO/IEC 10918-1, annex B)."""
+def _scans(content: bytes) -> tuple[list[tuple[int, int, int]], int]:
+    """Return the scans of a JPEG and the end of its end-of-image marker (ISO/IEC 10918-1, annex B).
+
+    A scan is the first byte of its entropy-coded data, the byte after them, and the number of restart markers they need.
+    """
     if not content.startswith(b'\xff\xd8'):
         raise DamagedPicture('its pixel data are not a JPEG with a start and an end')
     scans, headers, frame, interval, position = [], [], b'', 0, 2
@@ -86,7 +77,7 @@ def _scans(content: bytes) -> tuple[list[_Scan], int]:
                 break
             headers.append(body)
             restarts = (_units(frame, body) - 1) // interval if interval else 0
-            scans.append(_Scan(position, end.start(), restarts))
+            scans.append((position, end.start(), restarts))
             position = end.start()
     raise DamagedPicture('it is truncated: its end, the marker FFD9, is missing')
 

@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
-MAX_SIDE = 65535
-"""px; points of crops are stored as 16-bit coordinates, and the largest known ROI has 2,900 px."""
+MAX_SIDE = 65535  # px; points of crops are stored as 16-bit coordinates, and the largest known ROI has 2,900 px
 MAX_PIXELS = 1 << 27
-ORIENTATION = 0x0112
-"""The EXIF tag."""
 COLOUR_TYPES = {0: 'grayscale', 2: 'RGB', 3: 'palette', 4: 'grayscale with alpha', 6: 'RGBA'}
 
 
@@ -26,30 +23,20 @@ class DamagedPicture(Exception):
 
 
 class PngHeader(NamedTuple):
-    """Pixel format of a PNG.
+    """Pixel format of a PNG."""
 
-    Attributes:
-        height, width: px, as stored.
-        bits: per channel.
-        colour: one of the COLOUR_TYPES.
-        orientation: EXIF orientation 1..8 from the eXIf chunk, 1 without one; decoders differ in applying it.
-        transparent: whether single colours are transparent (tRNS chunk).
-    """
-
-    height: int
+    height: int  # px, as stored
     width: int
-    bits: int
-    colour: str
-    orientation: int = 1
-    transparent: bool = False
+    bits: int  # per channel
+    colour: str  # one of the COLOUR_TYPES
+    orientation: int = 1  # EXIF orientation 1..8 from the eXIf chunk, 1 without one; decoders differ in applying it
+    transparent: bool = False  # whether single colours are transparent (tRNS chunk)
 
 
 def check_png(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
     """Check the chunks of a PNG: all checksums are right, and the end exists.
 
-    Args:
-        content: bytes of the file; bytes after its end are ignored.
-        max_side, max_pixels: largest height or width, and largest number of pixels.
+    Bytes of ``content`` after the end are ignored. ``max_side`` limits height and width in px.
 
     Raises:
         DamagedPicture: not a PNG, truncated, a wrong checksum, or an impossible size.
@@ -79,18 +66,14 @@ def exif_orientation(exif: bytes) -> int:
     try:
         tags = Image.Exif()
         tags.load(exif)
-        value = tags.get(ORIENTATION, 1)
+        value = tags.get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises many types on damaged data
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> PngHeader:
-    """Read the header of a PNG from its first 33 bytes.
-
-    Raises:
-        DamagedPicture: not a PNG, or an impossible size.
-    """
+    """Read the header of a PNG from its first 33 bytes; raise DamagedPicture if it is not one or has an impossible size."""
     if not content.startswith(SIGNATURE):
         raise DamagedPicture('it does not start like a PNG' if content else 'it is empty')
     if len(content) < 33 or content[8:16] != b'\0\0\0\rIHDR':
@@ -106,13 +89,8 @@ def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX
 def decode(content: bytes, header: PngHeader, mode: str | None = None) -> np.ndarray:
     """Decode a checked PNG as stored, to (H, W) or (H, W, C); palette PNGs give indices.
 
-    Args:
-        content: bytes of the file.
-        header: from :func:`check_png`.
-        mode: mode of Pillow to convert to, e.g. 'RGBA'; None does not convert.
-
-    Raises:
-        DamagedPicture: the pixel data do not have the size in the header.
+    ``header`` is from :func:`check_png`; ``mode`` is a mode of Pillow to convert to, e.g. 'RGBA'. Raise DamagedPicture if
+    the pixel data do not have the size in the header.
     """
     if mode is None and header.colour == 'RGB' and header.bits == 8:  # OpenCV is about twice as fast as Pillow
         try:
@@ -121,9 +99,7 @@ def decode(content: bytes, header: PngHeader, mode: str | None = None) -> np.nda
             raise DamagedPicture(f'its pixel data cannot be decoded ({error.err})') from error
         if pixels is None or pixels.shape[:2] != (header.height, header.width):
             raise DamagedPicture('its pixel data are damaged')
-        if pixels.shape[2] == 4:  # a transparent colour
-            pixels = pixels[..., :3]
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)  # of a fourth channel if a colour is transparent
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return np.array(picture.convert(mode) if mode else picture)

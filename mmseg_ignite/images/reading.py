@@ -27,44 +27,28 @@ MAX_PIXELS = 1 << 28
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
 """Plausible resolutions of microscopes; coarser values (72, 96, 300 dpi) are defaults of cameras or editors."""
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
-_BLOCKS = ((273, 279), (324, 325))
-"""TIFF tags: offsets and byte counts of strips, and of tiles."""
-_TIFF_JPEG = {6: ((513, 514),), 7: _BLOCKS}
-"""TIFF compressions, and the tags of their JPEGs; the obsolete compression 6 has a single one."""
+_BLOCKS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
+_TIFF_JPEG = {6: ((513, 514),), 7: _BLOCKS}  # tags of the JPEGs by compression; the obsolete 6 has a single one
 _UNITS = {'um': 1.0, 'micron': 1.0, 'microns': 1.0, 'nm': 1e-3, 'mm': 1e3, 'cm': 1e4, 'm': 1e6}
 
 
 class ReadImage(NamedTuple):
-    """An image file, ready for the network.
+    """An image file, ready for the network."""
 
-    Attributes:
-        pixels: (H, W, 3) uint8 RGB, upright, transparent areas white.
-        um_per_px: resolution in the file; None if missing or implausible.
-        resolution_source: its position in the file, or why it is unknown.
-        transparent: share of pixels, 0..1, that were at least partly transparent.
-        orientation: EXIF orientation, 1..8, that was undone; 1 for none.
-        pages: number of pages in the file; the first was read.
-        blank: (H, W) bool, the fully transparent pixels; None if there are none.
-    """
-
-    pixels: np.ndarray
-    um_per_px: float | None
-    resolution_source: str
-    transparent: float
-    orientation: int
-    pages: int
-    blank: np.ndarray | None
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB, upright, transparent areas white
+    um_per_px: float | None  # resolution in the file; None if missing or implausible
+    resolution_source: str  # its position in the file, or why it is unknown
+    transparent: float  # share of pixels, 0..1, that were at least partly transparent
+    orientation: int  # EXIF orientation, 1..8, that was undone; 1 for none
+    pages: int  # number of pages in the file; the first was read
+    blank: np.ndarray | None  # (H, W) bool, the fully transparent pixels; None if there are none
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP with any suffix; palettes are converted.
 
     Transparent pixels, which are outside the scan, are composited on white. An EXIF or TIFF orientation is undone, as in
-    viewers. Only the first page is read.
-
-    Args:
-        path: of the file.
-        max_pixels: limit of pixels in the header; larger images are refused before decoding.
+    viewers. Only the first page is read. Images of more than ``max_pixels`` are refused before decoding.
 
     Raises:
         IgniteError: missing, empty, damaged or of another format; too many pixels; grayscale, CMYK, float or 16 bits.
@@ -89,9 +73,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
     except FileNotFoundError as error:
         raise IgniteError(f'{name} does not exist; an image was expected: check the path.') from error
     except OSError as error:  # Pillow reports damage as OSError too
-        reason = error.strerror or str(error)
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = 'it is damaged, or not a PNG, JPEG, TIFF or BMP'
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = 'it is damaged, or not a PNG, JPEG, TIFF or BMP' if unknown else error.strerror or error
         raise IgniteError(f'{name} cannot be read ({reason}): export or copy it again.') from error
     except DamagedPicture as error:
         raise IgniteError(f'{name} is damaged ({error}): export or copy it again.') from error
@@ -160,10 +143,9 @@ def _check_strips(image: Image.Image, size: int) -> None:
     """Raise DamagedPicture if pixel data of a TIFF are beyond the end of the file."""
     if image.format != 'TIFF':
         return
-    for offsets, counts in _BLOCKS:
-        ends = [o + c for o, c in zip(_numbers(image, offsets), _numbers(image, counts))]
-        if ends and max(ends) > size:
-            raise DamagedPicture(f'it is truncated: its pixel data end at byte {max(ends)}, the file at {size}')
+    end = max((start + count for tags in _BLOCKS for start, count in _blocks(image, tags)), default=0)
+    if end > size:
+        raise DamagedPicture(f'it is truncated: its pixel data end at byte {end}, the file at {size}')
 
 
 def _check_scan(image: Image.Image, content: bytes) -> None:
@@ -172,35 +154,36 @@ def _check_scan(image: Image.Image, content: bytes) -> None:
         check_jpeg(content, image.tobytes())
     elif image.format == 'TIFF' and image.tag_v2.get(259) in _TIFF_JPEG:
         tables = image.tag_v2.get(347, b'\xff\xd8\xff\xd9')[:-2]  # shared by the strips or tiles
-        for offsets, counts in _TIFF_JPEG[image.tag_v2[259]]:
-            for start, size in zip(_numbers(image, offsets), _numbers(image, counts)):
+        for tags in _TIFF_JPEG[image.tag_v2[259]]:
+            for start, size in _blocks(image, tags):
                 block = content[start : start + size]
                 check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
 
 
-def _numbers(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """Return the values of a TIFF tag as a tuple; Pillow returns some single values without one."""
-    value = image.tag_v2.get(tag, ())
-    return value if isinstance(value, tuple) else (value,)
+def _blocks(image: Image.Image, tags: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Return the values of two TIFF tags in pairs; Pillow returns some single values without a tuple."""
+    values = (image.tag_v2.get(tag, ()) for tag in tags)
+    return zip(*(value if isinstance(value, tuple) else (value,) for value in values))
 
 
 def _rgb(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray | None]:
     """Return (H, W, 3) uint8 RGB on white, the share of non-opaque pixels, and a mask of the fully transparent ones."""
-    if image.mode in ('RGBA', 'PA') or 'transparency' in image.info:
-        pixels = np.array(image.convert('RGBA'))
-        alpha = pixels[..., 3:].astype(np.uint16)
-        transparent = float((alpha < 255).mean())
-        if transparent:
-            blank, white = alpha[..., 0] == 0, 255 * (255 - alpha)
-            pixels = ((pixels[..., :3] * alpha + white + 127) // 255).astype(np.uint8)
-            return pixels, transparent, blank if blank.any() else None
-        return np.ascontiguousarray(pixels[..., :3]), 0.0, None
-    return np.array(image.convert('RGB')), 0.0, None
+    if image.mode not in ('RGBA', 'PA') and 'transparency' not in image.info:
+        return np.array(image.convert('RGB')), 0.0, None
+    pixels = np.array(image.convert('RGBA'))
+    colours, alpha = np.ascontiguousarray(pixels[..., :3]), pixels[..., 3:].astype(np.uint16)
+    if (alpha == 255).all():
+        return colours, 0.0, None
+    blank = alpha[..., 0] == 0
+    colours = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return colours, float((alpha < 255).mean()), blank if blank.any() else None
 
 
 def _resolution(image: Image.Image) -> tuple[float | None, str]:
     """Return um/px and its position in the file, or None and why it is unknown."""
-    x, y, source = _described_resolution(image) or _density(image)
+    dots = [25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0))]
+    density = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
+    x, y, source = _described_resolution(image) or (*dots, density)
     if not (x > 0 and y > 0):
         return None, 'the file states none'
     if not 0.99 < x / y < 1.01:
@@ -208,13 +191,6 @@ def _resolution(image: Image.Image) -> tuple[float | None, str]:
     if not MIN_UM_PER_PX <= x <= MAX_UM_PER_PX:
         return None, f'the file states {x:.3g} um/px, which is not plausible'
     return x, source
-
-
-def _density(image: Image.Image) -> tuple[float, float, str]:
-    """Return horizontal and vertical um/px from the dots per inch, and their position; 0 if there are none."""
-    source = {'PNG': 'pHYs of the PNG', 'TIFF': 'XResolution of the TIFF'}.get(image.format, 'density of the file')
-    x, y = (25400.0 / dpi if dpi > 0 else 0.0 for dpi in map(float, image.info.get('dpi') or (0, 0)))
-    return x, y, source
 
 
 def _described_resolution(image: Image.Image) -> tuple[float, float, str] | None:

@@ -1,6 +1,5 @@
 """Unpack the H&E images or masks of a release's zip archives, and nothing else."""
 
-import contextlib
 import json
 import re
 import stat
@@ -19,8 +18,7 @@ from .release import SAFE_NAME
 
 STATE = 'download.json'
 CHUNK = 1 << 20
-MAX_NAME = 200
-"""Longest member name in characters: file systems allow 255 bytes, and the temporary name needs some of them."""
+MAX_NAME = 200  # characters of a member's name: file systems allow 255 bytes, and the temporary name needs some of them
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 """Errors of zipfile for an archive that is truncated, altered or not a zip."""
 
@@ -67,8 +65,33 @@ class Unpacker:
 
 def he_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     """Return the H&E PNGs of an archive by file name, after checking all of them; see :func:`extract_he_members`."""
-    with _open(archive, max_bytes) as (_, members):
-        return members
+    try:
+        with zipfile.ZipFile(archive) as content:
+            infos = [info for info in content.infolist() if _is_he(info.orig_filename) or _is_he(info.filename)]
+    except DAMAGE as error:
+        raise IgniteError(
+            f'{archive} cannot be read as a complete zip archive ({error}): delete it and download it again.'
+        ) from error
+    members, seen = {}, set()
+    for info in infos:
+        fault, name = _fault(info), PurePosixPath(info.filename).name
+        if name.lower() in seen:  # one file on file systems that ignore case
+            fault = fault or 'has the same file name as another member'
+        if fault:
+            raise IgniteError(
+                f'{archive}: the member {info.orig_filename!r} {fault}; PNGs under he/ with plain, distinct names were '
+                'expected: it is not the archive of the release, download it again.'
+            )
+        seen.add(name.lower())
+        members[name] = info
+    total = sum(info.file_size for info in infos)
+    if not members or total > max_bytes:
+        found = f'would unpack to {total:,} bytes of H&E images' if members else 'has no member he/NAME.png'
+        raise IgniteError(
+            f'{archive} {found}; 1 to {max_bytes:,} bytes were expected: it is not the archive of the release, download it '
+            'again.'
+        )
+    return members
 
 
 def extract_he_members(
@@ -78,20 +101,17 @@ def extract_he_members(
     max_bytes: int,
     on_progress: Callable[[int], None],
 ) -> int:
-    """Unpack the H&E PNGs of an archive into ``folder/task/he``.
+    """Unpack the H&E PNGs of an archive into ``folder/task/he``; return their number.
 
     All members are checked before the first is written. Each PNG is written atomically. An existing file of the same
-    size and CRC-32 is kept, one of other content is replaced.
+    size and CRC-32 is kept, one of other content is replaced. Members other than '.../he/NAME.png' are ignored.
 
     Args:
-        archive: zip with members '.../he/NAME.png'; all others are ignored.
+        archive: zip file.
         folder: the release.
         task: name of the folder in the release.
         max_bytes: limit of the total unpacked size that the members declare.
         on_progress: called with the number of bytes unpacked or found since the last call.
-
-    Returns:
-        The number of H&E PNGs, including those that were already there.
 
     Raises:
         IgniteError: the archive is damaged, has no H&E member or an unsafe one, or the destination is a symlink.
@@ -101,7 +121,8 @@ def extract_he_members(
     for path in (target.parent, target):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise IgniteError(f'{path} is a symlink or a file; a real folder was expected: move it away and run again.')
-    with _open(archive, max_bytes) as (content, members):
+    members = he_members(archive, max_bytes)
+    with zipfile.ZipFile(archive) as content:
         for name, info in members.items():
             if _is_unpacked(target / name, info):
                 on_progress(info.file_size)
@@ -111,20 +132,6 @@ def extract_he_members(
                     out.write(chunk)
                     on_progress(len(chunk))
     return len(members)
-
-
-@contextlib.contextmanager
-def _open(archive: Path, max_bytes: int) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
-    """Open an archive and check its H&E members."""
-    try:
-        content = zipfile.ZipFile(archive)
-    except DAMAGE as error:
-        raise IgniteError(
-            f'{archive} cannot be read as a complete zip archive ({error}): delete it and download it again.'
-        ) from error
-    with content:
-        infos = [info for info in content.infolist() if _is_he(info.orig_filename) or _is_he(info.filename)]
-        yield content, _checked(archive, infos, max_bytes)
 
 
 def _is_he(path: str) -> bool:
@@ -150,37 +157,9 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _checked(archive: Path, infos: list[zipfile.ZipInfo], max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    members, seen = {}, set()
-    for info in infos:
-        fault, name = _fault(info), PurePosixPath(info.filename).name
-        if fault is None and name.lower() in seen:  # one file on file systems that ignore case
-            fault = 'has the same file name as another member'
-        if fault:
-            raise IgniteError(
-                f'{archive}: the member {info.orig_filename!r} {fault}; PNGs under he/ with plain, distinct names were '
-                'expected: it is not the archive of the release, download it again.'
-            )
-        seen.add(name.lower())
-        members[name] = info
-    total = sum(info.file_size for info in infos)
-    if not members or total > max_bytes:
-        found = f'would unpack to {total:,} bytes of H&E images' if members else 'has no member he/NAME.png'
-        raise IgniteError(
-            f'{archive} {found}; 1 to {max_bytes:,} bytes were expected: it is not the archive of the release, download it '
-            'again.'
-        )
-    return members
-
-
 def _is_unpacked(path: Path, info: zipfile.ZipInfo) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != info.file_size:
-        return False
-    crc = 0
-    with path.open('rb') as stream:
-        while chunk := stream.read(CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc == info.CRC
+    same_size = path.is_file() and not path.is_symlink() and path.stat().st_size == info.file_size
+    return same_size and zlib.crc32(path.read_bytes()) == info.CRC
 
 
 def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:

@@ -1,9 +1,10 @@
 """Find all faults of a release in one pass, in parallel."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +17,19 @@ from .findings import Finding, errors
 from .release import RoiRecord, compare_rows, leaks, read_overview, surplus_files
 from .roi import audit_roi
 
-MAX_RESOLUTION_RATIO = 1.2
-"""Largest ratio of um/px to the median of the release, or of the median to um/px."""
-IMPOSSIBLE_RATIO = 4
+MAX_RESOLUTION_RATIO, IMPOSSIBLE_RATIO = 1.2, 4  # of um/px to the median of the release, or of the median to um/px
 POSSIBLE_UM_PER_PX = 0.01, 100
 
 
 @dataclass
 class Audit:
-    """Result of an audit.
+    """Result of an audit."""
 
-    Attributes:
-        entries: index entry of each usable ROI, in the order of the overview.
-        findings: all faults; ROIs excluded by the user have only the finding 'excluded'.
-        left_out: names of the ROIs that are excluded or faulty.
-        rois: number of ROIs in the overview.
-        ids: {id in the masks: our id}; None if they are equal.
-    """
-
-    entries: list[dict]
-    findings: list[Finding]
-    left_out: list[str]
-    rois: int
-    ids: dict[int, int] | None = None
+    entries: list[dict]  # index entry of each usable ROI, in the order of the overview
+    findings: list[Finding]  # all faults; ROIs excluded by the user have only the finding 'excluded'
+    left_out: list[str]  # names of the ROIs that are excluded or faulty
+    rois: int  # number of ROIs in the overview
+    ids: dict[int, int] | None = None  # {id in the masks: our id}; None if they are equal
 
 
 def audit_release(
@@ -55,16 +46,13 @@ def audit_release(
     """Audit a release and, if ``out`` is given, write the arrays of its good ROIs.
 
     Args:
-        release: folder with the unpacked release.
-        exclude: names of ROIs to skip.
         drop_faulty: skip each ROI with an error; faults of the release as a whole remain errors.
         out, old, known: see :func:`mmseg_ignite.preparation.roi.audit_roi`; ``known`` by ROI name.
-        context: include the files with tissue around the ROIs.
-        console: for progress.
-        label_map: JSON file, see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
+        release, exclude, context, console, label_map: see :func:`mmseg_ignite.preparation.prepare`.
 
     Raises:
         IgniteError: ``release`` is not a release, ``exclude`` has an unknown name, or ``label_map`` is wrong.
+        OSError: a file cannot be read or written.
     """
     overview = read_overview(release, label_map)
     exclude = list(dict.fromkeys(exclude))
@@ -76,8 +64,10 @@ def audit_release(
         findings += surplus_files(overview.folders, set(overview.names))
     records = {r.name: r for r in overview.records if r.name not in exclude}
     findings += compare_rows([n for n in overview.names if n not in exclude], list(records.values()))
-    sources = {n: r.sources(context) for n, r in records.items()}
-    facts = _audit_rois(sources, out, old, known or {}, overview.ids, console or Console())
+    sources, known = {n: r.sources(context) for n, r in records.items()}, known or {}
+    tasks = {n: partial(audit_roi, n, s, out, old, known.get(n), overview.ids) for n, s in sources.items()}
+    sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
+    facts = _run(tasks, sizes, console or Console())
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
     findings += _compare_rois(records, entries) + _compare_images(records, facts)
@@ -88,37 +78,23 @@ def audit_release(
     return Audit(good, findings, sorted(left_out), len(overview.names), overview.ids)
 
 
-def _audit_rois(
-    sources: dict[str, dict[str, Path]],
-    out: Path | None,
-    old: Path | None,
-    known: dict[str, dict],
-    ids: dict[int, int] | None,
-    console: Console,
-) -> dict[str, dict]:
-    """Return the facts of each ROI by name. The largest ROIs go first, so that none runs alone at the end.
+def _run(tasks: dict[str, Callable[[], dict]], sizes: dict[str, int], console: Console) -> dict[str, dict]:
+    """Return the result of each ROI's task. The largest ROIs go first, so that none runs alone at the end.
 
     Threads use all cores, as decoding, hashing and NumPy release the interpreter lock. Processes would start slowly, or
     fork beside the threads of OpenCV and torch.
     """
-    sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('left'), TimeRemainingColumn())
     facts = {}
-    pool = ThreadPoolExecutor(max(1, min(cores(), len(sources))))
+    pool = ThreadPoolExecutor(max(1, min(cores(), len(tasks))))
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task('auditing', total=sum(sizes.values()) or None)
-            tasks = {
-                pool.submit(audit_roi, name, sources[name], out, old, known.get(name), ids): name
-                for name in sorted(sizes, key=sizes.get, reverse=True)
-            }
-            for done in as_completed(tasks):
-                name = tasks[done]
-                facts[name] = done.result()
-                text = f'audited {len(facts)} of {len(sources)} ROIs'
-                progress.update(bar, advance=sizes[name], description=text)
-    except OSError as error:
-        raise IgniteError(f'{error.filename or out} cannot be read or written ({error.strerror or error}).') from error
+            names = {pool.submit(tasks[name]): name for name in sorted(sizes, key=sizes.get, reverse=True)}
+            for done in as_completed(names):
+                facts[names[done]] = done.result()
+                text = f'audited {len(facts)} of {len(tasks)} ROIs'
+                progress.update(bar, advance=sizes[names[done]], description=text)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return facts
@@ -127,15 +103,9 @@ def _audit_rois(
 def _entry(record: RoiRecord, facts: dict) -> dict:
     """Return the index entry of an ROI, from its row in the overview and the facts of its files."""
     area = record.area_mm2
-    return dict(
-        name=record.name,
-        patient=record.patient,
-        official_split=record.split,
-        official_fold=record.fold,
-        um_per_px=None if area is None else 1000 * (area / (facts['height'] * facts['width'])) ** 0.5,
-        **facts,
-        **record.metadata,
-    )
+    um_per_px = None if area is None else 1000 * (area / (facts['height'] * facts['width'])) ** 0.5
+    row = dict(name=record.name, patient=record.patient, official_split=record.split, official_fold=record.fold)
+    return dict(**row, um_per_px=um_per_px, **facts, **record.metadata)
 
 
 def _compare_rois(records: dict[str, RoiRecord], entries: list[dict]) -> list[Finding]:
@@ -167,8 +137,8 @@ def _compare_images(records: dict[str, RoiRecord], facts: dict[str, dict]) -> li
     """Find images that occur twice, also among faulty ROIs."""
     findings, same = [], defaultdict(list)
     for name, record in records.items():
-        if facts[name].get('picture') is not None:
-            same[facts[name]['picture']].append(record)
+        same[facts[name].get('picture')].append(record)
+    same.pop(None, None)
     for group in same.values():
         leaking = len({r.patient for r in group}) > 1
         for record in group if leaking else group[1:]:

@@ -12,14 +12,10 @@ from requests.adapters import HTTPAdapter
 from ..errors import IgniteError
 from ..version import __version__
 
-TIMEOUT = 60.0
-"""Seconds without a byte after which a connection counts as lost."""
-TRIES = 10
-"""Failures in a row, without a new byte, before a download stops: about four minutes of waiting."""
-MAX_WAIT = 60.0
-"""Longest back-off in seconds; it starts at one second and doubles."""
-MAX_RETRY_AFTER = 600.0
-"""Longest wait in seconds that a server may request."""
+TIMEOUT = 60.0  # seconds without a byte after which a connection counts as lost
+TRIES = 10  # failures in a row, without a new byte, before a download stops: about four minutes of waiting
+MAX_WAIT = 60.0  # longest back-off in seconds; it starts at one second and doubles
+MAX_RETRY_AFTER = 600.0  # longest wait in seconds that a server may request
 # Only its rules are used. As an adapter's `max_retries` it would count every request separately, wait without telling
 # the user, and not resume a body that was cut.
 _RULES = urllib3.Retry(status_forcelist=(408, 429, *range(500, 600)))
@@ -94,10 +90,8 @@ class Client:
             ) from error
         wait = max(min(2.0 ** (failures - 1), MAX_WAIT), error.wait)
         if failures > 1 or wait > 5:
-            left = TRIES - failures
-            self.on_message(
-                f'{what}: {error}; {left} more {"try" if left == 1 else "tries"}, the next in {wait:.0f} s.'
-            )
+            left = '1 more try' if failures == TRIES - 1 else f'{TRIES - failures} more tries'
+            self.on_message(f'{what}: {error}; {left}, the next in {wait:.0f} s.')
         self.sleep(wait)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,25 +18,24 @@ from ..errors import IgniteError
 from .archives import Unpacker
 from .client import Client, Interrupted, RemoteFile
 from .label_map import LABEL_MAP
-from .release import OVERVIEW
+from .release import OVERVIEW, disk_errors
 
 RECORD = 'https://zenodo.org/api/records/15674785'
-ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}
-"""The zip archives, and the folders of the release for their H&E PNGs."""
+ARCHIVES = {'annotations.zip': 'annotations', 'images.zip': 'images'}  # and the folders for their H&E PNGs
 NAMES = (OVERVIEW, LABEL_MAP, *ARCHIVES)
 MAX_RECORD = 16 << 20
 CHUNK = 1 << 18
+Progressed = Callable[[int], None]  # called with the bytes that a file has now
 
 
 def _read_record(client: Client, record: str) -> list[RemoteFile]:
     """Return the required files in the order of NAMES."""
-    failures, content = 0, None
-    while content is None:
+    for failures in count(1):
         try:
             with client.get(record) as response:
                 content = response.read(MAX_RECORD, decode_content=True)
+            break
         except Interrupted as error:
-            failures += 1
             client.pause(error, failures, f'{record} cannot be read')
     try:
         entries = {entry['key']: entry for entry in json.loads(content)['files']}
@@ -56,7 +56,7 @@ def _remote_file(name: str, entry: dict) -> RemoteFile:
     return RemoteFile(name, size, checksum[4:].lower(), url)
 
 
-def _fetch(client: Client, file: RemoteFile, release: Path, on_progress: Callable[[int], None]) -> None:
+def _fetch(client: Client, file: RemoteFile, release: Path, on_progress: Progressed) -> None:
     """Download a file into the release, atomically; one with a wrong MD5 is downloaded a second time."""
     part, path = release / f'{file.name}.part', release / file.name
     for _ in range(2):
@@ -76,7 +76,7 @@ def _fetch(client: Client, file: RemoteFile, release: Path, on_progress: Callabl
     part.replace(path)
 
 
-def _complete(client: Client, file: RemoteFile, part: Path, on_progress: Callable[[int], None]) -> None:
+def _complete(client: Client, file: RemoteFile, part: Path, on_progress: Progressed) -> None:
     """Append the missing bytes to the partial file ``part``."""
     with part.open('ab') as stream:
         size = most = stream.tell()
@@ -99,9 +99,7 @@ def _complete(client: Client, file: RemoteFile, part: Path, on_progress: Callabl
             size = stream.tell()
 
 
-def _receive(
-    response: BaseHTTPResponse, stream: BinaryIO, file: RemoteFile, on_progress: Callable[[int], None]
-) -> None:
+def _receive(response: BaseHTTPResponse, stream: BinaryIO, file: RemoteFile, on_progress: Progressed) -> None:
     """Append a response to ``stream``, up to the size that the record states."""
     size, span = stream.tell(), response.headers.get('Content-Range', '')
     if response.status != 206:  # the whole file, also where the server ignores Range
@@ -125,10 +123,6 @@ def _md5(path: Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _is_complete(path: Path, file: RemoteFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and _md5(path) == file.md5
 
 
 def _check_disk(release: Path, fetched: list[RemoteFile], unpacked: list[RemoteFile]) -> None:
@@ -160,7 +154,6 @@ def download_release(
     Args:
         release: folder, created if necessary.
         record: http(s) address of the Zenodo record's JSON.
-        console: for progress bars and messages.
         sleep: waits between tries, in seconds.
 
     Raises:
@@ -172,21 +165,18 @@ def download_release(
     """
     release, console = Path(release), console or Console()
     client = Client(sleep, lambda text: console.print(text, soft_wrap=True, markup=False))
-    try:
+    with disk_errors(release, 'free disk space or correct the permissions, and run the same command again to continue'):
         release.mkdir(parents=True, exist_ok=True)
         _download(release, client, record, console)
-    except OSError as error:
-        raise IgniteError(
-            f'{error.filename or release} cannot be written or read ({error.strerror or error}): free disk space or correct '
-            'the permissions, and run the same command again to continue.'
-        ) from error
 
 
 def _download(release: Path, client: Client, record: str, console: Console) -> None:
     unpacker = Unpacker(release)
     files = _read_record(client, record)
     todo = [f for f in files if f.name not in ARCHIVES or not unpacker.is_done(f, ARCHIVES[f.name])]
-    fetched = [file for file in todo if not _is_complete(release / file.name, file)]
+    paths = {file: release / file.name for file in todo}
+    there = {f for f, path in paths.items() if path.is_file() and (path.stat().st_size, _md5(path)) == (f.size, f.md5)}
+    fetched = [file for file in todo if file not in there]
     unpacked = [file for file in todo if file.name in ARCHIVES]
     _check_disk(release, fetched, unpacked)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

@@ -32,8 +32,7 @@ KINDS = {
     'overview-columns': Kind('error', f'{_AGAIN}; a spreadsheet program may have changed it'),
     'overview-optional': Kind('warning', 'nothing, unless these columns are needed'),
     'overview-empty': Kind('error', 'use data_overview.csv of the H&E release'),
-    'overview-compressed': Kind('info', _READ),
-    'overview-bom': Kind('info', _READ),
+    **dict.fromkeys(('overview-compressed', 'overview-bom', 'label-map-compressed'), Kind('info', _READ)),
     'row-fields': Kind('error', f'{_TABLE}: its values may be in wrong columns'),
     'name-unsafe': Kind('error', f'{_TABLE}: a name must be a plain file name'),
     'name-duplicate': Kind('error', 'remove the surplus rows'),
@@ -53,7 +52,6 @@ KINDS = {
     'label-map-unreadable': Kind('error', _AGAIN),
     'label-map-changed': Kind('error', f'{_AGAIN}, or map its ids with --label-map FILE'),
     'label-map-names': Kind('warning', 'check whether they mean the same class: ids decide, names do not'),
-    'label-map-compressed': Kind('info', _READ),
     'label-map-stated': Kind('info', 'nothing: it was requested'),
     'layout-nested': Kind('info', 'nothing: they are found there'),
     # Files
@@ -66,17 +64,13 @@ KINDS = {
     'image-opaque-alpha': Kind('warning', 'nothing: the alpha channel is opaque and dropped'),
     'image-palette': Kind('warning', 'compare its colours with other images: a palette has only 256'),
     'image-lossy': Kind('warning', 'use the PNG of the release: this one is compressed lossily'),
-    'picture-turned': Kind(
-        'warning', 'check that image and mask match: the pixels of both are used as stored, not rotated'
-    ),
+    'picture-turned': Kind('warning', 'check that image and mask match: both are used as stored, not rotated'),
     'image-blank': Kind('warning', 'check it: every pixel has the same colour'),
     'mask-format': Kind('error', 'export it again as an 8-bit grayscale or palette PNG'),
     'mask-palette': Kind('info', 'nothing: its indices are read, not its colours'),
     'mask-encodings': Kind('info', 'nothing: each mask is decoded by its own encoding'),
     'mask-values': Kind('error', 'replace it: its values are not classes of this release'),
-    'mask-interpolated': Kind(
-        'error', 'export it again from its source, with nearest-neighbour scaling and without JPEG'
-    ),
+    'mask-interpolated': Kind('error', 'export it from its source, with nearest-neighbour scaling and without JPEG'),
     'mask-fringes': Kind('warning', 'check it: saving as JPEG or scaling with interpolation leaves such fringes'),
     'mask-stray': Kind('info', 'nothing: these pixels become unannotated'),
     'mask-stray-many': Kind('error', f'replace it: at most {MAX_STRAY_SHARE:.2%} may be stray'),
@@ -95,19 +89,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault.
+    """One fault."""
 
-    Attributes:
-        kind: key of KINDS.
-        subject: the file, row or ROI concerned.
-        detail: what was found and expected.
-        roi: name of the ROI whose exclusion resolves the fault, or ''.
-    """
-
-    kind: str
-    subject: str
-    detail: str
-    roi: str = ''
+    kind: str  # key of KINDS
+    subject: str  # the file, row or ROI concerned
+    detail: str  # what was found and expected
+    roi: str = ''  # name of the ROI whose exclusion resolves the fault
 
     @property
     def severity(self) -> str:
@@ -130,30 +117,23 @@ def findings_table(findings: list[Finding], show: int = 3) -> Table:
     """Tabulate the findings, a line per kind, errors first; at most ``show`` subjects of each kind are named."""
     counts = Counter(f.severity for f in findings)
     title = 'audit: ' + ', '.join(f'{counts[s]} {s}{"s" * (counts[s] != 1 and s != "info")}' for s in SEVERITIES)
-    where, remedy = (Column(name, overflow='fold') for name in ('where', 'what to do'))
-    table = Table('severity', 'kind', 'count', where, remedy, title=title, show_lines=False)
+    folded = (Column(name, overflow='fold') for name in ('where', 'what to do'))
+    table = Table('severity', 'kind', 'count', *folded, title=title)
     colours = dict(error='red', warning='yellow', info='dim')
     for kind in sorted({f.kind for f in findings}, key=lambda k: (SEVERITIES.index(KINDS[k].severity), k)):
-        of_kind = [f for f in findings if f.kind == kind]
-        where = [f'{f.subject}: {f.detail}' for f in of_kind[:show]]
-        where += [f'... and {len(of_kind) - show} more'] if len(of_kind) > show else []
-        severity = KINDS[kind].severity
+        severity, remedy = KINDS[kind]
+        lines = [f'{f.subject}: {f.detail}' for f in findings if f.kind == kind]
+        count = len(lines)
+        lines[show:] = [f'... and {count - show} more'] if count > show else []
         # Text, because rich would interpret names in a release as markup.
-        cells = Text('\n'.join(where)), Text(KINDS[kind].remedy)
-        table.add_row(Text(severity, colours[severity]), kind, str(len(of_kind)), *cells)
+        table.add_row(Text(severity, colours[severity]), kind, str(count), Text('\n'.join(lines)), Text(remedy))
     return table
 
 
 def write_audit(path: str | Path, release: str | Path, rois: int, findings: list[Finding]) -> None:
     """Write ``audit.json``: format, release, number of audited ROIs, counts by severity, and all findings."""
     counts = Counter(f.severity for f in findings)
-    write_result(
-        path,
-        dict(
-            format=2,
-            release=printable(Path(release).resolve().name),
-            rois=rois,
-            counts={s: counts[s] for s in SEVERITIES},
-            findings=[dict(severity=f.severity, **asdict(f), remedy=f.remedy) for f in findings],
-        ),
-    )
+    facts = dict(format=2, release=printable(Path(release).resolve().name), rois=rois)
+    facts['counts'] = {s: counts[s] for s in SEVERITIES}
+    facts['findings'] = [dict(severity=f.severity, **asdict(f), remedy=f.remedy) for f in findings]
+    write_result(path, facts)

@@ -48,11 +48,10 @@ def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dic
     findings: list[Finding] = []
     found = _read_release(release, findings)
     if stated is None:
-        return None, findings + _judge(found, {}, complete=True)
-    if found is None:
-        findings = [f for f in findings if f.kind != 'label-map-missing']
+        return None, findings + _judge(found, None)
+    findings = [f for f in findings if f.kind != 'label-map-missing']
     mapping = _read_stated(Path(stated), found or {})
-    findings += _judge(found, mapping, complete=False)
+    findings += _judge(found, mapping)
     text = ', '.join(f'{k} is {_NAMES[v]}' for k, v in sorted(mapping.items())) or 'no id is mapped'
     findings.append(Finding('label-map-stated', printable(Path(stated).name), text))
     ids = {i: i for i in (_NAMES if found is None else found.values()) if i in _NAMES}
@@ -62,19 +61,17 @@ def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dic
 def _read_release(release: Path, findings: list[Finding]) -> dict[str, int] | None:
     """Read {name: id} of the release; None, with a finding, if it is unusable."""
     path = release / LABEL_MAP
+    kind, detail = 'label-map-unreadable', f'it is not an object {{name: id}} with ids 0..{MAX_ID}'
     try:
         found = json.loads(unzipped(path, findings).decode('utf-8-sig'))
+        if isinstance(found, dict) and all(_is_id(i, MAX_ID) for i in found.values()):
+            return found
     except FileNotFoundError:
-        findings.append(Finding('label-map-missing', LABEL_MAP, 'it does not exist'))
-        return None
+        kind, detail = 'label-map-missing', 'it does not exist'
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        findings.append(Finding('label-map-unreadable', LABEL_MAP, f'it is not JSON ({error})'))
-        return None
-    if not isinstance(found, dict) or not all(_is_id(i, MAX_ID) for i in found.values()):
-        detail = f'it is not an object {{name: id}} with ids 0..{MAX_ID}'
-        findings.append(Finding('label-map-unreadable', LABEL_MAP, detail))
-        return None
-    return found
+        detail = f'it is not JSON ({error})'
+    findings.append(Finding(kind, LABEL_MAP, detail))
+    return None
 
 
 def _is_id(value: object, most: int) -> bool:
@@ -85,51 +82,44 @@ def _plain(name: str) -> str:
     return re.sub(r'[\W_]+', ' ', name).strip().casefold()
 
 
-def _judge(found: dict[str, int] | None, mapping: dict[int, int], complete: bool) -> list[Finding]:
-    """Compare the names and ids of the release with ours, except ids that ``mapping`` maps."""
+def _judge(found: dict[str, int] | None, mapping: dict[int, int] | None) -> list[Finding]:
+    """Compare the names and ids of the release with ours, except ids that ``mapping`` maps; without it, all must be there."""
     if found is None:
         return []
     ours = {_plain(name): raw_id for name, raw_id in RAW_LABEL_MAP.items()}
     wrong, renamed = [], []
     for name, raw_id in found.items():
-        if raw_id in mapping or name == _NAMES.get(raw_id):
-            continue
         meant = ours.get(_plain(name), raw_id)
+        if raw_id in (mapping or ()) or name == _NAMES.get(raw_id):
+            continue
         if raw_id not in _NAMES:
             wrong.append(f'it has the id {raw_id} ({name!r}), ours are 0..{NUM_CLASSES}')
         elif meant != raw_id:
             wrong.append(f'its id {raw_id} is {name!r}, which is {meant} here')
         else:
             renamed.append(f'its id {raw_id} is called {name!r}, here {_NAMES[raw_id]!r}')
-    missing = sorted(_NAMES.keys() - found.values()) if complete else []
-    if missing:
+    if mapping is None and (missing := sorted(_NAMES.keys() - found.values())):
         wrong.append('it lacks the id(s) ' + ', '.join(f'{i} ({_NAMES[i]})' for i in missing))
     findings = [Finding('label-map-changed', LABEL_MAP, '; '.join(wrong))] if wrong else []
     return findings + [Finding('label-map-names', LABEL_MAP, text) for text in renamed]
 
 
 def _read_stated(path: Path, found: dict[str, int]) -> dict[int, int]:
-    expected = f'{{"name or id in the release": our id, 0..{NUM_CLASSES}}} was expected'
+    by_name, mapping = {_plain(name): raw_id for name, raw_id in found.items()}, {}
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
+        if not isinstance(content, dict) or not all(_is_id(v, NUM_CLASSES) for v in content.values()):
+            raise ValueError('it holds something else')
+        for key, ours in content.items():
+            theirs = int(key) if re.fullmatch('[0-9]{1,3}', key) else by_name.get(_plain(key))
+            if theirs is None or theirs > MAX_ID:
+                known = ', '.join(map(repr, found)) or f'none, as {LABEL_MAP} cannot be read'
+                raise ValueError(f'{key!r} is neither an id 0..{MAX_ID} nor a name of the release: {known}')
+            if mapping.setdefault(theirs, ours) != ours:
+                raise ValueError(f'it maps the id {theirs} of the release to {mapping[theirs]} and to {ours}')
     except (OSError, ValueError, RecursionError) as error:
         raise IgniteError(
-            f'{path} cannot be read as JSON ({error}); {expected}: correct the --label-map file.'
+            f'{path} is not a label map ({error}); JSON {{"name or id in the release": our id, 0..{NUM_CLASSES}}} was '
+            'expected: correct the --label-map file.'
         ) from error
-    if not isinstance(content, dict) or not all(_is_id(v, NUM_CLASSES) for v in content.values()):
-        raise IgniteError(f'{path} is not a label map; {expected}: correct the --label-map file.')
-    by_name, mapping = {_plain(name): raw_id for name, raw_id in found.items()}, {}
-    for key, ours in content.items():
-        theirs = int(key) if re.fullmatch('[0-9]{1,3}', key) else by_name.get(_plain(key))
-        if theirs is None or theirs > MAX_ID:
-            known = ', '.join(map(repr, found)) or f'none, as {LABEL_MAP} cannot be read'
-            raise IgniteError(
-                f'{path} maps {key!r}; an id 0..{MAX_ID} or a name of the release ({known}) was expected: correct the '
-                '--label-map file.'
-            )
-        if mapping.setdefault(theirs, ours) != ours:
-            raise IgniteError(
-                f'{path} maps the id {theirs} of the release to {mapping[theirs]} and to {ours}: keep one of them in the '
-                '--label-map file.'
-            )
     return mapping

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,13 +15,12 @@ from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from .audit import Audit, audit_release
 from .findings import errors, findings_table, write_audit
-from .release import RoiRecord, read_overview
+from .release import RoiRecord, disk_errors, read_overview
 from .roi import FACTS
-from .split_table import split_table
-from .splits import classes_not_in_all_parts, make_splits
+from .splits import classes_not_in_all_parts, make_splits, split_table
 
-AUDIT_RULES = 1
-"""Increment when the audit gains a check, so that files that passed an older one are read again."""
+_REMEDY = 'free disk space, correct the permissions, or choose another output folder'
+AUDIT_RULES = 1  # increment when the audit gains a check, so that files that passed an older one are read again
 
 
 def audit_path(out: str | Path) -> Path:
@@ -29,18 +28,6 @@ def audit_path(out: str | Path) -> Path:
     out = Path(out)
     out = out if out.name not in ('', '..') else out.resolve()  # '.' has no name
     return out.parent / f'{out.name}.{AUDIT}'
-
-
-@contextlib.contextmanager
-def _disk_errors(path: str | Path) -> Iterator[None]:
-    """Translate an OSError into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise IgniteError(
-            f'{error.filename or path} cannot be written or read ({error.strerror or error}): free disk space, correct the '
-            'permissions, or choose another output folder.'
-        ) from error
 
 
 def audit(
@@ -54,17 +41,15 @@ def audit(
 ) -> Audit:
     """Audit a release without preparing it: print the table of findings and write only ``OUT.audit.json``.
 
-    Args: see :func:`prepare`.
-
-    Raises:
-        IgniteError: the audit found errors that would stop :func:`prepare`, or the findings cannot be written.
+    The arguments are those of :func:`prepare`. Raise IgniteError if the audit found errors that would stop it, or the
+    findings cannot be written.
 
     Example:
         >>> audit('data/release', 'data/ignite').left_out
         []
     """
     console = console or Console()
-    with _disk_errors(out):
+    with disk_errors(out, _REMEDY):
         _check_paths(release, Path(out))
         result = audit_release(release, exclude, drop_faulty, context=context, console=console, label_map=label_map)
         _report_findings(release, out, result, drop_faulty, console)
@@ -84,7 +69,7 @@ def prepare(
     label_map: str | Path | None = None,
     add_files: Callable[[dict, Path], None] | None = None,
 ) -> dict:
-    """Audit a release and publish the prepared data set at ``out`` atomically.
+    """Audit a release and publish the prepared data set at ``out`` atomically; return its index.
 
     ROIs whose files have the checksums of an earlier run at ``out`` are reused.
 
@@ -96,11 +81,8 @@ def prepare(
         context: also prepare the images with tissue around the ROIs, about twice the disk space of the ROIs.
         console: for progress and tables.
         label_map: JSON file {name or id in the release: our id, 0..16}, for a release whose masks hold other ids; recorded
-            in ``index.json``. Defaults to None: the ids are ours.
+            in ``index.json``.
         add_files: called with the index and the unpublished folder, to add splits.png to it.
-
-    Returns:
-        The index that was written.
 
     Raises:
         IgniteError: the audit found errors (see ``OUT.audit.json``), fewer than three patients remain, the disk is too
@@ -112,7 +94,7 @@ def prepare(
         408
     """
     console, out = console or Console(), Path(out)
-    with _disk_errors(out):
+    with disk_errors(out, _REMEDY):
         _check_paths(release, out)
         overview = read_overview(release, label_map)
         known = _known(out, overview.ids)
@@ -149,17 +131,9 @@ def _write_index(release: str | Path, out: Path, partial: Path, result: Audit) -
     except IgniteError:
         write_audit(audit_path(out), release, result.rois, result.findings)
         raise
-    index = dict(
-        format=FORMAT,
-        classes=list(CLASSES),
-        channel_order='RGB',
-        release=printable(Path(release).resolve().name),
-        audit_rules=AUDIT_RULES,
-        label_map=_as_json(result.ids),
-        splits=splits,
-        left_out=result.left_out,
-        rois=result.entries,
-    )
+    index = dict(format=FORMAT, classes=list(CLASSES), channel_order='RGB')
+    index.update(release=printable(Path(release).resolve().name), audit_rules=AUDIT_RULES)
+    index.update(label_map=_as_json(result.ids), splits=splits, left_out=result.left_out, rois=result.entries)
     write_json(partial / INDEX, index)
     write_audit(partial / AUDIT, release, result.rois, result.findings)
     return index
@@ -183,12 +157,12 @@ def _known(out: Path, ids: dict[int, int] | None) -> dict[str, dict]:
 def _check_disk(records: list[RoiRecord], out: Path, known: dict[str, dict], context: bool) -> None:
     """Raise IgniteError before any work if the arrays will not fit on the disk."""
     needed = 0
-    for record in (r for r in records if r.name not in known):
-        for path in (path for kind, path in record.sources(context).items() if kind.endswith('image')):
-            # The audit reports what cannot be read.
-            with contextlib.suppress(OSError, DamagedPicture), path.open('rb') as stream:
-                header = check_header(stream.read(33))
-                needed += header.height * header.width * 4  # three bytes of image, one of labels
+    new = [record.sources(context).items() for record in records if record.name not in known]
+    for path in (path for sources in new for kind, path in sources if kind.endswith('image')):
+        # The audit reports what cannot be read.
+        with contextlib.suppress(OSError, DamagedPicture), path.open('rb') as stream:
+            header = check_header(stream.read(33))
+            needed += header.height * header.width * 4  # three bytes of image, one of labels
     folder = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -203,32 +177,27 @@ def _report_findings(release: str | Path, out: str | Path, result: Audit, drop_f
     """Print the table of findings; on errors write the audit beside ``out`` and raise IgniteError."""
     console.print(findings_table(result.findings))
     found = [f for f in errors(result.findings) if not (drop_faulty and f.roi)]
-    if not found:
-        return
-    path = audit_path(out)
-    write_audit(path, release, result.rois, result.findings)
-    skip = not drop_faulty and all(f.roi for f in found)
-    advice = ' Or leave ROIs out: --exclude NAME, or --drop-faulty.' if skip else ''
-    more = f'; {len(found) - 1} more in the table above and in {path}' if len(found) > 1 else f'; see {path}'
-    raise IgniteError(f'{release} has {len(found)} error(s): {found[0]}{more}.{advice}')
+    if found:
+        path = audit_path(out)
+        write_audit(path, release, result.rois, result.findings)
+        skip = not drop_faulty and all(f.roi for f in found)
+        advice = ' Or leave ROIs out: --exclude NAME, or --drop-faulty.' if skip else ''
+        more = f'{len(found) - 1} more in the table above and in' if len(found) > 1 else 'see'
+        raise IgniteError(f'{release} has {len(found)} error(s): {found[0]}; {more} {path}.{advice}')
 
 
 def _remove_left_out(folder: Path, result: Audit) -> None:
-    """Delete the arrays of ROIs that turned out faulty only by their row or in comparison with others.
-
-    The files in the folder are compared with the good names, because the name of a faulty row may point elsewhere.
-    """
+    """Delete the arrays of ROIs that turned out faulty only by their row or in comparison with others."""
     used = {e['name'] for e in result.entries}
-    for path in folder.glob('*/*.npy'):
+    for path in folder.glob('*/*.npy'):  # not by the name of a faulty row, which may point elsewhere
         if path.stem.removesuffix(CONTEXT) not in used:
             path.unlink()
 
 
 def _report(index: dict, known: dict[str, dict], console: Console) -> None:
     """Print the table of the default split, and warnings about the others."""
-    default, splits, rois = PROTOCOLS[0], index['splits'], index['rois']
+    default, splits, rois, lines = PROTOCOLS[0], index['splits'], index['rois'], []
     console.print(split_table(index, default))
-    lines = []
     if missing := classes_not_in_all_parts(rois, splits[default]):
         lines.append(f'warning: {default}: {", ".join(missing)}: in three patients or more, but not in all parts.')
     if leaks := leaking_patients(rois, splits['roi-8-1-1']):

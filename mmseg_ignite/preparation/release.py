@@ -1,11 +1,13 @@
 """Read the tables of an IGNITE release: its ROIs, their patients and the paths of their files."""
 
+import contextlib
 import csv
 import io
 import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,82 +23,63 @@ COLUMNS = (
     'name', 'task', 'stain', 'split', 'validation_fold', 'patient_id', 'roi_id', 'source', 'specimen_type', 'organ',
     'histological_subtype', 'scanner', 'shape', 'area_mm2', 'original_tcga_id', 'image_path', 'annotation_path',
 )  # fmt: skip
-"""Columns of the release; only REQUIRED and OPTIONAL ones are read."""
 REQUIRED = ('name', 'task', 'patient_id', 'area_mm2')
-OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)
+OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)  # the other columns are not read
 TASKS = ('images', 'annotations')
-SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')
-"""A name plus its suffixes must fit into the 255 bytes that file systems allow."""
-_PATIENT_ID = re.compile(r'(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?')
+SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')  # with its suffixes it must fit into 255 bytes
+_PATIENT_ID = re.compile(r'^(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?\Z')
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of the block into an IgniteError that names its file, or else ``path``."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or path, error.strerror or error
+        raise IgniteError(f'{where} cannot be written or read ({reason}): {remedy}.') from error
 
 
 @dataclass(frozen=True)
 class RoiRecord:
-    """An H&E row of the overview.
+    """An H&E row of the overview."""
 
-    Attributes:
-        name: e.g. 'patient1_he_roi1', also the stem of its files.
-        patient: patient id as text.
-        split: 'train' or 'test' of the release.
-        fold: 'fold0'..'fold4' of the release, or ''.
-        area_mm2: area of the ROI; None if missing or malformed.
-        shape: (H, W) in the overview; None if missing or malformed.
-        metadata: the columns METADATA.
-        images, masks: folders of its files.
-    """
-
-    name: str
-    patient: str
-    split: str
-    fold: str
-    area_mm2: float | None
-    shape: tuple[int, int] | None
-    metadata: dict
-    images: Path
+    name: str  # e.g. 'patient1_he_roi1', also the stem of its files
+    patient: str  # patient id
+    split: str  # 'train' or 'test' of the release
+    fold: str  # 'fold0'..'fold4' of the release, or ''
+    area_mm2: float | None  # None if missing or malformed
+    shape: tuple[int, int] | None  # (H, W) in the overview; None if missing or malformed
+    metadata: dict  # the columns METADATA
+    images: Path  # folder of its images
     masks: Path
 
     def sources(self, context: bool = True) -> dict[str, Path]:
         """Return the paths of image, mask and, with ``context``, context_image and context_mask, which may not exist."""
-        files = dict(image=self.images / f'{self.name}.png', mask=self.masks / f'{self.name}.png')
-        if context:
-            files['context_image'] = self.images / f'{self.name}{CONTEXT}.png'
-            files['context_mask'] = self.masks / f'{self.name}{CONTEXT}.png'
-        return files
+        stems = {'': self.name} | ({'context_': self.name + CONTEXT} if context else {})
+        folders = dict(image=self.images, mask=self.masks)
+        return {head + kind: folder / f'{stem}.png' for head, stem in stems.items() for kind, folder in folders.items()}
 
 
 @dataclass
 class Overview:
-    """Content of the tables of a release.
+    """Content of the tables of a release."""
 
-    Attributes:
-        records: the rows with a safe name, also if they have other faults.
-        names: every listed name.
-        findings: the faults of rows and of the label map.
-        readable: whether the rows could be read at all.
-        folders: folder of the H&E PNGs of each task.
-        ids: {id in the masks: our id}; None if they are equal.
-    """
-
-    records: list[RoiRecord] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    readable: bool = True
-    folders: dict[str, Path] = field(default_factory=dict)
-    ids: dict[int, int] | None = None
+    findings: list[Finding]  # the faults of rows and of the label map
+    folders: dict[str, Path]  # folder of the H&E PNGs of each task
+    ids: dict[int, int] | None  # {id in the masks: our id}; None if they are equal
+    readable: bool = True  # whether the rows could be read at all
+    names: list[str] = field(default_factory=list)  # every listed name
+    records: list[RoiRecord] = field(default_factory=list)  # rows with a safe name, also if they have other faults
 
 
 def read_overview(release: str | Path, label_map: str | Path | None = None) -> Overview:
     """Read the H&E segmentation ROIs of a release in the order of its overview, and the faults of each row.
 
-    Args:
-        release: folder with the unpacked release.
-        label_map: see :func:`mmseg_ignite.preparation.label_map.read_label_map`.
-
-    Raises:
-        IgniteError: ``release`` is not a release, or ``label_map`` is wrong.
+    Raise IgniteError if ``release`` is not the folder of an unpacked release, or ``label_map`` is wrong, see
+    :func:`mmseg_ignite.preparation.label_map.read_label_map`.
     """
-    release = Path(release)
-    path = release / OVERVIEW
+    release, path = Path(release), Path(release) / OVERVIEW
     if not release.is_dir():
         raise IgniteError(f'{release} is not a folder; an unpacked IGNITE release was expected: check the path.')
     if not path.is_file():
@@ -106,12 +89,11 @@ def read_overview(release: str | Path, label_map: str | Path | None = None) -> O
         )
     ids, findings = read_label_map(release, label_map)
     folders = {task: _he_folder(release, task, findings) for task in TASKS}
-    overview = Overview(findings=findings, ids=ids, folders=folders)
     rows = _read_rows(path, findings)
-    overview.readable = rows is not None
+    overview = Overview(findings, folders, ids, readable=rows is not None)
     for line, row in rows or ():
         _add_row(overview, line, row)
-    if rows is not None and not overview.names:
+    if overview.readable and not overview.names:
         findings.append(Finding('overview-empty', OVERVIEW, f'it lists no row of the task {TASK}'))
     return overview
 
@@ -222,13 +204,8 @@ def _check_patients(records: list[RoiRecord]) -> list[Finding]:
 
 
 def _plain_id(patient: str) -> str:
-    """Normalise a patient_id: '01', '1.0' and 'Patient 1' become '1'.
-
-    Only words for a patient are removed: 'A1' and 'B1' may be patients of two hospitals.
-    """
-    text = unicodedata.normalize('NFKC', patient).strip().casefold()
-    match = _PATIENT_ID.fullmatch(text)
-    return match[1] if match else text
+    """Normalise a patient_id: '01', '1.0' and 'Patient 1' become '1', but 'A1' and 'B1' may be of two hospitals."""
+    return _PATIENT_ID.sub(r'\1', unicodedata.normalize('NFKC', patient).strip().casefold())
 
 
 def leaks(records: list[RoiRecord]) -> list[Finding]:
@@ -250,25 +227,22 @@ def leaks(records: list[RoiRecord]) -> list[Finding]:
 def _he_folder(release: Path, task: str, findings: list[Finding]) -> Path:
     """Find the folder with the H&E PNGs of a task: TASK/he, or TASK/FOLDER/he, as some loaders unpack it.
 
-    Raises:
-        IgniteError: no such folder holds a PNG, or several do.
+    Raise IgniteError if no such folder holds a PNG, or several do.
     """
     direct = release / task / 'he'
-    wrapped = sorted(
-        p / 'he' for p in (release / task).glob('[!.]*') if p.is_dir() and p.name not in ('he', '__MACOSX')
-    )
+    wrapped = sorted(p for p in (release / task).glob('[!.]*/he') if p.parent.name not in ('he', '__MACOSX'))
     if _holds(direct, '.png'):
         return direct
     found = [p for p in wrapped if _holds(p, '.png')]
-    if len(found) == 1:
-        where = printable(found[0].relative_to(release).as_posix())
-        findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs are in {where}'))
-        return found[0]
-    if found:
+    if len(found) > 1:
         named = ', '.join(printable(p.parent.name) for p in found)
         raise IgniteError(
             f'{release / task} has several folders with he/*.png ({named}); one was expected: move the others away.'
         )
+    for path in found:
+        where = printable(path.relative_to(release).as_posix())
+        findings.append(Finding('layout-nested', f'{task}/he', f'its PNGs are in {where}'))
+        return path
     tiff = any(_holds(p, suffix) for p in (direct, *wrapped) for suffix in ('.tif', '.tiff'))
     also = '; it holds TIFF files, but only PNG files are read' if tiff else ''
     raise IgniteError(

@@ -2,8 +2,8 @@
 
 import hashlib
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,23 +19,14 @@ FACTS = (
     'sources', 'findings', 'height', 'width', 'pixels', 'unannotated', 'stray', 'encoding', 'picture', 'context', 'arrays',
 )  # fmt: skip
 """Keys of the result of :func:`audit_roi`, kept in the index entry."""
-POINTS = 2048
-"""Pixels of each class that are kept for sampling crops around them."""
+POINTS = 2048  # pixels of each class that are kept for sampling crops around them
 SMALL = 512
 OTHER_FORMATS = ('.tif', '.tiff', '.PNG', '.jpg', '.jpeg', '.bmp', '.webp', '.npy')
 _CONTEXT_DOUBTS = ('mask-stray', 'mask-fringes', 'picture-turned')
 """Findings on context files that are reported as they are; errors become 'context-faulty'."""
-MAX_SLACK = 16
-"""px by which the annotated areas of the context mask and the ROI mask may differ."""
+MAX_SLACK = 16  # px by which the annotated areas of the context mask and the ROI mask may differ
 MIN_AGREEMENT = 0.9
-MAX_DIFFERENCE = 12.0
-"""Grey levels between the smoothed image of an ROI and the same region of its context."""
-
-
-class _Context(NamedTuple):
-    image: np.ndarray
-    labels: np.ndarray
-    facts: dict
+MAX_DIFFERENCE = 12.0  # grey levels between the smoothed image of an ROI and the same region of its context
 
 
 def audit_roi(
@@ -49,7 +40,6 @@ def audit_roi(
     """Audit the files of an ROI and, if ``out`` is given and there is no error, write its arrays.
 
     Args:
-        name: of the ROI.
         sources: see :meth:`RoiRecord.sources`.
         out: prepared folder to write to; None only audits.
         old: prepared folder of an earlier run, whose facts of this ROI are ``known``: if the checksums of the sources and of
@@ -69,7 +59,7 @@ def audit_roi(
     if kept is not None and (out is None or _link(old, out, name, kept)):
         return kept
     facts = dict(sources=checksums)
-    image, mask = files.read('image'), files.read('mask')
+    image, mask = (files.read(which, files.findings) for which in ('image', 'mask'))
     if image is not None:
         facts['picture'] = _hash_image(image, files)
     if image is not None and mask is not None:
@@ -77,9 +67,13 @@ def audit_roi(
     good = not any(f.severity == 'error' for f in files.findings)
     context = _read_context(files, (image, mask.labels) if good else None)
     if good:
-        facts.update(context=context and context.facts, arrays={})
-        if out is not None:
-            facts['arrays'] = _write(out, name, image, mask.labels, context, checksums['image'])
+        facts.update(context=context and context[2], arrays={})
+    if good and out is not None:
+        points = _points(mask.labels, seed=int(checksums['image'][:16], 16))
+        arrays = (image, mask.labels, points, *(context or ())[:2])
+        for path, array in zip(array_paths(out, name, context is not None), arrays):
+            np.save(path, array)
+            facts['arrays'][path.relative_to(out).as_posix()] = _digest(array)
     facts['findings'] = [asdict(f) for f in files.findings]
     return facts
 
@@ -102,18 +96,12 @@ class _Files:
         """Add a finding on the ROI as a whole."""
         self.findings.append(Finding(kind, self.name, detail, self.name))
 
-    def read(
-        self, which: str, kind: str = '', findings: list[Finding] | None = None
-    ) -> np.ndarray | DecodedMask | None:
-        """Decode a file as 'image' to (H, W, 3) uint8 RGB, as 'mask' to a DecodedMask; None, with a finding, if damaged.
+    def read(self, which: str, findings: list[Finding]) -> np.ndarray | DecodedMask | None:
+        """Decode the file ``which`` of ``sources``; None, with a finding in ``findings``, if it is damaged.
 
-        Args:
-            which: key of ``sources``.
-            kind: 'image' or 'mask', by default ``which``.
-            findings: list to add to, by default ``self.findings``.
+        An 'image' becomes (H, W, 3) uint8 RGB, a 'mask' a DecodedMask.
         """
-        kind, path = kind or which, self.sources[which]
-        findings = self.findings if findings is None else findings
+        kind, path = which.removeprefix('context_'), self.sources[which]
 
         def report(fault: str, detail: str) -> None:
             findings.append(Finding(fault, '/'.join(path.parts[-3:]), detail, self.name))
@@ -138,9 +126,8 @@ def _unchanged(known: dict, sources: dict[str, Path], checksums: dict[str, str])
     if any(known['sources'].get(k) != checksums.get(k) for k in sources):
         return None
     if 'context_image' not in sources:
-        findings = [
-            f for f in known['findings'] if not f['kind'].startswith('context-') and CONTEXT not in f['subject']
-        ]
+        kept = (f for f in known['findings'] if not f['kind'].startswith('context-'))
+        findings = [f for f in kept if CONTEXT not in f['subject']]
         arrays = {p: c for p, c in known['arrays'].items() if not p.endswith(f'{CONTEXT}.npy')}
         return dict(known, sources=checksums, findings=findings, context=None, arrays=arrays)
     # A run without context did not look for the files.
@@ -166,10 +153,9 @@ def _digest(array: np.ndarray) -> str:
 
 def _other_format(path: Path) -> str:
     """Return a hint if the file exists in a format that is not read."""
-    found = next((p.name for s in OTHER_FORMATS if (p := path.with_name(path.stem + s)).is_file()), None)
-    return (
-        f' ({found} does, but only .png files are read: export it as PNG, masks without interpolation)' if found else ''
-    )
+    found = [p.name for suffix in OTHER_FORMATS if (p := path.with_name(path.stem + suffix)).is_file()]
+    advice = 'but only .png files are read: export it as PNG, masks without interpolation'
+    return f' ({found[0]} does, {advice})' if found else ''
 
 
 def _hash_image(image: np.ndarray, files: _Files) -> str | None:
@@ -184,40 +170,34 @@ def _compare(image: np.ndarray, mask: DecodedMask, files: _Files) -> dict:
     """Return the facts that need image and mask."""
     (height, width), labels = image.shape[:2], mask.labels
     if (height, width) != labels.shape:
-        files.report(
-            'size-mismatch', f'the image is {height} x {width} px, the mask {labels.shape[0]} x {labels.shape[1]}'
-        )
+        sizes = f'the image is {height} x {width} px, the mask {labels.shape[0]} x {labels.shape[1]}'
+        files.report('size-mismatch', sizes)
         return {}
     pixels = count_classes(labels)
     if not pixels.any():
         files.report('roi-unannotated', 'no pixel is annotated')
     if min(height, width) < SMALL:
         files.report('roi-small', f'{height} x {width} px is less than a crop of {SMALL}')
-    return dict(
-        height=height,
-        width=width,
-        pixels=pixels.tolist(),
-        unannotated=int(labels.size - pixels.sum()),
-        stray=mask.stray,
-        encoding=mask.encoding,
-    )
+    unannotated = int(labels.size - pixels.sum())
+    facts = dict(height=height, width=width, pixels=pixels.tolist(), unannotated=unannotated)
+    return dict(**facts, stray=mask.stray, encoding=mask.encoding)
 
 
-def _read_context(files: _Files, roi: tuple[np.ndarray, np.ndarray] | None) -> _Context | None:
-    """Read the ROI with the tissue around it; None if it is not wanted, missing, faulty or contradicts the ROI.
+def _read_context(
+    files: _Files, roi: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray, dict] | None:
+    """Read image, labels and facts of an ROI with the tissue around it.
 
-    Args:
-        files: of the ROI.
-        roi: its image and labels; None if they are faulty, the context files are then only checked by themselves.
+    None if it is not wanted, missing, faulty or contradicts ``roi``, the image and labels; without them (None), the files
+    are only checked by themselves.
     """
-    names = ('context_image', 'context_mask')
-    if names[0] not in files.sources:
-        return None
+    names = [name for name in files.sources if name.startswith('context_')]  # image, mask
     if missing := [name.removeprefix('context_') for name in names if name not in files.content]:
         files.report('context-missing', f'no {" and no ".join(missing)} with context')
+    if missing or not names:
         return None
     found: list[Finding] = []
-    around, mask = (files.read(name, name.removeprefix('context_'), found) for name in names)
+    around, mask = (files.read(name, found) for name in names)
     files.findings += [f for f in found if f.kind in _CONTEXT_DOUBTS]
     if around is None or mask is None or around.shape[:2] != mask.labels.shape:
         faults = [f'{f.subject}: {f.detail}' for f in found if f.severity == 'error']
@@ -236,8 +216,7 @@ def _read_context(files: _Files, roi: tuple[np.ndarray, np.ndarray] | None) -> _
     if fault:
         files.report('context-contradicts', fault)
         return None
-    height, width = mask.labels.shape
-    return _Context(around, mask.labels, dict(height=height, width=width, origin=list(origin)))
+    return around, mask.labels, dict(zip(('height', 'width'), mask.labels.shape), origin=list(origin))
 
 
 def _box(labels: np.ndarray) -> np.ndarray:
@@ -253,12 +232,8 @@ def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | No
     In the release the two masks may differ slightly: for patient1_he_roi1 the annotated area of the context mask is two
     rows taller than the ROI. So all offsets between matching corners are tried, and the best one is returned.
 
-    Args:
-        labels: (H, W) train ids of the ROI, at least one pixel annotated.
-        around: (H', W') train ids of the context mask, 255 outside the ROI.
-
-    Returns:
-        ((y, x) of the ROI's first pixel, ''), or (None, why the masks contradict each other).
+    ``labels`` are the (H, W) train ids of the ROI, at least one pixel annotated; ``around`` those of the context mask, 255
+    outside the ROI. Return ((y, x) of the ROI's first pixel, ''), or (None, why the masks contradict each other).
     """
     if (around == IGNORE).all():
         return None, 'the context mask is empty, the ROI mask is not'
@@ -269,19 +244,18 @@ def locate(labels: np.ndarray, around: np.ndarray) -> tuple[tuple[int, int] | No
     corners = np.sort([other[:2] - own[:2], other[2:] - own[2:]], axis=0)
     last = np.array(around.shape) - labels.shape
     first, last = np.maximum(corners[0] - 1, 0), np.minimum(corners[1] + 1, last)
+    height, width = labels.shape
     step = max(1, int((labels.size / 40_000) ** 0.5))
     sample = labels[::step, ::step]
-    best, best_share = None, -1.0
-    for y in range(first[0], last[0] + 1):
-        for x in range(first[1], last[1] + 1):
-            region = around[y : y + labels.shape[0] : step, x : x + labels.shape[1] : step]
-            share = float((region == sample)[sample != IGNORE].mean())
-            if share > best_share:
-                best, best_share = (int(y), int(x)), share
-    if best is None:
-        return None, f'the ROI of {labels.shape[0]} x {labels.shape[1]} px does not fit into its context'
-    if best_share < MIN_AGREEMENT:
-        return None, f'only {best_share:.0%} of the annotated pixels have the same class in both masks'
+    annotated, shares = sample != IGNORE, {}
+    for y, x in product(range(first[0], last[0] + 1), range(first[1], last[1] + 1)):
+        same = around[y : y + height : step, x : x + width : step] == sample
+        shares[y, x] = same[annotated].sum() / max(1, annotated.sum())
+    if not shares:
+        return None, f'the ROI of {height} x {width} px does not fit into its context'
+    best = max(shares, key=shares.get)
+    if shares[best] < MIN_AGREEMENT:
+        return None, f'only {shares[best]:.0%} of the annotated pixels have the same class in both masks'
     return best, ''
 
 
@@ -294,14 +268,3 @@ def _points(labels: np.ndarray, seed: int) -> np.ndarray:
             flat = np.sort(rng.choice(flat, POINTS, replace=False, shuffle=False))
         rows.append(np.stack([np.full(len(flat), train_id), flat // labels.shape[1], flat % labels.shape[1]], 1))
     return np.concatenate(rows).astype(np.uint16) if rows else np.empty((0, 3), np.uint16)
-
-
-def _write(
-    out: Path, name: str, image: np.ndarray, labels: np.ndarray, context: _Context | None, checksum: str
-) -> dict[str, str]:
-    """Write the arrays and return their checksums by path in the folder."""
-    arrays = [image, labels, _points(labels, int(checksum[:16], 16)), *(context[:2] if context else ())]
-    paths = array_paths(out, name, context is not None)
-    for path, array in zip(paths, arrays):
-        np.save(path, array)
-    return {path.relative_to(out).as_posix(): _digest(array) for path, array in zip(paths, arrays)}

@@ -1,9 +1,12 @@
-"""Split patients, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.protocols`."""
+"""Split patients, stratified by class and deterministic, and tabulate the parts; see :mod:`..datasets.protocols`."""
 
+from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
+from rich.table import Column, Table
 
+from ..datasets.prepared import by_name
 from ..datasets.protocols import FOLDS, PARTS, Parts
 from ..errors import IgniteError
 from ..labels import CLASSES
@@ -19,18 +22,14 @@ def make_splits(rois: list[dict]) -> dict[str, Parts]:
     sides. The folds share the test part of ``official``, or else of ``patient-8-1-1``; they are omitted if fewer than five
     other patients remain.
 
-    Args:
-        rois: index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts), in any order.
-
-    Raises:
-        IgniteError: fewer than three patients.
+    ``rois`` are index entries with 'name', 'patient', 'official_split' and 'pixels' (16 counts), in any order. Raise
+    IgniteError if they have fewer than three patients.
     """
     rois = sorted(rois, key=lambda r: r['name'])
     patients = {r['patient'] for r in rois}
     if len(patients) < 3:
         raise IgniteError(
-            f'the release has {len(patients)} patient(s); training, validation and test need at least three: prepare more '
-            'ROIs.'
+            f'the release has {len(patients)} patient(s); a split needs at least three: prepare more ROIs.'
         )
     splits = {
         'patient-8-1-1': dict(zip(PARTS, _divide_rois(rois, 'patient', (8, 1, 1)))),
@@ -41,20 +40,13 @@ def make_splits(rois: list[dict]) -> dict[str, Parts]:
     if test and len(rest) >= 2 and not test & rest:
         train, val = _divide_rois([r for r in rois if r['patient'] in rest], 'patient', (8, 1))
         splits['official'] = dict(train=train, val=val, test=[r['name'] for r in rois if r['patient'] in test])
-    return splits | _folds(rois, splits.get('official', splits['patient-8-1-1'])['test'])
-
-
-def _folds(rois: list[dict], test: list[str]) -> dict[str, Parts]:
-    """Split the ROIs outside ``test`` into folds. The folds of the release are not used, as they share patients."""
-    held_out = set(test)
-    rest = [r for r in rois if r['name'] not in held_out]
-    if len({r['patient'] for r in rest}) < len(FOLDS):
-        return {}
-    names = {r['name'] for r in rest}
-    folds = _divide_rois(rest, 'patient', (1,) * len(FOLDS))
-    return {
-        protocol: dict(train=sorted(names - set(val)), val=val, test=list(test)) for protocol, val in zip(FOLDS, folds)
-    }
+    # The folds of the release are not used, as they share patients.
+    held_out = splits.get('official', splits['patient-8-1-1'])['test']
+    others = {r['name']: r for r in rois if r['name'] not in held_out}
+    if len({r['patient'] for r in others.values()}) >= len(FOLDS):
+        for fold, val in zip(FOLDS, _divide_rois(list(others.values()), 'patient', (1,) * len(FOLDS))):
+            splits[fold] = dict(train=sorted(others.keys() - set(val)), val=val, test=list(held_out))
+    return splits
 
 
 def _divide_rois(rois: list[dict], unit: str, shares: tuple[int, ...]) -> list[list[str]]:
@@ -78,7 +70,6 @@ def divide(features: np.ndarray, shares: tuple[int, ...], seed: int = _SEED) -> 
         features: (units, features) non-negative amounts, e.g. pixels per class and number of ROIs; at least as many
             units as parts.
         shares: target share of each part in small integers, e.g. (8, 1, 1).
-        seed: of the random starts.
 
     Returns:
         (units,) int part numbers. No part is empty if all units have one feature, such as the number of ROIs.
@@ -134,7 +125,6 @@ class _Costs:
 
 def _descend(costs: _Costs, part_of: np.ndarray) -> np.ndarray:
     """Descend by the best move of one unit or, if no move helps, the best swap of two."""
-    part_of = part_of.copy()
     while True:
         sums = costs.sums(part_of)
         gain, units, parts = _best_move(costs, part_of, sums)
@@ -172,12 +162,7 @@ def _best_swap(costs: _Costs, part_of: np.ndarray, sums: np.ndarray) -> tuple[fl
 
 
 def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
-    """Solve the integer program of a division with as many features as possible in all parts.
-
-    Args:
-        holds: (F, U) bool, which unit has which feature.
-        parts: number of parts.
-    """
+    """Solve the integer program of a division with as many features as possible in all parts; ``holds`` is (F, U) bool."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     features, units = holds.shape
@@ -185,13 +170,10 @@ def _spread(holds: np.ndarray, parts: int) -> np.ndarray:
     choose = np.hstack([np.kron(np.eye(units), np.ones(parts)), np.zeros((units, features * parts))])
     cover = np.hstack([np.kron(holds, np.eye(parts)), np.eye(features * parts)])
     size = (units + features) * parts
-    solution = milp(
-        np.r_[np.zeros(units * parts), np.ones(features * parts)],
-        integrality=np.ones(size),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(choose, 1, 1), LinearConstraint(cover, 1)],
-        options=dict(node_limit=10_000),  # a time limit would depend on the machine
-    )
+    cost = np.repeat([0.0, 1.0], [units * parts, features * parts])
+    rules = dict(bounds=Bounds(0, 1), constraints=[LinearConstraint(choose, 1, 1), LinearConstraint(cover, 1)])
+    options = dict(node_limit=10_000)  # a time limit would depend on the machine
+    solution = milp(cost, integrality=np.ones(size), options=options, **rules)
     if solution.x is None:
         return np.arange(units) % parts
     return solution.x[: units * parts].reshape(units, parts).argmax(1)
@@ -203,3 +185,53 @@ def classes_not_in_all_parts(rois: list[dict], parts: Parts) -> list[str]:
     holders = {c: [r for r in rois if r['pixels'][i]] for i, c in enumerate(CLASSES)}
     common = [c for c in CLASSES if len({r['patient'] for r in holders[c]}) >= 3]
     return [c for c in common if {part_of[r['name']] for r in holders[c] if r['name'] in part_of} != set(parts)]
+
+
+def split_table(index: dict, protocol: str) -> Table:
+    """Tabulate ROIs, patients and megapixels per class and part of one split protocol; '-' means no pixel.
+
+    Classes without pixels have no row; the caption names them.
+    """
+
+    def row(name: str, pixels: Iterable[int], **options) -> None:
+        table.add_row(name, *(f'{n / 1e6:.3f}' if n else '-' for n in pixels), **options)
+
+    right = (Column(part, justify='right') for part in PARTS)
+    table = Table('class', *right, title=f'split {protocol}: megapixels of each class')
+    parts = members(index, protocol)
+    pixels = part_pixels(parts)
+    shown = held_classes(pixels)
+    for i in shown:
+        row(CLASSES[i], pixels[:, i])
+    table.caption = absent_classes(shown) or None
+    row('(unannotated)', (sum(r['unannotated'] for r in rois) for rois in parts), end_section=True)
+    table.add_row('ROIs', *(str(len(rois)) for rois in parts))
+    table.add_row('patients', *(str(count_patients(rois)) for rois in parts))
+    return table
+
+
+def held_classes(pixels: np.ndarray) -> np.ndarray:
+    """Return the train ids of the classes with pixels, from counts (..., 16); all classes if there are no pixels."""
+    held = pixels.reshape(-1, len(CLASSES)).any(0)
+    return np.flatnonzero(held) if held.any() else np.arange(len(CLASSES))
+
+
+def absent_classes(shown: np.ndarray) -> str:
+    """Return a note that names the classes that are not shown; empty if all are."""
+    names = [name for i, name in enumerate(CLASSES) if i not in shown]
+    return f'not in the data: {", ".join(names)}' if names else ''
+
+
+def members(index: dict, protocol: str) -> list[list[dict]]:
+    """Return the ROI entries of train, val and test."""
+    entries = by_name(index)
+    return [[entries[name] for name in index['splits'][protocol][part]] for part in PARTS]
+
+
+def part_pixels(parts: list[list[dict]]) -> np.ndarray:
+    """Return the (parts, 16) pixel counts of lists of ROI entries."""
+    return np.array([np.sum([r['pixels'] for r in rois], axis=0) for rois in parts])
+
+
+def count_patients(rois: list[dict]) -> int:
+    return len({r['patient'] for r in rois})

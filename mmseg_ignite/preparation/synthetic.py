@@ -23,39 +23,27 @@ from .release import COLUMNS, OVERVIEW, TASK, TASKS
 
 STAINS = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.55, 0.83]], np.float32)
 """Optical density in R, G, B of haematoxylin, eosin (both from Macenko et al. 2009) and an orange residual."""
-MARGIN = 64
-"""Pixels of tissue around an ROI in its _with_context image."""
+MARGIN = 64  # pixels of tissue around an ROI in its _with_context image
 UM_PER_PX = 0.5
-MARKER = 'synthetic.json'
-"""File that marks a synthetic release, which may be replaced."""
+MARKER = 'synthetic.json'  # marks a synthetic release, which may be replaced
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """Appearance of a class; concentrations in units of optical density.
+    """Appearance of a class; radii in px, numbers per 1000 px2, concentrations in units of optical density."""
 
-    Attributes:
-        haematoxylin, eosin, residual: base concentrations.
-        nuclei: number per 1000 px2.
-        radius, chromatin: radius in px and haematoxylin of the nuclei.
-        texture, grain: strength and size (px) of a smooth random texture in eosin.
-        fibres: strength of wavy parallel lines.
-        holes, hole_radius: clear vacuoles per 1000 px2, and their radius in px.
-        cells, cell_radius: eosin discs (red cells, foamy cytoplasm) per 1000 px2, and their radius in px.
-    """
-
-    haematoxylin: float
+    haematoxylin: float  # base concentrations
     eosin: float
     residual: float = 0.0
-    nuclei: float = 0.0
+    nuclei: float = 0.0  # number, radius, and their haematoxylin
     radius: float = 4.0
     chromatin: float = 1.1
-    texture: float = 0.0
+    texture: float = 0.0  # strength and size (px) of a smooth random texture in eosin
     grain: float = 4.0
-    fibres: float = 0.0
-    holes: float = 0.0
+    fibres: float = 0.0  # strength of wavy parallel lines
+    holes: float = 0.0  # number and radius of clear vacuoles
     hole_radius: float = 6.0
-    cells: float = 0.0
+    cells: float = 0.0  # number and radius of eosin discs: red cells, foamy cytoplasm
     cell_radius: float = 4.0
 
 
@@ -67,15 +55,12 @@ TISSUES = (
     Tissue(0.18, 0.18, nuclei=14.0, radius=3.2, chromatin=1.5),  # Inflammation
     Tissue(0.03, 0.20, nuclei=0.9, radius=3.0, holes=1.3, hole_radius=13.0),  # Alveolar tissue
     Tissue(0.01, 0.12, nuclei=0.12, radius=2.0, holes=2.9, hole_radius=9.0),  # Fatty tissue
-    Tissue(
-        0.22, 0.46, residual=0.12, nuclei=2.0, radius=1.5, chromatin=0.8, texture=0.22, grain=3.0
-    ),  # Necrotic tissue
+    Tissue(0.22, 0.46, residual=0.12, nuclei=2.0, radius=1.5, chromatin=0.8, texture=0.22, grain=3.0),  # Necrotic
     Tissue(0.0, 0.45, residual=0.25, cells=22.0, cell_radius=3.5),  # Erythrocytes
     Tissue(0.20, 0.30, nuclei=6.0, radius=4.0, chromatin=1.2, fibres=0.30, holes=0.25, hole_radius=8.0),  # Bronchial
     Tissue(0.16, 0.05, texture=0.10, grain=14.0, fibres=0.05),  # Mucus/Plasma/Fluids
-    Tissue(
-        0.42, 0.06, nuclei=0.6, radius=4.5, chromatin=0.9, holes=0.6, hole_radius=7.0, texture=0.03, grain=20.0
-    ),  # Cartilage
+    # Cartilage
+    Tissue(0.42, 0.06, nuclei=0.6, radius=4.5, chromatin=0.9, holes=0.6, hole_radius=7.0, texture=0.03, grain=20.0),
     Tissue(0.05, 0.30, residual=0.18, nuclei=1.6, radius=4.0, cells=4.0, cell_radius=8.0, texture=0.05),  # Macrophages
     Tissue(0.02, 0.72, nuclei=0.8, radius=3.0, fibres=0.15, texture=0.04),  # Muscle
     Tissue(0.14, 0.52, nuclei=1.5, radius=5.0, chromatin=0.9, texture=0.14, grain=7.0),  # Liver
@@ -143,34 +128,19 @@ def _layout(
     return labels
 
 
-@dataclass(frozen=True)
-class Patient:
-    """Stain and scanner of a patient: strengths (3,), stain vectors (3, 3), brightness of the glass 0..1."""
+def _render(rng: np.random.Generator, patient: list[int], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Render (H, W) train ids in the stain of a patient, given by a random seed.
 
-    strength: np.ndarray
-    stains: np.ndarray
-    glass: float
-
-
-def _sample_patient(rng: np.random.Generator) -> Patient:
-    stains = STAINS * rng.normal(1, 0.04, STAINS.shape).astype(np.float32)
-    return Patient(rng.uniform(0.82, 1.2, 3).astype(np.float32), stains, float(rng.uniform(0.91, 0.98)))
-
-
-def render_roi(
-    rng: np.random.Generator,
-    patient: Patient,
-    shape: tuple[int, int],
-    classes: np.ndarray,
-    rare: tuple[int, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image (H, W, 3) uint8 RGB and its labels (H, W) uint8, train ids with 255 unannotated."""
-    labels = _layout(rng, shape, classes, rare)
+    Return the image (H, W, 3) uint8 RGB, and the labels with a region of 255, unannotated, in 40 % of the calls.
+    """
+    stain, shape = np.random.default_rng(patient), labels.shape
+    vectors = STAINS * stain.normal(1, 0.04, STAINS.shape).astype(np.float32)
+    strength, glass = stain.uniform(0.82, 1.2, 3).astype(np.float32), float(stain.uniform(0.91, 0.98))
     density = np.zeros((*shape, 3), np.float32)
     for train_id in np.unique(labels):
         inside = cv2.GaussianBlur((labels == train_id).astype(np.float32), (3, 3), 0)[..., None]
         density += inside * _concentrations(TISSUES[train_id], rng, shape).clip(0, 2.5)
-    light = patient.glass * 10 ** -((density * patient.strength) @ patient.stains)
+    light = glass * 10 ** -((density * strength) @ vectors)
     image = 255 * light + rng.normal(0, 2.5, light.shape)
     if rng.random() < 0.4:  # an unannotated region
         labels = np.where(_noise(rng, shape, min(shape) / 2) > 1.2, IGNORE, labels).astype(np.uint8)
@@ -181,10 +151,8 @@ def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, e
     inner = (slice(MARGIN, -MARGIN),) * 2
     context = np.full_like(labels, IGNORE)
     context[inner] = labels[inner]
-    for suffix, picture, mask in (
-        ('', image[inner], encode_mask(labels[inner], encoding)),
-        (CONTEXT, image, encode_mask(context)),
-    ):
+    files = {'': (image[inner], encode_mask(labels[inner], encoding)), CONTEXT: (image, encode_mask(context))}
+    for suffix, (picture, mask) in files.items():
         cv2.imwrite(str(folder / f'images/he/{name}{suffix}.png'), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         cv2.imwrite(str(folder / f'annotations/he/{name}{suffix}.png'), mask)
 
@@ -206,7 +174,6 @@ def write_synthetic_release(
         rois: number of ROIs, distributed evenly over the patients.
         patients: number of patients, each with its own stain; every fifth is in the test split.
         size: (H, W) of the ROIs in px; each varies by up to a tenth. Context images have 64 px more on each side.
-        seed: of the random generators.
         encoding: of the ROI masks, 'complement' as in the known release or 'direct'.
         rare: (class id 1..16, share up to 0.2): the class occurs only in every fourth ROI, in groups of small islands, and
             covers about this share of all pixels.
@@ -228,19 +195,17 @@ def write_synthetic_release(
             raise IgniteError(f'the rare class {rare[0]} has a share of {rare[1]}: use 1..16 and a share up to 0.2.')
         rare = rare[0] - 1, rare[1]
     _check_replaceable(Path(out))
-    stains = [_sample_patient(np.random.default_rng([seed, 1, p])) for p in range(patients)]
     rows = []
     with atomic_directory(out, (MARKER, OVERVIEW, LABEL_MAP, 'images', 'annotations')) as folder:
         for task in TASKS:
             (folder / task / 'he').mkdir(parents=True)
         for number in range(rois):
-            rng, patient = np.random.default_rng([seed, 2, number]), number % patients
+            rng = np.random.default_rng([seed, 2, number])
             shape = tuple(int(s * rng.uniform(0.9, 1.1)) + 2 * MARGIN for s in size)
-            classes, islands = _classes(rng, number, patients, rare)
-            image, labels = render_roi(rng, stains[patient], shape, classes, islands)
-            row = _row(number, patients, (shape[0] - 2 * MARGIN, shape[1] - 2 * MARGIN))
-            _write_roi(folder, row['name'], image, labels, encoding)
-            rows.append(row)
+            labels = _layout(rng, shape, *_classes(rng, number, patients, rare))
+            image, labels = _render(rng, [seed, 1, number % patients], labels)
+            rows.append(_row(number, patients, (shape[0] - 2 * MARGIN, shape[1] - 2 * MARGIN)))
+            _write_roi(folder, rows[-1]['name'], image, labels, encoding)
             advance()
         (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
         with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
@@ -266,25 +231,13 @@ def _row(number: int, patients: int, shape: tuple[int, int]) -> dict:
     """Return the overview's row of an ROI of ``shape`` (H, W)."""
     patient, roi, test = number % patients, number // patients + 1, number % patients % 5 == 4
     name = f'patient{patient + 1}_he_roi{roi}'
-    return dict(
-        name=name,
-        task=TASK,
-        stain='H&E',
-        split='test' if test else 'train',
-        validation_fold='' if test else f'fold{number % 5}',
-        patient_id=patient + 1,
-        roi_id=roi,
-        source='synthetic',
-        specimen_type=('resection', 'biopsy')[patient % 2],
-        organ='lung',
-        histological_subtype=('adenocarcinoma', 'squamous cell carcinoma')[patient % 3 == 2],
-        scanner=f'scanner{patient % 3 + 1}',
-        shape=f'({shape[0]}, {shape[1]})',
-        area_mm2=f'{shape[0] * shape[1] * (UM_PER_PX / 1000) ** 2:.6f}',
-        original_tcga_id='',
-        image_path=f'../../data/images/he/{name}.png',
-        annotation_path=f'../../data/annotations/he/{name}.png',
-    )
+    specimen, subtype = ('resection', 'biopsy'), ('adenocarcinoma', 'squamous cell carcinoma')
+    area = f'{shape[0] * shape[1] * (UM_PER_PX / 1000) ** 2:.6f}'
+    paths = (f'../../data/{task}/he/{name}.png' for task in TASKS)
+    split = ('test', '') if test else ('train', f'fold{number % 5}')
+    origin = ('synthetic', specimen[patient % 2], 'lung', subtype[patient % 3 == 2], f'scanner{patient % 3 + 1}')
+    cells = (name, TASK, 'H&E', *split, patient + 1, roi, *origin, f'({shape[0]}, {shape[1]})', area, '', *paths)
+    return dict(zip(COLUMNS, cells))
 
 
 def _files(folder: Path) -> dict[str, str]:

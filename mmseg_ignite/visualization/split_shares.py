@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..datasets.protocols import FOLDS, PARTS, is_grouped, leaking_patients
 from ..files import atomic_file
 from ..labels import CLASSES
-from ..preparation.split_table import absent_classes, count_patients, held_classes, members, part_pixels
+from ..preparation.splits import absent_classes, count_patients, held_classes, members, part_pixels
 
 PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: safe for colour-blind readers
 _WARNING = '#C00000'
@@ -20,15 +20,11 @@ def plot_split_shares(index: dict, path: str | Path) -> None:
     """Plot for each protocol the shares of each class's pixels in train, val and test.
 
     Classes without pixels are not shown but named. Dashed lines mark the target shares: 80 % and 90 % for 8:1:1; for the
-    other protocols, whose test ROIs are given, the rest of the class divided 8:1 (official) or 4:1 (folds).
-
-    Args:
-        index: index of a prepared data set; 'rois' and 'splits' are read.
-        path: output file; its suffix selects the format.
+    other protocols, whose test ROIs are given, the rest of the class divided 8:1 (official) or 4:1 (folds). The suffix of
+    ``path`` selects the format. Of the index of a prepared data set, 'rois' and 'splits' are read.
     """
     splits, shown = index['splits'], held_classes(np.array([r['pixels'] for r in index['rois']]))
-    rows = -(-len(splits) // _COLUMNS)
-    columns = min(_COLUMNS, len(splits))
+    rows, columns = -(-len(splits) // _COLUMNS), min(_COLUMNS, len(splits))
     figure = Figure(figsize=(2 + 3.6 * columns, 1 + (1.6 + 0.19 * len(shown)) * rows), layout='constrained')
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, protocol in zip(axes.flat, splits):
@@ -37,8 +33,8 @@ def plot_split_shares(index: dict, path: str | Path) -> None:
         axis.set_visible(False)
     handles = [*axes[0, 0].containers, axes[0, 0].collections[0]]
     figure.legend(handles, [*PARTS, 'wanted'], loc='outside upper center', ncols=len(handles), frameon=False)
-    text = "share of the class's pixels (%)"
-    figure.supxlabel(f'{text}\n{absent_classes(shown)}'.rstrip(), fontsize='medium')
+    text = f"share of the class's pixels (%)\n{absent_classes(shown)}"
+    figure.supxlabel(text.rstrip(), fontsize='medium')
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
 
@@ -51,9 +47,16 @@ def _panel(axis: Axes, index: dict, protocol: str, shown: np.ndarray) -> None:
     for part, share, left in zip(PARTS, shares, shares.cumsum(0) - shares):
         axis.barh(rows, share, left=left, height=0.8, color=PART_COLOURS[part])
     for row, held in enumerate(pixels.T > 0):
-        _mark_missing(axis, row, [part for part, has in zip(PARTS, held) if not has])
+        missing = [part for part, has in zip(PARTS, held) if not has]
+        style = dict(fontsize='x-small', color=_WARNING, bbox=dict(facecolor='white', edgecolor='none', pad=1))
+        if len(missing) == len(PARTS):
+            axis.text(2, row, 'absent', va='center', fontsize='small', color='gray', style='italic')
+        elif missing:
+            axis.text(2, row, f'none in {" or ".join(missing)}', va='center', **style)
     present = rows[pixels.any(0)]
-    for ends in _targets(protocol, shares[:, present]):
+    # In percent, where training and validation should end
+    outside = np.full(len(present), 90.0) if protocol.endswith('8-1-1') else 100 - shares[-1, present]
+    for ends in (outside * (4 / 5 if protocol in FOLDS else 8 / 9), outside):
         axis.vlines(ends, present - 0.5, present + 0.5, color='black', linestyle='--', linewidth=1)
     axis.set(xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5), yticks=rows, yticklabels=[CLASSES[i] for i in shown])
     axis.tick_params(axis='y', length=0)
@@ -64,19 +67,3 @@ def _panel(axis: Axes, index: dict, protocol: str, shown: np.ndarray) -> None:
     if not is_grouped(protocol):
         leaks = len(leaking_patients(index['rois'], index['splits'][protocol]))
         axis.set_title(f'{leaks} patients leak\n\n', loc='right', fontsize='medium', color=_WARNING, weight='bold')
-
-
-def _mark_missing(axis: Axes, row: int, missing: list[str]) -> None:
-    """Write in the row of a class which parts do not have it."""
-    if len(missing) == len(PARTS):
-        axis.text(2, row, 'absent', va='center', fontsize='small', color='gray', style='italic')
-    elif missing:
-        box = dict(facecolor='white', edgecolor='none', pad=1)
-        text = f'none in {" or ".join(missing)}'
-        axis.text(2, row, text, va='center', fontsize='x-small', color=_WARNING, bbox=box)
-
-
-def _targets(protocol: str, shares: np.ndarray) -> np.ndarray:
-    """Return where training and validation should end in each class, in percent, from the (parts, classes) shares."""
-    outside = np.full(shares.shape[1], 90.0) if protocol.endswith('8-1-1') else 100 - shares[-1]
-    return np.stack([outside * (4 / 5 if protocol in FOLDS else 8 / 9), outside])

@@ -501,7 +501,7 @@ def test_a_name_that_is_not_utf8_is_written(own_release, tmp_path):
 
 def test_an_audit_that_cannot_be_written_is_one_sentence(own_release, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(IgniteError, match='cannot be made') as caught:
+    with pytest.raises(IgniteError, match='cannot be created') as caught:
         audit(own_release, tmp_path / 'file' / 'out')
     assert len(str(caught.value).splitlines()) == 1
     audit(own_release, tmp_path / 'new' / 'folder' / 'out')

@@ -12,9 +12,8 @@ from PIL import Image
 
 from mmseg_ignite.images.png import check_png, decode
 from mmseg_ignite.labels import encode_mask
-from mmseg_ignite.preparation import interpolation
-from mmseg_ignite.preparation.interpolation import MAX_BETWEEN, MIN_FRINGE, fringe_classes, share_between
-from mmseg_ignite.preparation.pictures import read_mask
+from mmseg_ignite.preparation import pictures
+from mmseg_ignite.preparation.pictures import MAX_BETWEEN, MIN_FRINGE, fringe_classes, read_mask, share_between
 
 
 def annotated(rng, size=240, regions=25, unannotated=False):
@@ -119,9 +118,9 @@ def test_the_share_is_that_of_a_plain_loop(mask):
                 steps += abs(a - c) > 1
                 between += abs(a - c) > 1 and (a < b < c or a > b > c)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpolation, 'MIN_STEPS', 1)
+        patch.setattr(pictures, 'MIN_STEPS', 1)
         assert share_between(mask) == (between / steps if steps else 0)
-    assert steps >= interpolation.MIN_STEPS or share_between(mask) == 0
+    assert steps >= pictures.MIN_STEPS or share_between(mask) == 0
 
 
 def test_no_mask_of_the_real_tissue_is_suspected(real_release):

@@ -5,8 +5,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmseg_ignite.labels import CLASSES
-from mmseg_ignite.preparation.split_table import split_table
-from mmseg_ignite.preparation.splits import make_splits
+from mmseg_ignite.preparation.splits import make_splits, split_table
 from mmseg_ignite.visualization.split_shares import plot_split_shares
 
 
