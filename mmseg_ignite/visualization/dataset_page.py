@@ -16,7 +16,7 @@ from ..datasets.prepared import image_path, open_array
 from ..datasets.transforms.stain import estimate_stains
 from ..files import is_ours, result_file, writing
 from ..labels import CLASSES
-from ..preparation.split_table import count_patients
+from ..preparation.splits import count_patients
 from . import dataset_plots as plots
 from .colours import class_colours
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
-from ..preparation.split_table import count_patients, held_classes
+from ..preparation.splits import count_patients, held_classes
 from .colours import EDGE
 from .split_shares import PART_COLOURS
 
