@@ -13,13 +13,11 @@ A plain .npy file keeps rows in order on disk, so a crop touches only its own ro
 processes share the page cache. The folder is written atomically.
 """
 
-import contextlib
 import json
 import mmap
 import os
 import warnings
-from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,38 +38,27 @@ OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """Entries of a prepared folder; a folder that has any other entry is never replaced."""
 
 
-def image_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's image array."""
-    return Path(root) / 'images' / f'{name}.npy'
+def _array_path(folder: str, root: str | Path, name: str) -> Path:
+    return Path(root) / folder / f'{name}.npy'
 
 
-def label_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's label array."""
-    return Path(root) / 'labels' / f'{name}.npy'
-
-
-def points_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's points."""
-    return Path(root) / 'points' / f'{name}.npy'
+image_path, label_path, points_path = (partial(_array_path, folder) for folder in FOLDERS)
+"""(root, name) -> path of the image, label or points array of an ROI."""
 
 
 def array_paths(root: str | Path, name: str, context: bool) -> list[Path]:
     """Return the paths of an ROI's arrays: image, labels, points and, with ``context``, image and labels around it."""
-    around = name + CONTEXT
-    paths = [image_path(root, name), label_path(root, name), points_path(root, name)]
-    return [*paths, image_path(root, around), label_path(root, around)] if context else paths
+    paths = [path(root, name) for path in (image_path, label_path, points_path)]
+    return paths + [path(root, name + CONTEXT) for path in (image_path, label_path) if context]
 
 
 def roi_name(name: str) -> str:
     """Return the name of an ROI, given its name or the path of its image array."""
-    return Path(name).name.removesuffix('.npy').removesuffix(CONTEXT) if name.endswith('.npy') else name
+    return Path(name).stem.removesuffix(CONTEXT) if name.endswith('.npy') else name
 
 
 def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
-    """Link (or copy) an ROI's arrays from one prepared folder into another; return False if any is missing or damaged.
-
-    Hard links cost nothing and survive the removal of ``old``.
-    """
+    """Link (or copy) an ROI's arrays from one prepared folder into another; return False if any is missing or damaged."""
     paths = array_paths(old, name, context)
     try:
         for path in paths:
@@ -118,10 +105,9 @@ def by_name(index: dict) -> dict[str, dict]:
 
 
 def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
-    """Return the ROI entries of one part of a split protocol.
+    """Return the ROI entries of one part of a split protocol; raise IgniteError if ``index`` lacks the protocol or the part.
 
-    Raise IgniteError if the protocol or the part is not in the index. If patients are in two parts, raise IgniteError, or
-    warn if the protocol splits by ROI.
+    If patients are in two parts, raise IgniteError, or warn if the protocol splits by ROI.
     """
     splits = index['splits']
     if protocol not in splits:
@@ -141,13 +127,11 @@ def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
 
 def check_context(entries: list[dict], where: str) -> None:
     """Raise IgniteError if an ROI was prepared without the tissue around it."""
-    missing = [e['name'] for e in entries if e.get('context') is None]
-    if missing:
+    if missing := [e['name'] for e in entries if e.get('context') is None]:
         names = ', '.join(missing[:5]) + (f' and {len(missing) - 5} more' if len(missing) > 5 else '')
         raise IgniteError(
             f'{where} has no tissue around {names}, which use_context=True needs: prepare the data again without '
-            '--no-context (audit.json lists the problems of their context files), exclude these ROIs, or set '
-            'use_context=False.'
+            '--no-context (audit.json lists the problems of their context files), exclude these ROIs, or set it to False.'
         )
 
 
@@ -156,33 +140,20 @@ def metadata(entry: dict) -> dict:
     return {key: entry[key] for key in METADATA if key != 'roi_id' and key in entry}
 
 
-@contextlib.contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
-
-
-def read_points(root: str | Path, name: str) -> np.ndarray:
-    """Read the points of an ROI, (N, 3) uint16 class, y, x; raise IgniteError if they are missing or damaged."""
-    path = points_path(root, name)
-    with _reading(path):
-        return np.load(path)
-
-
 def open_array(path: str | Path) -> np.ndarray:
-    """Memory-map a prepared array, read-only.
+    """Memory-map a prepared array, read-only; raise IgniteError if it is missing or damaged.
 
     The map is closed with the array, so that the pages of one crop do not stay in a worker's memory. The header, which is
-    the slow part of opening an .npy file, is cached. Raise IgniteError if the file is missing or damaged.
+    the slow part of opening an .npy file, is cached.
     """
-    with _reading(path):
+    try:
         with open(path, 'rb') as stream:
             status = os.fstat(stream.fileno())
             shape, dtype, offset = _header(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return np.ndarray(shape, dtype, pages, offset)
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
 
 
 @lru_cache(maxsize=4096)

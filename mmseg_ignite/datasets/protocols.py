@@ -26,25 +26,18 @@ def is_grouped(protocol: str) -> bool:
     return protocol != 'roi-8-1-1'
 
 
-def leaking_patients(rois: list[dict], parts: Parts) -> list[str]:
-    """Return the patients that are in more than one part, sorted."""
-    return sorted(patient for patient, found in _parts_of_patients(rois, parts).items() if len(found) > 1)
+def leaking_patients(rois: list[dict], parts: Parts) -> dict[str, list[str]]:
+    """Return the patients that are in more than one part, sorted, and the parts of each."""
+    patients, found = {r['name']: r['patient'] for r in rois}, defaultdict(list)
+    for part, names in parts.items():
+        for patient in {patients[name] for name in names}:
+            found[patient].append(part)
+    return {patient: found[patient] for patient in sorted(found) if len(found[patient]) > 1}
 
 
 def assert_no_leak(rois: list[dict], parts: Parts, where: str) -> None:
     """Raise IgniteError if a patient is in two parts; for protocols that split by patient."""
-    for patient, found in _parts_of_patients(rois, parts).items():
-        if len(found) > 1:
-            raise IgniteError(
-                f'{where}: patient {patient} is in {" and in ".join(found)}, so the split leaks: prepare the data again.'
-            )
-
-
-def _parts_of_patients(rois: list[dict], parts: Parts) -> dict[str, list[str]]:
-    """Return the parts that each patient is in."""
-    patient = {r['name']: r['patient'] for r in rois}
-    found = defaultdict(list)
-    for part, names in parts.items():
-        for each in dict.fromkeys(patient[name] for name in names):
-            found[each].append(part)
-    return found
+    for patient, found in leaking_patients(rois, parts).items():
+        raise IgniteError(
+            f'{where}: patient {patient} is in {" and in ".join(found)}, so the split leaks: prepare the data again.'
+        )

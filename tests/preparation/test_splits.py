@@ -73,7 +73,7 @@ def test_every_protocol_is_complete_disjoint_and_leaks_as_declared(seed, patient
         assert all(parts.values()), protocol
         assert sorted(n for part in parts.values() for n in part) == sorted(r['name'] for r in rois)
         leaks = brute_force_leaks(rois, parts)
-        assert leaking_patients(rois, parts) == leaks
+        assert list(leaking_patients(rois, parts)) == leaks
         if is_grouped(protocol):
             assert not leaks
             assert_no_leak(rois, parts, protocol)

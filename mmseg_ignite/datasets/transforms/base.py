@@ -41,28 +41,28 @@ def check_image(image: np.ndarray, user: str) -> None:
         )
 
 
-def _require(valid: bool, name: str, value: object, expected: str) -> None:
+def require(valid: bool, name: str, value: object, expected: str) -> None:
+    """Raise IgniteError unless ``value`` of the setting ``name`` is valid."""
     if not valid:
-        raise IgniteError(f'{name} is {value!r}; {expected} was expected: correct the transform in the config.')
+        raise IgniteError(f'{name} is {value!r}; {expected} was expected: correct it in the config.')
 
 
 def check_prob(name: str, value: object) -> float:
     """Return ``value`` if it is a probability, else raise IgniteError."""
-    _require(isinstance(value, Real) and 0 <= value <= 1, name, value, 'a probability from 0 to 1')
+    require(isinstance(value, Real) and 0 <= value <= 1, name, value, 'a probability from 0 to 1')
     return value
 
 
 def check_light(light: object) -> float:
     """Return ``light`` if it is an intensity above 0 and at most 255, else raise IgniteError."""
-    _require(isinstance(light, Real) and 0 < light <= 255, 'light', light, 'an intensity above 0 and at most 255')
+    require(isinstance(light, Real) and 0 < light <= 255, 'light', light, 'an intensity above 0 and at most 255')
     return light
 
 
 def check_range(name: str, value: object, lowest: float, highest: float) -> tuple[float, float]:
     """Return ``value`` as floats (low, high) if it is a range within ``lowest`` .. ``highest``, else raise IgniteError."""
     low, high = to_array(value, (2,)).tolist()
-    valid = lowest <= low <= high <= highest
-    _require(valid, name, value, f'a range (low, high) within {lowest:g} and {highest:g}')
+    require(lowest <= low <= high <= highest, name, value, f'a range (low, high) within {lowest:g} and {highest:g}')
     return low, high
 
 
@@ -70,7 +70,7 @@ def check_lab(name: str, value: object, lowest: float, highest: float) -> tuple[
     """Return ``value`` as a tuple if it is three numbers (L, a, b) in ``lowest`` .. ``highest``, else raise IgniteError."""
     array = to_array(value, (3,))
     valid = ((lowest <= array) & (array <= highest)).all()
-    _require(valid, name, value, f'a triple of numbers (L, a, b) from {lowest:g} to {highest:g}')
+    require(valid, name, value, f'a triple of numbers (L, a, b) from {lowest:g} to {highest:g}')
     return tuple(value)
 
 
@@ -85,7 +85,7 @@ def check_stain_ranges(name: str, value: object, stains: int, limit: float) -> n
     low, high = ranges.T
     each = f'each a number or a range (low, high) within {-limit:g} and {limit:g},'
     valid = ((-limit <= low) & (low <= high) & (high <= limit)).all()
-    _require(valid, name, value, f'a number from 0 to {limit:g}, or {stains} of them, {each}')
+    require(valid, name, value, f'a number from 0 to {limit:g}, or {stains} of them, {each}')
     return ranges
 
 
