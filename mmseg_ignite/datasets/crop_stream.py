@@ -128,7 +128,7 @@ class CropStream:
         self._set_probabilities(counts[counts.any(1)], temperature)
 
     def _set_probabilities(self, counts: np.ndarray, temperature: float) -> None:
-        """Compute the cumulative weights of ROIs, classes, and ROIs of a class from ``counts``, (ROI, 16) px; read the points."""
+        """Compute the cumulative weights of ROIs, classes, and ROIs of a class from ``counts``, (ROI, 16) px; read points."""
         areas = np.array([r['height'] * r['width'] for r in self.rois], np.float64)
         total = counts.sum(0)
         # The probability of each class if a class is sampled, (16,); 0 for absent ones.

@@ -11,6 +11,7 @@ from ..errors import IgniteError
 from ..labels import CLASSES, IGNORE, PALETTE, relabel_table
 from .crop_stream import CropStream, seeded
 from .prepared import CONTEXT, by_name, check_context, image_path, label_path, metadata, read_index, select
+from .transforms.base import require
 from .transforms.loading import read_arrays, transform_name
 
 DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'
@@ -29,13 +30,13 @@ class IGNITEDataset(BaseSegDataset):
     ``roi`` (its name), ``patient``, ``um_per_px`` and ``metadata`` (organ, scanner, ... from the release).
 
     Args:
-        data_root (str): The prepared folder, with ``index.json``. Defaults to 'data/ignite'.
-        split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        protocol (str): Split protocol: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the release's
-            own test ROIs) or 'fold0' ... 'fold4'; see docs/data.md. Defaults to 'patient-8-1-1'.
-        use_context (bool): Include the tissue around the ROI in the image; labels around the ROI are 255, and ``roi_box``
-            (top, left, bottom, right; px) is its position. Defaults to False.
-        kwargs: Arguments of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
+        data_root: prepared folder, with ``index.json``.
+        split: 'train', 'val' or 'test'.
+        protocol: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the release's own test ROIs) or
+            'fold0' ... 'fold4'; see docs/data.md.
+        use_context: include the tissue around the ROI in the image; labels around the ROI are 255, and ``roi_box`` (top,
+            left, bottom, right; px; the last two exclusive) is its position.
+        kwargs: arguments of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
             ``indices``, ``test_mode``.
 
     Raises:
@@ -59,11 +60,11 @@ class IGNITEDataset(BaseSegDataset):
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
         for key, value in _FIXED.items():
-            if kwargs.get(key, value) != value:
-                raise IgniteError(
-                    f'{key} of the data set is {kwargs[key]!r}; {value!r} was expected, since prepared labels are 0..15, and '
-                    '255 where unannotated: remove this setting.'
-                )
+            found, expected = (
+                kwargs.get(key, value),
+                f'{value!r} (prepared labels are 0..15, and 255 where unannotated)',
+            )
+            require(found == value, f'{key} of the data set', found, expected)
         kwargs['pipeline'] = read_arrays(kwargs.get('pipeline') or [])
         super().__init__(data_root=data_root, **{**kwargs, **_FIXED})
 
@@ -80,8 +81,7 @@ class IGNITEDataset(BaseSegDataset):
         if not self.label_map:
             return pixels
         new_ids = relabel_table(self.label_map)[: len(pixels)]
-        kept = new_ids != IGNORE
-        return np.bincount(new_ids[kept], pixels[kept], len(self.metainfo['classes'])).astype(np.int64)
+        return np.bincount(new_ids, pixels, IGNORE)[: len(self.metainfo['classes'])].astype(np.int64)
 
     def get_data_info(self, idx: int) -> dict:
         """Return the information on ROI number ``idx``; raise IgniteError if a :class:`CropStreamSampler` asks for a pair."""
@@ -97,33 +97,27 @@ class IGNITEDataset(BaseSegDataset):
         rois = select(read_index(self.data_root), self.protocol, self.split, self.data_root)
         if self.use_context:
             check_context(rois, self.data_root)
-        return [
-            dict(
-                img_path=str(image_path(self.data_root, r['name'] + CONTEXT * self.use_context)),
-                seg_map_path=str(label_path(self.data_root, r['name'])),
-                roi=r['name'],
-                patient=r['patient'],
-                um_per_px=r['um_per_px'],
-                metadata=metadata(r),
-                label_map=self.label_map,
-                reduce_zero_label=False,
-                seg_fields=[],
-                **(dict(roi_box=_box(r)) if self.use_context else {}),
-            )
-            for r in rois
-        ]
+        return [self._sample(roi, metadata=metadata(roi), seg_fields=[], label_map=self.label_map) for roi in rois]
 
-
-def _box(entry: dict) -> tuple[int, int, int, int]:
-    """Return the position of an ROI in its image with context: (top, left, bottom, right), the last two exclusive."""
-    top, left = entry['context']['origin']
-    return top, left, top + entry['height'], left + entry['width']
+    def _sample(self, entry: dict, **more: object) -> dict:
+        """Return what the samples of an ROI have in common, and ``more``."""
+        name = entry['name']
+        sample = dict(
+            img_path=str(image_path(self.data_root, name + CONTEXT * self.use_context)),
+            seg_map_path=str(label_path(self.data_root, name)),
+            roi=name,
+            patient=entry['patient'],
+            um_per_px=entry['um_per_px'],
+            reduce_zero_label=False,
+        )
+        if self.use_context:
+            top, left = entry['context']['origin']
+            sample['roi_box'] = top, left, top + entry['height'], left + entry['width']
+        return {**sample, **more}
 
 
 LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadIGNITERegion')
-_CROP_SETTINGS = [
-    name for name in inspect.signature(CropStream).parameters if name not in ('root', 'rois', 'label_map')
-]
+_CROP_SETTINGS = [key for key in inspect.signature(CropStream).parameters if key not in ('root', 'rois', 'label_map')]
 
 
 @DATASETS.register_module()
@@ -134,14 +128,14 @@ class IGNITECropDataset(IGNITEDataset):
     pipeline, which holds augmentations only, mmseg's or ours. They get the same random numbers for the same (seed, n) in any
     worker or process.
 
-    Args:
-        crops (dict): Arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, which override
-            :data:`DEFAULT_CROPS`. Defaults to None.
-        kwargs: Arguments of :class:`IGNITEDataset`.
-
     A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
     ``ori_shape``, ``roi``, ``patient``, ``um_per_px`` (of the crop), ``img_path``, ``seg_map_path``, ``crop`` (its
     :class:`CropPosition <mmseg_ignite.datasets.crop_stream.CropPosition>`), ``sample_idx`` (n).
+
+    Args:
+        data_root, split, kwargs: see :class:`IGNITEDataset`.
+        crops: arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, which override
+            :data:`DEFAULT_CROPS`.
 
     Example:
         >>> dataset = IGNITECropDataset('data/ignite', crops=dict(crop_size=(256, 256)))
@@ -156,9 +150,7 @@ class IGNITECropDataset(IGNITEDataset):
                 f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before it: remove it.'
             )
         if kwargs.get('use_context'):
-            raise IgniteError(
-                'use_context of IGNITECropDataset is set in its crops: write crops=dict(use_context=True).'
-            )
+            raise IgniteError('use_context of IGNITECropDataset is set in its crops: use crops=dict(use_context=True).')
         super().__init__(data_root, split, **kwargs)
 
     def full_init(self) -> None:
@@ -167,9 +159,9 @@ class IGNITECropDataset(IGNITEDataset):
             return
         super().full_init()
         if unknown := sorted(self._crops.keys() - set(_CROP_SETTINGS)):
+            known = ', '.join(_CROP_SETTINGS)
             raise IgniteError(
-                f'crops of the data set has the unknown setting {", ".join(unknown)}; known are {", ".join(_CROP_SETTINGS)}: '
-                'correct it.'
+                f'crops of the data set has the unknown setting {", ".join(unknown)}: choose from {known}.'
             )
         self.stream = CropStream(self.data_root, self.entries, label_map=self.label_map, **self._crops)
 
@@ -178,10 +170,7 @@ class IGNITECropDataset(IGNITEDataset):
         raise IgniteError('a subset of IGNITECropDataset cannot be taken afterwards: pass indices to its constructor.')
 
     def __getitem__(self, key: tuple) -> dict:
-        """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size).
-
-        Raise IgniteError if it is not a tuple, so the data loader has another sampler.
-        """
+        """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size)."""
         if not isinstance(key, tuple):
             raise IgniteError(
                 f"IGNITECropDataset was asked for sample {key}; it needs (seed, n): set the data loader's sampler to "
@@ -195,21 +184,16 @@ class IGNITECropDataset(IGNITEDataset):
     def crop(self, seed: int, n: int, crop_size: tuple[int, int] | None = None) -> dict:
         """Return crop ``n`` of the stream of ``seed``, before the pipeline."""
         crop = self.stream.read(seed, n, crop_size=crop_size)
-        entry, position = crop['entry'], crop['position']
         shape = crop['gt_seg_map'].shape
-        return dict(
+        return self._sample(
+            crop['entry'],
             img=crop['img'],
             gt_seg_map=crop['gt_seg_map'],
             seg_fields=['gt_seg_map'],
             img_shape=shape,
             ori_shape=shape,
-            roi=entry['name'],
-            patient=entry['patient'],
-            um_per_px=entry['um_per_px'] * position.zoom,
-            img_path=str(image_path(self.data_root, entry['name'])),
-            seg_map_path=str(label_path(self.data_root, entry['name'])),
-            crop=position,
+            um_per_px=crop['entry']['um_per_px'] * crop['position'].zoom,
+            crop=crop['position'],
             label_map=None,
-            reduce_zero_label=False,
             sample_idx=n,
         )

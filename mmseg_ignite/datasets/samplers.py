@@ -15,8 +15,8 @@ class CropStreamSampler(Sampler):
     large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler.
 
     Args:
-        dataset (Sized): The data set.
-        seed (int, optional): Seed of the stream; mmengine passes the run's seed. Defaults to None: a random one.
+        dataset: the data set.
+        seed: seed of the stream; mmengine passes the run's seed. None: a random one.
 
     Attributes:
         sizes: [(first n, (H, W)), ...] in order of n: crops from that number on have this size in px; earlier ones, and all
@@ -25,9 +25,8 @@ class CropStreamSampler(Sampler):
 
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:
         self.rank, self.world_size = get_dist_info()
-        self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
-        self.skipped = 0
+        self.dataset, self.skipped = dataset, 0
         self.sizes: list[tuple[int, tuple[int, int]]] = []
 
     def __iter__(self) -> Iterator[tuple]:
