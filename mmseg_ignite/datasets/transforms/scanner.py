@@ -23,13 +23,11 @@ class RandomScannerEffects(ImageTransform):
     Required and modified key: ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        blur_prob (float): Probability of blur. Defaults to 0.2.
-        blur_sigma (tuple[float, float]): Range of its standard deviation in px, 0.05 to 20. Defaults to (0.4, 0.9).
-        gamma_prob (float): Probability of a change of gamma. Defaults to 0.3.
-        gamma_range (tuple[float, float]): Range of gamma, 0.05 to 20, sampled log-uniformly. An intensity i becomes
-            255 * (i / 255) ** gamma, so values above 1 darken, and white stays white. Defaults to (0.85, 1.18).
-        jpeg_prob (float): Probability of compression. Defaults to 0.15.
-        jpeg_quality (tuple[int, int]): Range of OpenCV's JPEG quality, 1 to 100, both ends included. Defaults to (60, 95).
+        blur_prob, gamma_prob, jpeg_prob: probability of each.
+        blur_sigma: range of the standard deviation of the blur, 0.05 to 20 px.
+        gamma_range: range of gamma, 0.05 to 20, sampled log-uniformly. An intensity i becomes 255 * (i / 255) ** gamma, so
+            values above 1 darken, and white stays white.
+        jpeg_quality: range of OpenCV's JPEG quality, 1 to 100, both ends included.
 
     Example: ``dict(type='RandomScannerEffects', blur_prob=0.3)``
     """

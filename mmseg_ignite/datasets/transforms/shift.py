@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from ...errors import IgniteError
-from .base import ImageTransform
+from .base import ImageTransform, require
 from .lab import lab_statistics, match_lab
 from .scanner import compress_jpeg
 from .stain import estimate_stains, map_from_light
@@ -69,23 +68,18 @@ class StainShift(ImageTransform):
     Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional keys: ``roi`` or ``img_path``, which name the image.
 
     Args:
-        kind (str): 'lab', 'lab-tinted' or 'scanner'. Defaults to 'lab'.
-        seed (int): Seed of the shift, 0 or more. Defaults to 0.
+        kind: 'lab', 'lab-tinted' or 'scanner'.
+        seed: seed of the shift, 0 or more.
 
     Raises:
         IgniteError: an unknown kind or a negative seed.
 
-    Example:
-        In a config, right after the loaders of ``test_pipeline``::
-
-            dict(type='StainShift', kind='scanner')
+    Example: ``dict(type='StainShift', kind='scanner')``, right after the loaders of ``test_pipeline``
     """
 
     def __init__(self, kind: str = 'lab', seed: int = 0) -> None:
-        if kind not in SHIFTS:
-            raise IgniteError(f'the kind of StainShift is {kind!r}; one of {", ".join(SHIFTS)} was expected.')
-        if not isinstance(seed, int) or seed < 0:
-            raise IgniteError(f'the seed of StainShift is {seed!r}; 0 or more was expected.')
+        require(kind in SHIFTS, 'the kind of StainShift', kind, f'one of {", ".join(SHIFTS)}')
+        require(isinstance(seed, int) and seed >= 0, 'the seed of StainShift', seed, 'a whole number, 0 or more,')
         self.kind, self.seed = kind, seed
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
