@@ -1,4 +1,4 @@
-"""Atomic writing that never destroys foreign files; the package writes all files and folders through this module.
+"""Atomic writing that never destroys foreign files; all files and folders are written through this module.
 
 Results are signed: PNG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the file,
 JSON files by the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature is foreign, even
@@ -24,7 +24,6 @@ WRITTEN_BY = f'mmseg_ignite {__version__}'
 _TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0, '.py': 0}
 """Number of bytes after the signature by file type: the last chunk of a PNG."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
-_RUN = 'confusion.npz'
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
@@ -69,16 +68,14 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
     """Write a result with :func:`atomic_file` and sign it.
 
-    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set because the folder
-    was checked before.
+    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set.
     """
-    path = Path(path)
     if not replace:
-        _check_ours(path)
+        _check_ours(Path(path))
     with atomic_file(path) as partial:
         yield partial
-        if path.suffix in _TAILS:
-            partial.write_bytes(_signed(partial.read_bytes(), path.suffix))
+        if partial.suffix in _TAILS:
+            partial.write_bytes(_signed(partial.read_bytes(), partial.suffix))
 
 
 def _signature(suffix: str, checksum: int) -> bytes:
@@ -114,7 +111,7 @@ def is_ours(path: str | os.PathLike) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS
         if suffix in ('.csv', '.txt'):
-            return any(is_ours(folder / _RUN) for folder in path.parents[:2])
+            return any(is_ours(folder / 'confusion.npz') for folder in path.parents[:2])
         known = json.loads(path.read_bytes())
         return isinstance(known, dict) and (
             {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
@@ -140,15 +137,14 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
     or cannot be written.
     """
     read = {identity: path for path in inputs if (identity := _identity(path))}
-    checked = set()
-    for path in map(Path, outputs):
+    paths = [Path(path) for path in outputs]
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_output_folder(folder)
+    for path in paths:
         if source := read.get(_identity(path)):
             raise IgniteError(
-                f'{path} would be written but is an input of the same run ({source}): choose another output folder.'
+                f'{path} would be written, but it is an input of this run ({source}): choose another folder.'
             )
-        if path.parent not in checked:
-            check_output_folder(path.parent)
-            checked.add(path.parent)
         _check_ours(path)
 
 
@@ -161,10 +157,7 @@ def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def check_output_folder(folder: str | os.PathLike) -> None:
-    """Raise IgniteError if results must not or cannot be written into a folder, which need not exist yet.
-
-    Not allowed are releases, their images and annotations, and prepared data sets.
-    """
+    """Raise IgniteError if a folder, which need not exist yet, cannot be written, or is in a release or prepared data set."""
     real = Path(os.path.realpath(folder))
     for parent in (real, *real.parents):
         release = (parent / 'data_overview.csv').is_file() and real.relative_to(parent).parts[:1] in _RELEASE_PARTS
@@ -181,7 +174,7 @@ def check_output_folder(folder: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Create a folder; raise IgniteError, before any work, if it cannot be created or written, or is a file."""
+    """Create a folder; raise IgniteError if it cannot be created or written, or is a file."""
     with writing(folder, 'choose another folder, or change its permissions'):
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -230,9 +223,8 @@ def link_file(source: str | os.PathLike, path: str | os.PathLike) -> None:
 def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[Path]:
     """Yield an empty temporary folder next to ``path``; move it to ``path`` on success, else remove it.
 
-    An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``. A link is
-    followed, so that it keeps pointing at the folder's disk. Raise IgniteError if ``path`` is anything else, or cannot be
-    written.
+    An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``; anything else
+    is an IgniteError. A link is followed, so that it keeps pointing at the folder's disk.
     """
     path = Path(os.path.realpath(path))
     _check_replaceable(path, own)
@@ -253,7 +245,7 @@ def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
         raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
     if path == Path.cwd():
         raise IgniteError(f'{path} is the current folder, which cannot be replaced: name a folder in it.')
-    found = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    found = sorted(os.listdir(path)) if path.exists() else []
     foreign = [name for name in found if name not in own]
     if foreign or (found and own[0] not in found):
         raise IgniteError(

@@ -17,14 +17,13 @@ def packaged_configs() -> list[str]:
 
 
 def config_path(name: str) -> str:
-    """Return the path of a packaged config.
+    """Return the path of a packaged config; raise IgniteError with the most similar names if there is none.
 
     For Python, and for ``_base_`` of a config that plain mmengine reads, which knows ``mmseg_ignite::`` only after an
     import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``.
 
     Args:
-        name: 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name. Raise IgniteError with
-            the most similar names if there is no such config.
+        name: 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name.
 
     Example:
         >>> cfg = Config.fromfile(config_path('segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'))
@@ -34,9 +33,8 @@ def config_path(name: str) -> str:
     if path.suffix == '.py' and path.is_file():
         return str(path)
     known = packaged_configs()
-    for config in known:
-        if Path(config).name == wanted:
-            return str(_CONFIGS / config)
+    if same := [config for config in known if Path(config).name == wanted]:
+        return str(_CONFIGS / same[0])
     raise IgniteError(f'{name} is not a packaged config{did_you_mean(wanted, known)}')
 
 

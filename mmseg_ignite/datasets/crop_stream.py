@@ -15,10 +15,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..errors import IgniteError
+from ..errors import IgniteError, require
 from ..labels import IGNORE, NUM_CLASSES, relabel_table
 from .prepared import CONTEXT, image_path, label_path, open_array, points_path
-from .transforms.base import require
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')

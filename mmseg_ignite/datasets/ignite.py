@@ -7,11 +7,10 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from ..errors import IgniteError
+from ..errors import IgniteError, require
 from ..labels import CLASSES, IGNORE, PALETTE, relabel_table
 from .crop_stream import CropStream, seeded
 from .prepared import CONTEXT, by_name, check_context, image_path, label_path, metadata, read_index, select
-from .transforms.base import require
 from .transforms.loading import read_arrays, transform_name
 
 DATA_ROOT, PROTOCOL = 'data/ignite', 'patient-8-1-1'

@@ -80,22 +80,21 @@ def read_index(root: str | Path) -> dict:
     path = Path(root) / INDEX
     try:
         index = json.loads(path.read_text(encoding='utf-8'))
+        if index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
+            raise ValueError(f"not an index of format {FORMAT} with IGNITE's classes")
+        names = [roi['name'] for roi in index['rois']]
+        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
+        if wrong := sorted(listed - set(names)) or sorted(n for n in set(names) if names.count(n) > 1):
+            raise ValueError(f'{wrong[0]} is listed twice or in a split only')
     except FileNotFoundError:
         raise IgniteError(
             f'{root} is not a prepared data set (no {INDEX}): run "python tools/prepare_ignite.py '
             f'--release RELEASE --out {root}", or set data_root to the prepared folder.'
         ) from None
-    except (OSError, ValueError) as error:
-        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
-    if not isinstance(index, dict) or index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
-        raise IgniteError(f"{path} is not an index of format {FORMAT} with IGNITE's classes: prepare the data again.")
-    try:
-        names = [roi['name'] for roi in index['rois']]
-        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IgniteError(f'{path} was changed ({type(error).__name__}: {error}): prepare the data again.') from error
-    if wrong := sorted(listed - set(names)) or sorted(n for n in set(names) if names.count(n) > 1):
-        raise IgniteError(f'{path} was changed: {wrong[0]} is listed twice or in a split only: prepare the data again.')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IgniteError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): prepare the data again.'
+        ) from error
     return index
 
 

@@ -75,7 +75,7 @@ def class_colours(name: str, number: int) -> ClassColours:
 
 def _tables(rgb: list[tuple[int, ...]], hatched: list[bool]) -> Colours:
     fill = 256 - len(CLASSES)
-    return Colours(np.array([*rgb, *[UNANNOTATED.colour] * fill], np.uint8), np.array([*hatched, *[False] * fill]))
+    return Colours(np.array([*rgb, *[UNANNOTATED] * fill], np.uint8), np.array([*hatched, *[False] * fill]))
 
 
 OFFICIAL = _tables(list(PALETTE), [False] * len(CLASSES))

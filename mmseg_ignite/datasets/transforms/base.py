@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from ...errors import IgniteError
+from ...errors import IgniteError, require
 
 _SAMPLE = 16384  # pixels that are measured
 _BLOCK = 16384  # pixels whose float32 values stay in the L2 cache: four times as fast as the whole image at once
@@ -58,12 +58,6 @@ def check_image(image: np.ndarray, user: str) -> None:
             f'{user} got a {image.dtype} image of shape {image.shape}; (H, W, 3) uint8 in BGR was expected: move it before '
             'the transform that converts the image to float.'
         )
-
-
-def require(valid: bool, name: str, value: object, expected: str) -> None:
-    """Raise IgniteError unless ``value`` of the setting ``name`` is valid."""
-    if not valid:
-        raise IgniteError(f'{name} is {value!r}; {expected} was expected: correct it in the config.')
 
 
 def check_prob(name: str, value: object) -> float:

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from .base import ImageTransform, require
+from ...errors import require
+from .base import ImageTransform
 from .lab import lab_statistics, match_lab
 from .scanner import compress_jpeg
-from .stain import estimate_stains, map_from_light
+from .stain import estimate_stains, map_density
 
 _LIGHT = 240.0
 BLUR_PX, JPEG_QUALITY = 0.7, 75
@@ -83,11 +84,13 @@ class StainShift(ImageTransform):
         self.kind, self.seed = kind, seed
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
-        rng = self._generator(results)
-        own = lab_statistics(image)
-        if own is not None:
+        name = str(results.get('roi') or Path(str(results.get('img_path') or '')).stem)
+        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ only in the light
+        key = np.array([self.seed, zlib.crc32(f'{family}/{name}'.encode())], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        if (own := lab_statistics(image)) is not None:
             target = max(LABORATORIES.values(), key=lambda lab: np.linalg.norm(own.mean - lab.mean))
-            if self.kind == 'scanner':
+            if family == 'scanner':
                 image = _restain(image, target, rng)
             else:
                 mean = _vary(target.mean, target.mean_between, rng)
@@ -97,12 +100,6 @@ class StainShift(ImageTransform):
         elif self.kind == 'scanner':
             image = cv2.transform(image, _camera(rng).astype(np.float32))
         return compress_jpeg(cv2.GaussianBlur(image, (0, 0), BLUR_PX), JPEG_QUALITY)
-
-    def _generator(self, results: dict) -> np.random.Generator:
-        name = str(results.get('roi') or Path(str(results.get('img_path') or '')).stem)
-        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ only in the light
-        key = np.array([self.seed, zlib.crc32(f'{family}/{name}'.encode())], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key))
 
 
 def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:
@@ -125,7 +122,7 @@ def _restain(image: np.ndarray, target: _Laboratory, rng: np.random.Generator) -
     wanted *= (strengths / stains.strengths / np.linalg.norm(wanted, axis=1))[:, None]
     # Only the two concentrations change: the residual of both stains, such as carbon, is kept.
     matrix = np.eye(3) + np.linalg.pinv(stains.vectors) @ (wanted - stains.vectors)
-    return map_from_light(image, matrix, np.zeros(3), _LIGHT)
+    return map_density(image, matrix, np.zeros(3), light=_LIGHT)
 
 
 def _camera(rng: np.random.Generator) -> np.ndarray:

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from ...errors import IgniteError
-from .base import ImageTransform, check_image, check_prob, map_blocks, require, sample_grid, to_array
+from ...errors import IgniteError, require
+from .base import ImageTransform, check_image, check_prob, map_blocks, sample_grid, to_array
 
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Haematoxylin, eosin and DAB in R, G, B, of unit length to 0.3 % (Ruifrok & Johnston 2001)."""
@@ -47,7 +47,7 @@ def tissue_share(light: float = 240.0) -> np.ndarray:
 
 
 def map_density(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None
+    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None, light: float = 255.0
 ) -> np.ndarray:
     """Map the optical densities D of every pixel of an image, (H, W, 3) uint8 BGR, to D . matrix + offset.
 
@@ -56,8 +56,10 @@ def map_density(
     Args:
         matrix, offset: (3, 3) and (3,), in R, G, B; row i is what a density of 1 in channel i becomes.
         share: (256,), 0..1, by green intensity: the fraction of its change that a pixel gets. None: all of it.
+        light: intensity of density 0.
     """
-    matrix, offset = np.asarray(matrix)[::-1, ::-1], np.asarray(offset)[::-1]
+    glass = np.full(3, WHITE - np.log(light))
+    matrix, offset = np.asarray(matrix)[::-1, ::-1], (glass - glass @ matrix + offset)[::-1]
     # With L = ln(intensity) = WHITE - D the map reads L -> L . matrix + constant.
     constant = WHITE * (1 - matrix.sum(0)) - offset
     if share is not None:
@@ -107,14 +109,6 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     return Stains(vectors, np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0))
 
 
-def map_from_light(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, light: float, share: np.ndarray | None = None
-) -> np.ndarray:
-    """Apply :func:`map_density` to densities relative to ``light`` instead of 255."""
-    glass = np.full(3, WHITE - np.log(light))
-    return map_density(image, matrix, glass - glass @ matrix + offset, share)
-
-
 def _check_light(light: object) -> float:
     require(isinstance(light, Real) and 0 < light <= 255, 'light', light, 'an intensity above 0 and at most 255')
     return light
@@ -138,7 +132,7 @@ def _stain_ranges(name: str, value: object, stains: int, limit: float) -> np.nda
 class _StainJitter(ImageTransform):
     """Base of the transforms that scale and shift the concentrations of stains at random."""
 
-    def _set(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
+    def __init__(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
         self.sigma, self.bias, self.prob = sigma, bias, check_prob('prob', prob)
         self._alpha = 1 + _stain_ranges('sigma', sigma, stains, 1)
         self._beta = _stain_ranges('bias', bias, stains, 5)
@@ -174,7 +168,7 @@ class HEDJitter(_StainJitter):
     _UNMIX = np.linalg.inv(HED)
 
     def __init__(self, sigma: float | tuple = 0.1, bias: float | tuple = 0.02, prob: float = 1.0) -> None:
-        self._set(3, sigma, bias, prob)
+        super().__init__(3, sigma, bias, prob)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         wanted, alpha, beta = self._sample()
@@ -235,7 +229,7 @@ class MacenkoNormalize(ImageTransform):
         if stains is None:
             return image
         matrix = np.linalg.pinv(stains.vectors) / stains.strengths @ self._target
-        return map_from_light(image, matrix, np.zeros(3), self.light)
+        return map_density(image, matrix, np.zeros(3), light=self.light)
 
 
 @TRANSFORMS.register_module()
@@ -265,7 +259,7 @@ class MacenkoAugment(_StainJitter):
         glass: bool = False,
         light: float = 240.0,
     ) -> None:
-        self._set(2, sigma, bias, prob)
+        super().__init__(2, sigma, bias, prob)
         self.glass, self.light = glass, _check_light(light)
         self._share = None if glass else tissue_share(light)
 
@@ -277,4 +271,4 @@ class MacenkoAugment(_StainJitter):
         vectors = stains.vectors
         # Only the two concentrations change: the residual is kept.
         matrix = np.eye(3) + np.linalg.pinv(vectors) * (alpha - 1) @ vectors
-        return map_from_light(image, matrix, beta @ vectors, self.light, self._share)
+        return map_density(image, matrix, beta @ vectors, self._share, self.light)
