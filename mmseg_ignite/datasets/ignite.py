@@ -59,11 +59,8 @@ class IGNITEDataset(BaseSegDataset):
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
         for key, value in _FIXED.items():
-            found, expected = (
-                kwargs.get(key, value),
-                f'{value!r} (prepared labels are 0..15, and 255 where unannotated)',
-            )
-            require(found == value, f'{key} of the data set', found, expected)
+            found, why = kwargs.get(key, value), 'prepared labels are 0..15, and 255 where unannotated'
+            require(found == value, f'{key} of the data set', found, f'{value!r} ({why})')
         kwargs['pipeline'] = read_arrays(kwargs.get('pipeline') or [])
         super().__init__(data_root=data_root, **{**kwargs, **_FIXED})
 
@@ -146,7 +143,7 @@ class IGNITECropDataset(IGNITEDataset):
         self._crops = {**DEFAULT_CROPS, **(crops or {})}
         if loaders := [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]:
             raise IgniteError(
-                f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before it: remove it.'
+                f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before: remove it.'
             )
         if kwargs.get('use_context'):
             raise IgniteError('use_context of IGNITECropDataset is set in its crops: use crops=dict(use_context=True).')
@@ -159,9 +156,7 @@ class IGNITECropDataset(IGNITEDataset):
         super().full_init()
         if unknown := sorted(self._crops.keys() - set(_CROP_SETTINGS)):
             known = ', '.join(_CROP_SETTINGS)
-            raise IgniteError(
-                f'crops of the data set has the unknown setting {", ".join(unknown)}: choose from {known}.'
-            )
+            raise IgniteError(f'crops of the data set has the unknown setting {unknown[0]}: choose from {known}.')
         self.stream = CropStream(self.data_root, self.entries, label_map=self.label_map, **self._crops)
 
     def get_subset_(self, indices: Sequence[int] | int) -> None:

@@ -80,10 +80,7 @@ class RandStainNA(ImageTransform):
     are sampled from normal distributions clipped at two standard deviations. If the image is a crop of a prepared array,
     the map starts from the statistics of the whole ROI, so that crops of stroma and of tumour keep their difference;
     otherwise from those of the image. Glass and images with hardly any tissue are kept. Always draws seven numbers from
-    ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional key: ``img_path``, the prepared array that ``img`` is
-    a crop of.
+    ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR; ``img_path`` may name the prepared array that it is a crop of.
 
     Args:
         mean, mean_between: mean of L, a, b over the tissue (-128 to 128) and its standard deviation between images (0 to
@@ -137,9 +134,7 @@ class LABJitter(ImageTransform):
 
     Like :class:`RandStainNA`, but relative to the image's own statistics: a crop of stroma keeps looking like stroma, and
     nothing has to be measured beforehand. Images with hardly any tissue are kept. Always draws seven numbers from
-    ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
         mean: standard deviation of the shift of the mean of L, a, b, 0 to 50; shifts are clipped at two of them. The default

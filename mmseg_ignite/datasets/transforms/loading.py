@@ -19,17 +19,11 @@ class LoadIGNITERegion(LoadImageFromFile):
 
     For training crops use :class:`IGNITECropDataset`, which reads only the crop.
 
-    Required Keys:
-
-    - img_path: an array (.npy) of a prepared data set, or an image file; not needed if ``img`` is the image
-    - seg_map_path (optional): an array of a prepared data set
-    - label_map (dict, optional): {train id: new id}
-    - roi_box (top, left, bottom, right; optional): position of the labels in a larger image; around them they are 255
-
-    Added Keys:
-
-    - img (np.uint8, (H, W, 3), BGR as everywhere in mmseg), img_shape, ori_shape
-    - gt_seg_map (np.uint8, (H, W), 0..15 and 255), seg_fields: only with seg_map_path
+    Required keys: ``img_path``, an array (.npy) of a prepared data set or an image file, or ``img``, the image. Optional
+    keys: ``seg_map_path``, an array of a prepared data set; ``label_map``, {train id: new id}; ``roi_box``, (top, left,
+    bottom, right) of the labels in a larger image, around which they are 255. Added keys: ``img`` (np.uint8, (H, W, 3), BGR
+    as everywhere in mmseg), ``img_shape``, ``ori_shape``; with ``seg_map_path`` also ``gt_seg_map`` (np.uint8, (H, W), 0..15
+    and 255) and ``seg_fields``.
 
     Args:
         image: read the image.

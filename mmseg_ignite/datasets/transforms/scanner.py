@@ -18,9 +18,7 @@ class RandomScannerEffects(ImageTransform):
     """Blur an image, change its gamma and compress it, each with its own probability.
 
     The order is that of image formation: Gaussian blur of a slightly wrong focus, gamma of the camera, and the JPEG
-    compression of most slide formats. Always draws six numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    compression of most slide formats. Always draws six numbers from ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
         blur_prob, gamma_prob, jpeg_prob: probability of each.

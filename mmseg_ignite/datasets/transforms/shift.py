@@ -41,12 +41,7 @@ LABORATORIES = dict(
 """Measured on 31 ROIs of lung adenocarcinoma of WSSS4LUAD (Han et al. 2022) and 23 ROIs of colon of GlaS (Sirinukunwattana et
 al. 2017), which is more magenta."""
 
-SHIFTS = {
-    'lab': 'tissue with the mean and spread in L*a*b* of another laboratory, white glass',
-    'lab-tinted': 'the same under a light that colours the glass',
-    'scanner': 'Macenko stain vectors of another laboratory, colour matrix of another camera',
-}
-"""Kinds of shift, each followed by blur and JPEG compression."""
+SHIFTS = ('lab', 'lab-tinted', 'scanner')
 
 
 @TRANSFORMS.register_module()
@@ -64,9 +59,7 @@ class StainShift(ImageTransform):
       matrix mixes R, G and B by up to 8 % and dims each by up to 8 %, as between two cameras. The glass changes too.
 
     All end with a Gaussian blur of 0.7 px and JPEG of quality 75. An image with hardly any tissue keeps its stain and gets
-    the rest.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional keys: ``roi`` or ``img_path``, which name the image.
+    the rest. Changes ``img``, (H, W, 3) uint8 BGR; ``roi`` or ``img_path`` name the image.
 
     Args:
         kind: 'lab', 'lab-tinted' or 'scanner'.

@@ -150,9 +150,8 @@ class HEDJitter(_StainJitter):
     The colour deconvolution of Ruifrok & Johnston (2001) separates the densities; each of the three concentrations c
     becomes alpha * c + beta, and they are mixed again, after `Tellez et al. 2018, Whole-slide mitosis detection in H&E
     breast histology using PHH3 as a reference to train distilled stain-invariant CNNs
-    <https://doi.org/10.1109/TMI.2018.2820199>`_. Always draws seven numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    <https://doi.org/10.1109/TMI.2018.2820199>`_. Always draws seven numbers from ``np.random``. Changes ``img``, (H, W, 3)
+    uint8 BGR.
 
     Args:
         sigma: alpha is uniform in (1 - sigma, 1 + sigma). One number for H, E and DAB, or three, each a number or a range
@@ -183,9 +182,7 @@ class MacenkoNormalize(ImageTransform):
     <https://doi.org/10.1109/ISBI.2009.5193250>`_; see :func:`estimate_stains`. The residual of both stains is dropped. An
     image whose stains cannot be separated (glass, one colour, a few pixels) is kept. Where a single stain varies in hue,
     the method invents a second one: prefer whole ROIs to small crops. The default target is browner than most H&E;
-    :meth:`from_image` takes the target from an image.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    :meth:`from_image` takes the target from an image. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
         vectors: haematoxylin and eosin of the target, (2, 3), R, G, B; scaled to unit length. The defaults are the reference
@@ -238,9 +235,8 @@ class MacenkoAugment(_StainJitter):
 
     Like :class:`HEDJitter`, but along the stain vectors of :func:`estimate_stains` (Macenko et al. 2009): each of the two
     concentrations c becomes alpha * c + beta. The residual orthogonal to both is kept, so alpha 1 and beta 0 change
-    nothing. An image whose stains cannot be separated is kept. Always draws five numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    nothing. An image whose stains cannot be separated is kept. Always draws five numbers from ``np.random``. Changes
+    ``img``, (H, W, 3) uint8 BGR.
 
     Args:
         sigma, bias, prob: as in :class:`HEDJitter`, with one number for both stains, or two (haematoxylin, eosin).
