@@ -21,8 +21,8 @@ from .errors import IgniteError
 from .version import __version__
 
 WRITTEN_BY = f'mmseg_ignite {__version__}'
-_TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0, '.py': 0}
-"""Number of bytes after the signature by file type: the last chunk of a PNG."""
+_LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
+"""Last line of a signed file by type; PNG files have a chunk."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
@@ -74,24 +74,18 @@ def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path
         _check_ours(Path(path))
     with atomic_file(path) as partial:
         yield partial
-        if partial.suffix in _TAILS:
+        if partial.suffix in ('.png', *_LINES):
             partial.write_bytes(_signed(partial.read_bytes(), partial.suffix))
 
 
-def _signature(suffix: str, checksum: int) -> bytes:
-    """Return the signature of a file; its length depends only on the suffix."""
-    text = b'Written by mmseg_ignite, CRC-32 %08x' % checksum
-    if suffix == '.png':
-        chunk = b'tEXtSoftware\0' + text
-        return struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
-    if suffix in ('.html', '.svg'):
-        return b'<!-- ' + text + b' -->\n'
-    return (b'# ' if suffix == '.py' else b'% ') + text + b'\n'
-
-
 def _signed(content: bytes, suffix: str) -> bytes:
-    end = len(content) - _TAILS[suffix]
-    return content[:end] + _signature(suffix, zlib.crc32(content)) + content[end:]
+    """Return ``content`` with its signature, whose length depends only on the suffix."""
+    text = b'Written by mmseg_ignite, CRC-32 %08x' % zlib.crc32(content)
+    if suffix != '.png':
+        return content + _LINES[suffix] % text
+    chunk = b'tEXtSoftware\0' + text
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    return content[:-12] + chunk + content[-12:]  # before the last chunk
 
 
 def is_ours(path: str | os.PathLike) -> bool:
@@ -102,10 +96,10 @@ def is_ours(path: str | os.PathLike) -> bool:
     path = Path(path)
     suffix = path.suffix
     try:
-        if suffix in _TAILS:
+        if suffix in ('.png', *_LINES):
             content = path.read_bytes()
-            end = len(content) - _TAILS[suffix]
-            start = end - len(_signature(suffix, 0))
+            end = len(content) - 12 * (suffix == '.png')
+            start = end - len(_signed(b'', suffix))
             return start > 0 and _signed(content[:start] + content[end:], suffix) == content
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
@@ -124,17 +118,14 @@ def _check_ours(path: Path) -> None:
     if path.is_dir():
         raise IgniteError(f'{path} is a folder, but a file was to be written there: choose another output folder.')
     if path.exists() and not is_ours(path):
-        raise IgniteError(
-            f'{path} exists, and mmseg_ignite did not write it or it was changed since, so it is kept: choose another output '
-            'folder, or move the file away.'
-        )
+        reason = 'mmseg_ignite did not write it or it was changed since'
+        raise IgniteError(f'{path} exists and is kept ({reason}): choose another output folder, or move the file away.')
 
 
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
     """Check the files that a tool is going to write before it computes anything. Results of earlier runs may be replaced.
 
-    Raise IgniteError if an output is an input (or a link to one), is in a release or a prepared data set, is a foreign file,
-    or cannot be written.
+    Raise IgniteError if an output is an input (or a link to one), in a release or prepared data set, foreign or not writable.
     """
     read = {identity: path for path in inputs if (identity := _identity(path))}
     paths = [Path(path) for path in outputs]
@@ -149,7 +140,7 @@ def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | o
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Return what all names of one file share, or None if there is no such file."""
+    """Return what all names of a file share, or None if there is none."""
     try:
         return (status := os.stat(path)).st_dev, status.st_ino
     except OSError:
@@ -248,9 +239,9 @@ def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
     found = sorted(os.listdir(path)) if path.exists() else []
     foreign = [name for name in found if name not in own]
     if foreign or (found and own[0] not in found):
+        names = ', '.join((foreign or found)[:3])
         raise IgniteError(
-            f'{path} has other files ({", ".join((foreign or found)[:3])}), so it is kept: choose a new or empty output '
-            'folder, or move them away.'
+            f'{path} has other files ({names}), so it is kept: choose a new or empty folder, or move them.'
         )
 
 

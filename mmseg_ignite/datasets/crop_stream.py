@@ -45,10 +45,10 @@ class CropPosition(NamedTuple):
 class CropStream:
     """An endless stream of training crops of a prepared data set.
 
-    With ``class_probability`` a crop is placed around a pixel of a class: the class is sampled in proportion to
+    A share ``class_probability`` of the crops is placed around a pixel of a class: the class is sampled in proportion to
     1 / pixels ** ``temperature``, then one of its ROIs in proportion to the square root of the class's pixels in it (so that
-    no large ROI dominates a class), then one of that ROI's stored points, which may be anywhere in the crop. Otherwise the
-    crop's centre is uniform over all pixels of the ROIs. A crop without an annotated pixel is sampled again, up to ten times.
+    no large ROI dominates a class), then one of that ROI's stored points, which may be anywhere in the crop. The centres of
+    the others are uniform over all pixels of the ROIs. A crop without an annotated pixel is sampled again, up to ten times.
 
     Crops are kept within the array as far as the sampled pixel stays in the crop. Beyond the array the image is mirrored and
     the labels are 255, or mirrored too with ``border='mirror'``: then crops are not moved inwards, and uniform sampling
@@ -58,13 +58,11 @@ class CropStream:
         root: prepared folder.
         rois: index entries to sample from; those without an annotated pixel are skipped.
         crop_size: (H, W) of a crop, px.
-        class_probability: share of crops placed around a pixel of a sampled class, 0..1.
         temperature: 0 samples all classes equally often, 1 in inverse proportion to their pixels; 0..4.
         um_per_px: range (low, high) of the resolution of a resampled crop, sampled log-uniformly. None: the ROI's own.
-        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees) or 'any' angle. Only resampled crops get any angle, the others
-            quarter turns.
-        resample_probability: share of crops that are resampled, 0..1; the others are read pixel for pixel at the ROI's own
-            resolution. No crop is resampled unless ``um_per_px`` is set or ``rotation`` is 'any'.
+        rotation: 'none', 'quarter' turns, or 'any' angle for resampled crops and quarter turns for the others.
+        resample_probability: share of crops that are resampled, 0..1, if ``um_per_px`` is set or ``rotation`` is 'any'; the
+            others are read pixel for pixel at the ROI's own resolution.
         border: labels beyond the array are 'ignore' (255) or 'mirror'.
         use_context: crops may reach into the tissue around an ROI (labels 255 there) if it was prepared.
         label_map: {train id: new id}, which mmseg makes for fewer classes; other ids are ignored.
@@ -299,15 +297,10 @@ class CropStreamSampler(Sampler):
     """Request crops 0, 1, 2, ... of a seed from :class:`IGNITECropDataset`, endlessly.
 
     Each of W processes takes every W-th number, so together they see the same crops as one process with a batch W times as
-    large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler.
+    large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler. mmengine passes the run's ``seed``.
 
-    Args:
-        dataset: the data set.
-        seed: seed of the stream; mmengine passes the run's seed. None: a random one.
-
-    Attributes:
-        sizes: [(first n, (H, W)), ...] in order of n: crops from that number on have this size in px; earlier ones, and all
-            by default, have the data set's size. Set by :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>`.
+    :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>` sets ``sizes``, [(first n, (H, W)), ...] in order of n:
+    crops from that number on have this size in px; earlier ones, and all by default, have the data set's size.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:
@@ -318,11 +311,9 @@ class CropStreamSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple]:
         """Yield (seed, n) of this process's crops endlessly, or (seed, n, (H, W)) where ``sizes`` sets a size."""
-        n = self.skipped * self.world_size + self.rank
-        while True:
+        for n in itertools.count(self.skipped * self.world_size + self.rank, self.world_size):
             size = next((size for first, size in reversed(self.sizes) if first <= n), None)
             yield (self.seed, n) if size is None else (self.seed, n, size)
-            n += self.world_size
 
     def skip(self, num_samples: int) -> None:
         """Skip the first ``num_samples`` crops of this process, counted from the start of the stream."""

@@ -4,8 +4,8 @@ L is 0..100, a (green to red) and b (blue to yellow) about -128..127. A change o
 optical density; a change of these statistics is linear in perceived colour.
 """
 
+from collections import namedtuple
 from functools import lru_cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,13 +19,8 @@ _MIN_TISSUE = 64  # tissue pixels among the measured ones
 _ONE = (1.0, 1.0, 1.0, 1.0)
 _Triple = tuple[float, float, float]
 TISSUE_SHARE = tissue_share().astype(np.float32)
-
-
-class LabStatistics(NamedTuple):
-    """Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
-
-    mean: np.ndarray
-    spread: np.ndarray
+LabStatistics = namedtuple('LabStatistics', ['mean', 'spread'])
+"""Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
 
 
 def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None:

@@ -27,8 +27,6 @@ WHITE = float(np.log(255))
 _LOG = np.log(np.maximum(np.arange(256), 0.4)).astype(np.float32)
 
 TISSUE_DENSITY = 0.15  # in every channel, relative to the glass (Macenko et al. 2009)
-ANGLE_PERCENTILES = (1, 99)
-STRENGTH_PERCENTILE = 99
 _MIN_TISSUE = 256  # tissue pixels of the grid; with fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
 _GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
@@ -88,8 +86,7 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     percentile of the angle in it. Haematoxylin is the one that absorbs more red. Tissue has a density of at least 0.15 in
     every channel, relative to the intensity ``light`` of the glass. Uses about 16,000 pixels of a regular grid.
 
-    Return None if the stains cannot be separated: fewer than 256 tissue pixels on the grid, or vectors less than 8 degrees
-    apart (one stain, or one colour).
+    Return None if the stains cannot be separated: fewer than 256 tissue pixels, or vectors less than 8 degrees apart.
     """
     pixels = sample_grid(image).reshape(-1, 3)
     tissue = pixels[pixels.max(1) <= light * np.exp(-TISSUE_DENSITY)]
@@ -100,13 +97,13 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     plane = np.linalg.eigh((density.T @ density).astype(np.float64))[1][:, :0:-1]
     plane[:, 0] *= np.sign(plane[:, 0].sum())  # the first one points towards the (positive) densities
     first, second = (density @ plane.astype(np.float32)).T
-    low, high = np.percentile(np.arctan2(second, first), ANGLE_PERCENTILES)
+    low, high = np.percentile(np.arctan2(second, first), (1, 99))
     if high - low < _MIN_ANGLE:
         return None
     vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane.T
     vectors = vectors[np.argsort(-vectors[:, 0])]
     concentrations = density @ np.linalg.pinv(vectors).astype(np.float32)
-    return Stains(vectors, np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0))
+    return Stains(vectors, np.percentile(concentrations, 99, axis=0))
 
 
 def _check_light(light: object) -> float:
@@ -215,10 +212,8 @@ class MacenkoNormalize(ImageTransform):
         check_image(image, cls.__name__)
         stains = estimate_stains(image, _check_light(light))
         if stains is None:
-            raise IgniteError(
-                f'The reference image of {image.shape[1]} x {image.shape[0]} px shows no two stains; tissue with nuclei '
-                'and stroma was expected: choose another image.'
-            )
+            size, expected = f'{image.shape[1]} x {image.shape[0]} px', 'tissue with nuclei and stroma was expected'
+            raise IgniteError(f'The reference image of {size} shows no two stains; {expected}: choose another image.')
         return cls(*stains, light)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
