@@ -38,8 +38,7 @@ def check_torch() -> tuple[str, str]:
 
 
 def check_distributions() -> tuple[str, str]:
-    fault = stack_fault()
-    if fault:
+    if fault := stack_fault():
         return 'FAIL', fault
     found = {package: [f'{d} {installed(d)}' for d in pair if installed(d)] for package, pair in STACK.items()}
     return 'PASS', ', '.join(names[0] if names else f'{package} without metadata' for package, names in found.items())

@@ -12,8 +12,8 @@ PREFIX = 'mmseg_ignite::'
 
 def packaged_configs() -> list[str]:
     """Return the names of the packaged configs except the bases, e.g. 'segformer/NAME.py'."""
-    names = sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.glob('*/*.py'))
-    return [name for name in names if not name.startswith('_base_/')]
+    paths = sorted(path for path in _CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+    return [path.relative_to(_CONFIGS).as_posix() for path in paths]
 
 
 def config_path(name: str) -> str:

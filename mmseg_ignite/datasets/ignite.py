@@ -82,10 +82,8 @@ class IGNITEDataset(BaseSegDataset):
     def get_data_info(self, idx: int) -> dict:
         """Return the information on ROI number ``idx``; raise IgniteError if a :class:`CropStreamSampler` asks for a pair."""
         if isinstance(idx, tuple):
-            raise IgniteError(
-                f"IGNITEDataset was asked for sample {idx} by a CropStreamSampler: set the data loader's sampler to "
-                'dict(type="InfiniteSampler"), or use IGNITECropDataset.'
-            )
+            remedy = 'set the sampler to dict(type="InfiniteSampler"), or use IGNITECropDataset'
+            raise IgniteError(f'IGNITEDataset was asked for sample {idx} by a CropStreamSampler: {remedy}.')
         return super().get_data_info(idx)
 
     def load_data_list(self) -> list[dict]:
@@ -166,10 +164,8 @@ class IGNITECropDataset(IGNITEDataset):
     def __getitem__(self, key: tuple) -> dict:
         """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size)."""
         if not isinstance(key, tuple):
-            raise IgniteError(
-                f"IGNITECropDataset was asked for sample {key}; it needs (seed, n): set the data loader's sampler to "
-                'dict(type="CropStreamSampler").'
-            )
+            remedy = 'set the sampler of the data loader to dict(type="CropStreamSampler")'
+            raise IgniteError(f'IGNITECropDataset was asked for sample {key}, but needs (seed, n): {remedy}.')
         self.full_init()
         seed, n, *size = key
         with seeded(seed, n):

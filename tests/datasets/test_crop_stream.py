@@ -38,8 +38,9 @@ def config(prepared, workers=0, batch=4):
 
 
 def dataset(prepared, split='train', pipeline=(), metainfo=None, **crops):
-    cfg = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, crops=crops, metainfo=metainfo)
-    return DATASETS.build(dict(cfg, pipeline=list(pipeline)))
+    cfg = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, metainfo=metainfo)
+    crops = dict(um_per_px=None, rotation='none') | crops
+    return DATASETS.build(dict(cfg, crops=crops, pipeline=list(pipeline)))
 
 
 def digest(batch):

@@ -17,7 +17,8 @@ _BLOCK = 16384  # pixels whose float32 values stay in the L2 cache: four times a
 class ImageTransform(BaseTransform):
     """Base of transforms that change nothing but ``img``, (H, W, 3) uint8 BGR.
 
-    Subclasses implement :meth:`change` and keep each argument of their constructor as an attribute of the same name.
+    Subclasses implement :meth:`change` and keep each argument of their constructor as an attribute of the same name. Raise
+    IgniteError if an argument is out of range.
     """
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
@@ -54,10 +55,8 @@ def map_blocks(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray], sc
 def check_image(image: np.ndarray, user: str) -> None:
     """Raise IgniteError on behalf of ``user`` unless ``image`` is (H, W, 3) uint8."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise IgniteError(
-            f'{user} got a {image.dtype} image of shape {image.shape}; (H, W, 3) uint8 in BGR was expected: move it before '
-            'the transform that converts the image to float.'
-        )
+        found = f'{image.dtype} image of shape {image.shape}; (H, W, 3) uint8 in BGR was expected'
+        raise IgniteError(f'{user} got a {found}: move it before the transform that converts the image to float.')
 
 
 def check_prob(name: str, value: object) -> float:

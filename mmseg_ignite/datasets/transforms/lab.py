@@ -84,9 +84,6 @@ class RandStainNA(ImageTransform):
         spread, spread_between: the same for the standard deviation of L, a, b within an image (1 to 50; 0 to 20).
         prob: probability of a change.
 
-    Raises:
-        IgniteError: an argument is out of range, or the array cannot be read.
-
     Example: ``dict(type='RandStainNA', prob=0.5)``
     """
 

@@ -26,8 +26,7 @@ class LoadIGNITERegion(LoadImageFromFile):
     and 255) and ``seg_fields``.
 
     Args:
-        image: read the image.
-        labels: read the labels, of the size ``ori_shape``.
+        image, labels: read the image; read the labels, of the size ``ori_shape``.
         kwargs: arguments of mmcv's LoadImageFromFile, for image files.
     """
 

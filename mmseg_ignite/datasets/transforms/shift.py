@@ -59,14 +59,8 @@ class StainShift(ImageTransform):
       matrix mixes R, G and B by up to 8 % and dims each by up to 8 %, as between two cameras. The glass changes too.
 
     All end with a Gaussian blur of 0.7 px and JPEG of quality 75. An image with hardly any tissue keeps its stain and gets
-    the rest. Changes ``img``, (H, W, 3) uint8 BGR; ``roi`` or ``img_path`` name the image.
-
-    Args:
-        kind: 'lab', 'lab-tinted' or 'scanner'.
-        seed: seed of the shift, 0 or more.
-
-    Raises:
-        IgniteError: an unknown kind or a negative seed.
+    the rest. Changes ``img``, (H, W, 3) uint8 BGR; ``roi`` or ``img_path`` name the image. Raise IgniteError if ``kind`` is
+    unknown or ``seed`` negative.
 
     Example: ``dict(type='StainShift', kind='scanner')``, right after the loaders of ``test_pipeline``
     """

@@ -112,16 +112,13 @@ def _check_light(light: object) -> float:
 
 
 def _stain_ranges(name: str, value: object, stains: int, limit: float) -> np.ndarray:
-    """Return the range of each stain, (stains, 2) float64, within -limit .. limit, or raise IgniteError.
-
-    A number x means (-x, x); a single number applies to every stain.
-    """
+    """Return the range of each stain, (stains, 2) float64; x means (-x, x), and a single one applies to every stain."""
     values = [value] * stains if isinstance(value, Real) else value
     pairs = [(-v, v) if isinstance(v, Real) else v for v in values] if isinstance(values, Sequence) else None
     ranges = to_array(pairs, (stains, 2))
     low, high = ranges.T
-    each = f'each a number or a range (low, high) within {-limit:g} and {limit:g},'
     valid = ((-limit <= low) & (low <= high) & (high <= limit)).all()
+    each = f'each a number or a range (low, high) within {-limit:g} and {limit:g},'
     require(valid, name, value, f'a number from 0 to {limit:g}, or {stains} of them, {each}')
     return ranges
 
