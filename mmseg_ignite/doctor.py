@@ -38,7 +38,8 @@ def check_torch() -> tuple[str, str]:
 
 
 def check_distributions() -> tuple[str, str]:
-    if fault := stack_fault():
+    fault = stack_fault()
+    if fault:
         return 'FAIL', fault
     found = {package: [f'{d} {installed(d)}' for d in pair if installed(d)] for package, pair in STACK.items()}
     return 'PASS', ', '.join(names[0] if names else f'{package} without metadata' for package, names in found.items())
@@ -58,9 +59,7 @@ def check_opencv() -> tuple[str, str]:
     try:
         import cv2
     except ImportError as error:
-        remedy = (
-            'run "apt-get install libgl1 libglib2.0-0" (Debian), or replace opencv-python by opencv-python-headless'
-        )
+        remedy = 'run "apt-get install libgl1 libglib2.0-0" (Debian), or install opencv-python-headless instead'
         return 'FAIL', f'OpenCV cannot be imported ({error}): {remedy}.'
     if len(found) > 1:
         return 'WARN', f"{' and '.join(found)} overwrite each other's files: uninstall both, install one."

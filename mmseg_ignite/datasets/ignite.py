@@ -174,16 +174,6 @@ class IGNITECropDataset(IGNITEDataset):
     def crop(self, seed: int, n: int, crop_size: tuple[int, int] | None = None) -> dict:
         """Return crop ``n`` of the stream of ``seed``, before the pipeline."""
         crop = self.stream.read(seed, n, crop_size=crop_size)
-        shape = crop['gt_seg_map'].shape
-        return self._sample(
-            crop['entry'],
-            img=crop['img'],
-            gt_seg_map=crop['gt_seg_map'],
-            seg_fields=['gt_seg_map'],
-            img_shape=shape,
-            ori_shape=shape,
-            um_per_px=crop['entry']['um_per_px'] * crop['position'].zoom,
-            crop=crop['position'],
-            label_map=None,
-            sample_idx=n,
-        )
+        entry, position, shape = crop.pop('entry'), crop.pop('position'), crop['gt_seg_map'].shape
+        crop.update(seg_fields=['gt_seg_map'], img_shape=shape, ori_shape=shape, crop=position, sample_idx=n)
+        return self._sample(entry, **crop, label_map=None, um_per_px=entry['um_per_px'] * position.zoom)

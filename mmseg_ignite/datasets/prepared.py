@@ -11,12 +11,23 @@
 
 A plain .npy file keeps rows in order on disk, so a crop touches only its own rows; with one file per ROI, workers and
 processes share the page cache. The folder is written atomically.
+
+The split protocols say which ROIs train, validate and test:
+
+    patient-8-1-1    random split by patient, 8:1:1 (the default)
+    roi-8-1-1        random split by ROI, 8:1:1; patients overlap, so scores are optimistic
+    official         the release's own test ROIs; the other patients are split 8:1
+    fold0 .. fold4   cross-validation: fold K validates, the other four train; all share one held-out test part
+
+Except for ``roi-8-1-1``, all ROIs of a patient are in one part: a network recognises the stain and tissue of a patient
+that it was trained on.
 """
 
 import json
 import mmap
 import os
 import warnings
+from collections import defaultdict
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,7 +36,6 @@ import numpy as np
 from ..errors import IgniteError
 from ..files import link_or_copy
 from ..labels import CLASSES
-from .protocols import assert_no_leak, is_grouped, leaking_patients
 
 INDEX = 'index.json'
 AUDIT = 'audit.json'
@@ -36,6 +46,12 @@ METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype'
 FOLDERS = ('images', 'labels', 'points')
 OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """Entries of a prepared folder; a folder that has any other entry is never replaced."""
+PARTS = ('train', 'val', 'test')
+FOLDS = tuple(f'fold{number}' for number in range(5))
+PROTOCOLS = ('patient-8-1-1', 'roi-8-1-1', 'official', *FOLDS)
+
+Parts = dict[str, list[str]]
+"""Names of ROIs by part."""
 
 
 def _array_path(folder: str, root: str | Path, name: str) -> Path:
@@ -101,6 +117,28 @@ def read_index(root: str | Path) -> dict:
 def by_name(index: dict) -> dict[str, dict]:
     """Return the ROI entries of an index by name."""
     return {entry['name']: entry for entry in index['rois']}
+
+
+def is_grouped(protocol: str) -> bool:
+    """Return whether a protocol splits by patient, so that no patient may be in two parts."""
+    return protocol != 'roi-8-1-1'
+
+
+def leaking_patients(rois: list[dict], parts: Parts) -> dict[str, list[str]]:
+    """Return the patients that are in more than one part, sorted, and the parts of each."""
+    patients, found = {r['name']: r['patient'] for r in rois}, defaultdict(list)
+    for part, names in parts.items():
+        for patient in {patients[name] for name in names}:
+            found[patient].append(part)
+    return {patient: found[patient] for patient in sorted(found) if len(found[patient]) > 1}
+
+
+def assert_no_leak(rois: list[dict], parts: Parts, where: str) -> None:
+    """Raise IgniteError if a patient is in two parts; for protocols that split by patient."""
+    for patient, found in leaking_patients(rois, parts).items():
+        raise IgniteError(
+            f'{where}: patient {patient} is in {" and in ".join(found)}, so the split leaks: prepare the data again.'
+        )
 
 
 def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:

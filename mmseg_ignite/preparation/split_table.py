@@ -3,7 +3,7 @@
 import numpy as np
 from rich.table import Table
 
-from ..datasets.protocols import PARTS
+from ..datasets.prepared import PARTS
 from ..labels import CLASSES
 
 

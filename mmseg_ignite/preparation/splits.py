@@ -1,10 +1,10 @@
-"""Split patients, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.protocols`."""
+"""Split patients, stratified by class and deterministic; see :mod:`mmseg_ignite.datasets.prepared`."""
 
 from itertools import combinations
 
 import numpy as np
 
-from ..datasets.protocols import FOLDS, PARTS, Parts
+from ..datasets.prepared import FOLDS, PARTS, Parts
 from ..errors import IgniteError
 from ..labels import CLASSES
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmseg_ignite.datasets.protocols import FOLDS, PARTS, PROTOCOLS, assert_no_leak, is_grouped, leaking_patients
+from mmseg_ignite.datasets.prepared import FOLDS, PARTS, PROTOCOLS, assert_no_leak, is_grouped, leaking_patients
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.splits import classes_not_in_all_parts, divide, make_splits

@@ -42,21 +42,17 @@ class RandomScannerEffects(ImageTransform):
         self.blur_prob, self.blur_sigma = check_prob('blur_prob', blur_prob), blur_sigma
         self.gamma_prob, self.gamma_range = check_prob('gamma_prob', gamma_prob), gamma_range
         self.jpeg_prob, self.jpeg_quality = check_prob('jpeg_prob', jpeg_prob), jpeg_quality
-        self._sigmas = check_range('blur_sigma', blur_sigma, 0.05, 20)
-        self._log_gammas = np.log(check_range('gamma_range', gamma_range, 0.05, 20))
-        self._qualities = check_range('jpeg_quality', jpeg_quality, 1, 100)
+        log_gammas = np.log(check_range('gamma_range', gamma_range, 0.05, 20))
+        low, high = check_range('jpeg_quality', jpeg_quality, 1, 100)
+        self._ranges = np.array([check_range('blur_sigma', blur_sigma, 0.05, 20), log_gammas, (low, high + 1)])
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         blurred, curved, compressed = np.random.random(3) < (self.blur_prob, self.gamma_prob, self.jpeg_prob)
-        u = np.random.random(3)  # positions in the three ranges
+        low, high = self._ranges.T
+        sigma, log_gamma, quality = low + (high - low) * np.random.random(3)
         if blurred:
-            low, high = self._sigmas
-            image = cv2.GaussianBlur(image, (0, 0), low + (high - low) * u[0])
+            image = cv2.GaussianBlur(image, (0, 0), sigma)
         if curved:
-            low, high = self._log_gammas
-            curve = 255 * (np.arange(256) / 255) ** np.exp(low + (high - low) * u[1])
+            curve = 255 * (np.arange(256) / 255) ** np.exp(log_gamma)
             image = cv2.LUT(image, curve.round().astype(np.uint8))
-        if compressed:
-            low, high = self._qualities
-            image = compress_jpeg(image, int(low + (high - low + 1) * u[2]))
-        return image
+        return compress_jpeg(image, int(quality)) if compressed else image
