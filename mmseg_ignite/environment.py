@@ -10,12 +10,11 @@ import os
 from importlib import metadata
 from importlib.util import find_spec
 
-STACK = {  # import package -> (maintained distribution, original distribution)
+STACK = {  # import package -> (maintained distribution, original distribution, others that install the same package)
     'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
 }
-EXTRA_CLASHES = {'mmcv': ('mmcv-lite', 'mmcv-full')}
 
 
 def installed(distribution: str) -> str | None:
@@ -28,8 +27,8 @@ def installed(distribution: str) -> str | None:
 
 def stack_fault() -> str | None:
     """Return one sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
-    for package, (maintained, original) in STACK.items():
-        found = [d for d in (maintained, original, *EXTRA_CLASHES.get(package, ())) if installed(d)]
+    for package, (maintained, original, *others) in STACK.items():
+        found = [d for d in (maintained, original, *others) if installed(d)]
         names = ' '.join(found)
         if len(found) > 1:
             return (

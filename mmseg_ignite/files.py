@@ -29,12 +29,7 @@ _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, remedy: str = 'choose another folder') -> Iterator[None]:
-    """Turn an OSError of the block into an IgniteError: "PATH cannot be written (REASON): REMEDY."
-
-    Example:
-        with writing(path), result_file(path) as partial:
-            partial.write_text(table)
-    """
+    """Turn an OSError of the block into an IgniteError, "PATH cannot be written (REASON): REMEDY."; put it outermost."""
     try:
         yield
     except OSError as error:
@@ -218,20 +213,6 @@ def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[
     is an IgniteError. A link is followed, so that it keeps pointing at the folder's disk.
     """
     path = Path(os.path.realpath(path))
-    _check_replaceable(path, own)
-    with writing(path, 'choose another output folder'):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    try:
-        partial.chmod(_permitted(0o777))
-        yield partial
-        _swap(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
-    """Raise IgniteError unless ``path`` is absent, empty, or a folder of our entries only."""
     if path.exists() and not path.is_dir():
         raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
     if path == Path.cwd():
@@ -243,6 +224,15 @@ def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
         raise IgniteError(
             f'{path} has other files ({names}), so it is kept: choose a new or empty folder, or move them.'
         )
+    with writing(path, 'choose another output folder'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    try:
+        partial.chmod(_permitted(0o777))
+        yield partial
+        _swap(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _swap(partial: Path, path: Path) -> None:

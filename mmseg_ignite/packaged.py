@@ -20,10 +20,8 @@ def config_path(name: str) -> str:
     """Return the path of a packaged config; raise IgniteError with the most similar names if there is none.
 
     For Python, and for ``_base_`` of a config that plain mmengine reads, which knows ``mmseg_ignite::`` only after an
-    import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``.
-
-    Args:
-        name: 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name.
+    import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``. ``name`` may be the file
+    name alone, and may have the prefix 'mmseg_ignite::'.
 
     Example:
         >>> cfg = Config.fromfile(config_path('segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'))

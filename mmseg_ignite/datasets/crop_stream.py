@@ -45,14 +45,15 @@ class CropPosition(NamedTuple):
 class CropStream:
     """An endless stream of training crops of a prepared data set.
 
-    A share ``class_probability`` of the crops is placed around a pixel of a class: the class is sampled in proportion to
+    The share ``class_probability`` (0..1) of crops is placed around a pixel of a class: the class is sampled in proportion to
     1 / pixels ** ``temperature``, then one of its ROIs in proportion to the square root of the class's pixels in it (so that
     no large ROI dominates a class), then one of that ROI's stored points, which may be anywhere in the crop. The centres of
     the others are uniform over all pixels of the ROIs. A crop without an annotated pixel is sampled again, up to ten times.
 
     Crops are kept within the array as far as the sampled pixel stays in the crop. Beyond the array the image is mirrored and
     the labels are 255, or mirrored too with ``border='mirror'``: then crops are not moved inwards, and uniform sampling
-    (``class_probability=0``) shows every pixel of the data equally often, including those at the border.
+    (``class_probability=0``) shows every pixel of the data equally often, including those at the border. Raise IgniteError
+    if an argument is out of range, or no ROI has an annotated pixel.
 
     Args:
         root: prepared folder.
@@ -66,9 +67,6 @@ class CropStream:
         border: labels beyond the array are 'ignore' (255) or 'mirror'.
         use_context: crops may reach into the tissue around an ROI (labels 255 there) if it was prepared.
         label_map: {train id: new id}, which mmseg makes for fewer classes; other ids are ignored.
-
-    Raises:
-        IgniteError: an argument is out of range, or no ROI has an annotated pixel.
 
     Example:
         >>> stream = CropStream('data/ignite', read_index('data/ignite')['rois'], crop_size=(512, 512))

@@ -39,8 +39,8 @@ class IGNITEDataset(BaseSegDataset):
             ``indices``, ``test_mode``.
 
     Raises:
-        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, a missing context
-            with ``use_context``, ``reduce_zero_label=True``, or a loader with an argument that does not apply to arrays.
+        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, no context with
+            ``use_context``, or an argument (of a loader too) that does not apply to prepared arrays.
 
     Example:
         >>> dataset = IGNITEDataset('data/ignite', split='val', pipeline=[dict(type='LoadIGNITERegion')])

@@ -85,7 +85,10 @@ class StainShift(ImageTransform):
         if self.kind == 'lab-tinted':
             image = cv2.transform(image, np.diag(rng.uniform(0.84, 1, 3)).astype(np.float32))
         elif self.kind == 'scanner':
-            image = cv2.transform(image, _camera(rng).astype(np.float32))
+            mixed = rng.uniform(-0.08, 0.08, (3, 3))  # B, G, R of another camera; rows sum to the gains
+            np.fill_diagonal(mixed, 0)
+            np.fill_diagonal(mixed, 1 - mixed.sum(1))
+            image = cv2.transform(image, (mixed * rng.uniform(0.92, 1, (3, 1))).astype(np.float32))
         return compress_jpeg(cv2.GaussianBlur(image, (0, 0), BLUR_PX), JPEG_QUALITY)
 
 
@@ -110,11 +113,3 @@ def _restain(image: np.ndarray, target: _Laboratory, rng: np.random.Generator) -
     # Only the two concentrations change: the residual of both stains, such as carbon, is kept.
     matrix = np.eye(3) + np.linalg.pinv(stains.vectors) @ (wanted - stains.vectors)
     return map_density(image, matrix, np.zeros(3), light=_LIGHT)
-
-
-def _camera(rng: np.random.Generator) -> np.ndarray:
-    """Return a random (3, 3) map from B, G, R to the B, G, R of another camera. Rows sum to the gains, 0.92 to 1."""
-    mixed = rng.uniform(-0.08, 0.08, (3, 3))
-    np.fill_diagonal(mixed, 0)
-    np.fill_diagonal(mixed, 1 - mixed.sum(1))
-    return mixed * rng.uniform(0.92, 1, (3, 1))
