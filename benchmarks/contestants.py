@@ -1,8 +1,7 @@
-"""Contestants that run in processes of their own, as their users run them, and are called in turn.
+"""Time implementations in separate processes that take turns.
 
-A script that is asked to compare starts one process a contestant (itself with ``--contestant NAME ...``), which builds its
-model once and then times one call for each line that it is sent. While one is called the others wait, so all see the same
-machine.
+A comparing script starts itself once per contestant with ``--contestant NAME ...``. Each process builds its model once and
+then times one call for each line on its standard input. Only one process computes at a time, so all have the same machine.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class Contestant:
     """A process that times calls.
 
     Args:
-        arguments: of the running script, by which it becomes that contestant.
+        arguments: Command-line arguments that make the running script this contestant.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -28,13 +27,13 @@ class Contestant:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def call(self, name: str) -> float:
-        """What the contestant's call of that name gives: the seconds that it took, or another figure."""
+        """Run the call of this name; return its seconds, or the number that it returned."""
         self.process.stdin.write(name + '\n')
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith('figure '):
                 return float(line.split()[1])
-        sys.exit(f'{" ".join(map(str, self.process.args))} ended: see above.')
+        sys.exit(f'{" ".join(map(str, self.process.args))} failed: see above.')
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -48,7 +47,7 @@ class Contestant:
 
 
 def serve(calls: dict[str, Callable[[], object]], device: str) -> None:
-    """Time the call that each line of the standard input names; a call that returns a number gives that instead."""
+    """Time the call named by each line of standard input; if a call returns a number, report that instead."""
     for line in sys.stdin:
         begin = time.perf_counter()
         found = calls[line.strip()]()
@@ -58,7 +57,7 @@ def serve(calls: dict[str, Callable[[], object]], device: str) -> None:
 
 
 def alternately(calls: dict[str, tuple[Contestant, str]], rounds: int) -> dict[str, float]:
-    """Median of each call over the rounds; one uncounted round first."""
+    """Return the median of each call over the rounds, after one warm-up round."""
     figures: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, (contestant, call) in calls.items():

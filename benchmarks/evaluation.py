@@ -32,6 +32,7 @@ from rich.table import Table
 
 from mmseg_ignite.apis import load_config, score_folder
 from mmseg_ignite.datasets.prepared import FORMAT, INDEX
+from mmseg_ignite.environment import cores
 from mmseg_ignite.evaluation import TissueMetric
 from mmseg_ignite.evaluation.bootstrap import intervals, paired
 from mmseg_ignite.evaluation.boundary import boundary_counts
@@ -39,7 +40,6 @@ from mmseg_ignite.evaluation.calibration import calibration_counts
 from mmseg_ignite.evaluation.confusion import confusion_matrix
 from mmseg_ignite.files import write_json
 from mmseg_ignite.labels import CLASSES, IGNORE
-from mmseg_ignite.preparation.audit import cores
 
 SHAPE = (2000, 2400)
 CONFIG = Path(__file__).parents[1] / 'configs' / 'segformer' / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'

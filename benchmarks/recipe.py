@@ -1,17 +1,17 @@
-"""What each part of the training recipe brings: trainings of equal time or equally many iterations, scored alike.
+"""Ablation of the training recipe: trainings with equal time or equal iterations, scored in the same way.
 
     python benchmarks/recipe.py crossval --release RELEASE [--variants ...] [--seeds 4] [--seconds 150] [--equal iterations]
     python benchmarks/recipe.py crossval --release RELEASE --config CONFIG --weights FILE --device cuda --seconds 3600
     python benchmarks/recipe.py rare [--seeds 3] [--seconds 300]
     python benchmarks/recipe.py sixteen [--seconds 1200]
 
-``crossval`` compares variants over all ROIs of a release, see recipe_crossval.py. It says how long it takes, goes on where it
-was interrupted, and prints the table of all results in its file. With --config and --weights it does the same for a config
-that starts from ImageNet weights. ``rare`` draws a release with one class of 0.1 % of the pixels and reports its recall with
-and without class-aware crops; ``sixteen`` trains on 60 synthetic ROIs of all classes.
+``crossval`` compares variants on all ROIs of a release, see recipe_crossval.py. It prints the expected duration, continues
+after an interruption, and prints a table of all stored results. With --config and --weights it compares variants of a config
+that starts from ImageNet weights. ``rare`` makes a synthetic release in which one class has 0.1 % of the pixels and reports
+its recall with and without class-aware crops. ``sixteen`` trains on 60 synthetic ROIs with all classes.
 
-``stock`` is mmseg's own: model, loss, transforms, optimiser settings, and the system's allocator. Each following variant adds
-to the one before it; the last, ``ours``, is the config that users get, and ours-NAME changes one thing in it.
+``stock`` uses mmseg's model, loss, transforms and optimizer settings and the system's memory allocator. Each following
+variant adds one change; the last, ``ours``, is the published config, and ours-NAME makes one change to it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from recipe_crossval import crossval
+from recipe_crossval import crossval, read_results
 from recipe_crossval import run_one as run_crossval_one
 from recipe_variants import CHANGES, LADDER, SCRATCH, configured, is_variant
 from rich.console import Console
@@ -39,16 +39,16 @@ from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 
 RARE_CLASS = 16
-"""Class id that is made rare."""
+"""Id of the rare class."""
 
 
 def run_one(args: argparse.Namespace) -> None:
-    """Train one variant and print its scores, a line of JSON."""
+    """Train one variant and print its scores as a line of JSON."""
     if args.variant != 'stock':
         keep_freed_memory()
     cfg = configured(args.variant, SCRATCH, args.data, args.protocol, args.seed, args.work_dir)
     runner = train(cfg, minutes=args.seconds / 60, overwrite=True)
-    # The last checkpoint was not chosen by the validation patients, who may be scored.
+    # The last checkpoint does not depend on the validation patients, so they may be scored.
     found = test(cfg, args.work_dir, report=None, count_validation=False)
     trained = dict(variant=args.variant, seed=args.seed, seconds=args.seconds, iterations=runner.iter)
     pace = round(runner.iter * cfg.train_dataloader.batch_size / args.seconds, 2)
@@ -56,7 +56,7 @@ def run_one(args: argparse.Namespace) -> None:
 
 
 def figures(result: dict) -> dict:
-    """Of what ``metrics.json`` holds, those of the table; percent."""
+    """Select the values of ``metrics.json`` that the tables show, in percent."""
     classes = {name: c for name, c in result['classes'].items() if c['pixels']}
     return dict(
         rois=result['rois'],
@@ -69,7 +69,7 @@ def figures(result: dict) -> dict:
 
 
 def rare(args: argparse.Namespace) -> None:
-    """The recall of a class of 0.1 % of the pixels, with the default crops and with uniform ones."""
+    """Compare the recall of a class with 0.1 % of the pixels between class-aware and uniform crops."""
     work_dir, crops = Path(args.work_dir), {'ours': 'class-aware', 'ours-uniform': 'uniform'}
     write_synthetic_release(work_dir / 'rare', rois=80, patients=20, size=(512, 512), seed=3, rare=(RARE_CLASS, 0.0006))
     data = prepared(work_dir / 'rare', work_dir / 'rare-ignite')
@@ -77,15 +77,15 @@ def rare(args: argparse.Namespace) -> None:
     args.console.print(f'{name}: {100 * pixels[RARE_CLASS - 1] / pixels.sum():.2f} % of the pixels')
     results = run_all(args, data, 'official', [(v, seed) for seed in range(args.seeds) for v in crops])
     table = Table('crops', 'recall of the rare class, %', 'its IoU, %', 'mIoU, %')
-    for one, title in crops.items():
-        found = [r for r in results if r['variant'] == one]
+    for variant, title in crops.items():
+        found = [r for r in results if r['variant'] == variant]
         columns = ([r['recall'][name] for r in found], [r['IoU'][name] for r in found], [r['mIoU'] for r in found])
         table.add_row(title, *map(spread, columns))
     args.console.print(table)
 
 
 def sixteen(args: argparse.Namespace) -> None:
-    """All classes of 60 synthetic ROIs, divided by patient."""
+    """Train on all classes of 60 synthetic ROIs, split by patient."""
     work_dir = Path(args.work_dir)
     write_synthetic_release(work_dir / 'sixteen', rois=60, patients=20, size=(384, 384), seed=2)
     data = prepared(work_dir / 'sixteen', work_dir / 'sixteen-ignite')
@@ -97,15 +97,15 @@ def sixteen(args: argparse.Namespace) -> None:
 
 
 def prepared(release: str | Path, out: Path) -> str:
-    """The prepared form of a release."""
+    """Prepare a release unless that was done before; return the folder."""
     if not (out / 'index.json').is_file():
         prepare(release, out)
     return str(out)
 
 
 def run_all(args: argparse.Namespace, data: str, protocol: str, jobs: list[tuple[str, int]]) -> list[dict]:
-    """Results of variants and seeds, one process each; those whose results are there are passed over."""
-    done = {(r['variant'], r['seed'], r['seconds']) for r in read_results([args.out])}
+    """Return the results of variants and seeds; train those without a result, each in its own process."""
+    done = {(r['variant'], r['seed'], r['seconds']) for r in read_results(args.out)}
     jobs = [job for job in jobs if (*job, args.seconds) not in done]
     args.console.print(f'{len(jobs)} trainings, about {len(jobs) * (args.seconds + 20) / 60:.0f} minutes.')
     for number, (variant, seed) in enumerate(jobs, 1):
@@ -117,22 +117,15 @@ def run_all(args: argparse.Namespace, data: str, protocol: str, jobs: list[tuple
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         lines = [line.removeprefix('result ') for line in found.stdout.splitlines() if line.startswith('result ')]
         if found.returncode or not lines:
-            sys.exit(f'{variant} ended with status {found.returncode}: see above.')
+            sys.exit(f'{variant} failed with exit status {found.returncode}: see above.')
         with open(args.out, 'a', encoding='utf-8') as stream:
             stream.write(lines[0] + '\n')
         args.console.print('  mIoU {mIoU}, {crops_s} crops/s'.format(**json.loads(lines[0])))
-    return [r for r in read_results([args.out]) if r['seconds'] == args.seconds]
-
-
-def read_results(paths: list[str | Path]) -> list[dict]:
-    """Lines of JSON; files that are not there have none."""
-    return [
-        json.loads(line) for p in map(Path, paths) if p.is_file() for line in p.read_text().splitlines() if line.strip()
-    ]
+    return [r for r in read_results(args.out) if r['seconds'] == args.seconds]
 
 
 def spread(values: list[float]) -> str:
-    """Mean and range."""
+    """Format mean and range."""
     if not values:
         return '-'
     mean = statistics.mean(values)
@@ -140,11 +133,10 @@ def spread(values: list[float]) -> str:
 
 
 def variant(name: str) -> str:
-    """A variant that there is."""
+    """Check the name of a variant."""
     if not is_variant(name):
-        raise argparse.ArgumentTypeError(
-            f'{name!r} is none of {", ".join(LADDER)}, ours-NAME with {", ".join(CHANGES)}'
-        )
+        known = f'{", ".join(LADDER)}, or ours-NAME with NAME one of {", ".join(CHANGES)}'
+        raise argparse.ArgumentTypeError(f'{name!r} is not a variant; choose {known}')
     return name
 
 
@@ -153,24 +145,22 @@ def main() -> None:
     tasks = parser.add_subparsers(dest='task', required=True)
     for name, seconds, seeds in (('crossval', 150, 4), ('rare', 300, 3), ('sixteen', 1200, 1)):
         task = tasks.add_parser(name)
-        task.add_argument('--seconds', type=float, default=seconds, help='of a training')
+        task.add_argument('--seconds', type=float, default=seconds, help='duration of a training')
         task.add_argument('--seeds', type=int, default=seeds)
         task.add_argument('--work-dir', default='work_dirs/benchmarks/recipe')
-        task.add_argument('--out', help='results (default: WORK_DIR/TASK.jsonl)')
+        task.add_argument('--out', help='file of results (default: WORK_DIR/TASK.jsonl)')
     task = tasks.choices['crossval']
-    task.add_argument('--release', required=True, help='in the layout of IGNITE')
+    task.add_argument('--release', required=True, help='folder in the layout of IGNITE')
     task.add_argument('--variants', nargs='*', default=['stock', '+model', 'ours'], type=variant, metavar='VARIANT',
-                      help='none: print the table of the results that are there')  # fmt: skip
+                      help='without a value: only print the table of stored results')  # fmt: skip
     task.add_argument('--folds', type=int, default=3)
-    task.add_argument('--only-folds', nargs='+', type=int, help='for screening: of these folds alone')
+    task.add_argument('--only-folds', nargs='+', type=int, help='train these folds only')
     task.add_argument('--equal', choices=('time', 'iterations'), default='time')
-    task.add_argument(
-        '--iterations', type=int, default=0, help='with --equal iterations (default: those of stock in the time)'
-    )
-    task.add_argument('--config', default=SCRATCH, help='what ours is (default: the config for random weights)')
-    task.add_argument('--weights', help='of the encoder, see tools/train.py')
+    task.add_argument('--iterations', type=int, default=0, help='for --equal iterations (default: as many as stock)')
+    task.add_argument('--config', default=SCRATCH, help='config of ours (default: the config for random weights)')
+    task.add_argument('--weights', help='encoder weights, see tools/train.py')
     task.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
-    task.add_argument('--at-once', type=int, help='trainings side by side (default: one a core, on a GPU one)')
+    task.add_argument('--at-once', type=int, help='parallel trainings (default: one per core; one on a GPU)')
     tasks.add_parser('crossval-one').add_argument('settings', type=json.loads)
     one = tasks.add_parser('one')
     for name in ('variant', 'seed', 'seconds', 'data', 'protocol', 'work_dir'):
@@ -191,9 +181,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:  # not cli.run, which would give stock our allocator
+    try:  # not cli.run, which would also set the allocator for stock
         main()
     except IgniteError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        sys.exit('stopped: the same command goes on with what is missing.')
+        sys.exit('stopped: run the same command again to continue.')

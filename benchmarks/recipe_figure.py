@@ -1,21 +1,21 @@
-"""The scores of ``recipe.py crossval`` as a figure."""
+"""Plot the scores of ``recipe.py crossval``."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-_ROWS = (('clean', 'test images', '#1b6ca8'), ('shifted', 'the same as of another laboratory', '#c8553d'))
+_ROWS = (('clean', 'test images', '#1b6ca8'), ('shifted', 'the same with a stain shift', '#c8553d'))
 
 
-def draw(rows: dict, by_seed: dict[str, dict[str, np.ndarray]], title: str, path: str | Path) -> None:
-    """Write a PNG: of each recipe the mIoU of the clean and of the shifted ROIs, its interval, and a dot for each seed.
+def plot(rows: dict, by_seed: dict[str, dict[str, np.ndarray]], title: str, path: str | Path) -> None:
+    """Plot the clean and shifted mIoU of each recipe with confidence intervals and one dot per seed, as PNG.
 
     Args:
-        rows: of each recipe, see :func:`.recipe_crossval.intervals`.
-        by_seed: {recipe: {'clean' or 'shifted': mIoU of each seed, percent}}.
-        title: of the figure.
-        path: of the PNG.
+        rows: See :func:`.recipe_crossval.intervals`.
+        by_seed: {recipe: {'clean' or 'shifted': mIoU of each seed in percent}}.
+        title: Title of the figure.
+        path: Path of the PNG.
     """
     names = sorted(rows, key=lambda name: rows[name]['clean'][0] + rows[name]['shifted'][0])
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.75 * len(names)), layout='constrained')

@@ -1,4 +1,4 @@
-"""The recipes that ``recipe.py`` compares, as configs."""
+"""The configs of the recipes that ``recipe.py`` compares."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +19,14 @@ STOCK_OPTIMISER = dict(
 )
 STOCK_LOSS = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
 LADDER = ('stock', '+model', '+half', '+loss', '+crops', '+settings', '+stain', 'ours')
-"""Each adds to the one before: our model, half precision where the device computes in it, our loss, our crops, the settings
-for random weights (crops of 128 px, a lower learning rate, nothing dropped), our stain augmentation, and the mean of the last
-weights, which makes ours."""
+"""Each adds one change to the previous: our model, half precision where the device supports it, our loss, our crops, the
+settings for random weights (128 px crops, lower learning rate, no dropout), our stain augmentation, and weight averaging."""
 CONTROL = 'stock+settings'
-"""mmseg's own with the settings for random weights, which any user of stock could choose."""
+"""stock with the settings for random weights, which any mmseg user could choose."""
 
 
 def _stain(*transforms: dict) -> Callable[[Config], None]:
-    """Another colour augmentation."""
+    """Replace the colour augmentation."""
 
     def change(cfg: Config) -> None:
         kept = [t for t in cfg.train_dataloader.dataset.pipeline if t.type in ('RandomDihedral', 'PackSegInputs')]
@@ -80,7 +79,7 @@ def _earlier(cfg: Config) -> None:
 
 
 def _earlier_settings(cfg: Config) -> None:
-    """What a training from ImageNet weights takes, with a tenfold learning rate."""
+    """Use the settings for ImageNet weights with ten times their learning rate."""
     _crops(crop_size=(256, 256))(cfg)
     cfg.optim_wrapper.optimizer.lr = 6e-4
     cfg.model.backbone.drop_path_rate = cfg.model.decode_head.dropout_ratio = 0.1
@@ -129,64 +128,59 @@ CHANGES = {
     'randstainna-half': _stain(dict(type='RandStainNA', prob=0.5), LIGHT, SCANNER),
     'randstainna-hed': _stain(dict(type='RandStainNA'), dict(type='HEDJitter', sigma=0.25, bias=0.15), SCANNER),
 }
-"""Single changes: ``ours-NAME-NAME`` makes them in ours, one after the other."""
+"""Single changes; ``ours-NAME-NAME`` applies them to ours in this order."""
 
 
 def is_variant(name: str) -> bool:
-    """Whether ``name`` is one of the ladder, or ours with changes."""
-    base, *changes = name.split('-') if name.startswith('ours-') else [name]
-    rest = '-'.join(changes)
-    return base in (*LADDER, CONTROL) and (not rest or _split(rest) is not None)
+    """Whether ``name`` is in the ladder, the control, or ours with known changes."""
+    return name in (*LADDER, CONTROL) or (name.startswith('ours-') and bool(_split(name.removeprefix('ours-'))))
 
 
 def _split(text: str) -> list[str] | None:
-    """Names of changes joined by hyphens, which they may hold themselves; None if they are not that."""
+    """Split names of changes joined by hyphens, which names may contain too; return None if one is unknown."""
     if not text:
         return []
     for name in sorted(CHANGES, key=len, reverse=True):
-        if text == name or text.startswith(name + '-'):
-            rest = _split(text[len(name) + 1 :])
-            if rest is not None:
-                return [name, *rest]
+        if f'{text}-'.startswith(f'{name}-') and (rest := _split(text[len(name) + 1 :])) is not None:
+            return [name, *rest]
     return None
 
 
 def configured(variant: str, config: str, data: str, protocol: str, seed: int, work_dir: str) -> Config:
-    """The config of a variant, made from ``config`` by taking parts out or changing them."""
+    """Return the config of a variant: ``config`` with parts removed or changed."""
     cfg = load_config(config, dict(data_root=data, protocol=protocol, **{'randomness.seed': seed}), work_dir)
     from_scratch = 'scratch' in str(config)
     if from_scratch:
         cfg.model.backbone.init_cfg, cfg.model.test_cfg = None, dict(mode='whole')
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.test_dataloader.update(
-        num_workers=0, persistent_workers=False
-    )  # a core each: a worker would only take turns with it
-    hooks = ('ClassWeightHook', 'EMAHook')
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type in hooks]
+    # Each training has one core, so workers would not help.
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type == 'EMAHook']
     cfg.default_hooks.checkpoint = dict(type='TissueCheckpointHook', by_epoch=False, interval=10**9, save_last=True)
     cfg.default_hooks.logger.interval, cfg.log_level = 10**9, 'ERROR'
     if variant == CONTROL:
-        _take_out(cfg, [step for step in LADDER[1:] if step != '+settings'], data, protocol, from_scratch)
+        _use_stock(cfg, [step for step in LADDER[1:] if step != '+settings'], data, protocol, from_scratch)
     elif variant in LADDER:
-        _take_out(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol, from_scratch)
+        _use_stock(cfg, LADDER[LADDER.index(variant) + 1 :], data, protocol, from_scratch)
     else:
         for name in _split(variant.removeprefix('ours-')):
             CHANGES[name](cfg)
-    return cfg
+    # mmengine lays out the text of a config five times per run, which takes half of the time of a short test.
+    return Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
 
 
-def _take_out(cfg: Config, missing: Sequence[str], data: str, protocol: str, from_scratch: bool) -> None:
-    """Put mmseg's own parts in the place of ours."""
-    if 'ours' in missing:
+def _use_stock(cfg: Config, steps: Sequence[str], data: str, protocol: str, from_scratch: bool) -> None:
+    """Replace the parts that these steps of the ladder add by mmseg's own."""
+    if 'ours' in steps:
         _average(None)(cfg)
-    if '+settings' in missing and from_scratch:
+    if '+settings' in steps and from_scratch:
         _earlier_settings(cfg)
-    if '+half' in missing:
+    if '+half' in steps:
         rate = cfg.optim_wrapper.optimizer.lr
         cfg.optim_wrapper = {**STOCK_OPTIMISER, 'optimizer': {**STOCK_OPTIMISER['optimizer'], 'lr': rate}}
-    if '+stain' in missing:
+    if '+stain' in steps:
         _stain(dict(type='PhotoMetricDistortion'))(cfg)
-    if '+crops' in missing:
+    if '+crops' in steps:
         side = tuple(cfg.train_dataloader.dataset.crops.crop_size)
         pipeline = [
             dict(type='LoadIGNITERegion'),
@@ -198,8 +192,8 @@ def _take_out(cfg: Config, missing: Sequence[str], data: str, protocol: str, fro
         cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         dataset = dict(type='IGNITEDataset', data_root=data, protocol=protocol, split='train', pipeline=pipeline)
         cfg.train_dataloader.dataset = dataset
-    if '+loss' in missing:
+    if '+loss' in steps:
         cfg.model.decode_head.loss_decode = STOCK_LOSS
-    if '+model' in missing:
+    if '+model' in steps:
         cfg.model.type = 'EncoderDecoder'
         cfg.model.backbone.type, cfg.model.decode_head.type = 'MixVisionTransformer', 'SegformerHead'

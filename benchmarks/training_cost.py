@@ -1,11 +1,11 @@
-"""What a training step costs: parameters, arithmetic, memory, and which batch fits which card.
+"""Cost of a training step: parameters, operations, memory, and the largest batch for typical GPUs.
 
     python benchmarks/training_cost.py [--device cuda] [--sizes 0 1 2 3 4 5] [--side 512]
 
-Without CUDA the memory is an estimate: the bytes that autograd keeps for the backward pass in bfloat16, counted storage by
-storage, times 1.25 for what lives only within an operation; weights, gradients and AdamW's two moments in float32; and 0.8 GB
-for CUDA itself. The time is an estimate too: three times the multiplications of a forward pass, at 30 % of the card's dense
-bfloat16 rate. With CUDA both are measured, on the card at hand, in steps of the batch given.
+Without CUDA the memory is estimated as the sum of: the bytes that autograd saves for the backward pass in bfloat16, counted
+by storage, times 1.25 for temporary buffers; weights, gradients and the two AdamW moments in float32; and 0.8 GB for CUDA.
+The time is estimated as three times the operations of a forward pass at 30 % of the GPU's dense bfloat16 rate. With CUDA
+both are measured with batches of the given size.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmseg_ignite.engine.optim_wrappers import half_dtype
 
 CARDS = {'8 GB': (8, 40), '24 GB': (24, 71), '80 GB': (80, 312)}
-"""GB, and 10^12 operations a second in dense bfloat16: of an RTX 3070, an RTX 3090 and an A100."""
+"""Memory in GB and dense bfloat16 rate in 10^12 operations per second of an RTX 3070, an RTX 3090 and an A100."""
 OVERHEAD, SHARE, SLACK = 0.8, 0.3, 1.25
 
 
 def step(model: nn.Module, batch: int, side: int, device: str) -> None:
-    """Forward, loss and backward of one batch."""
+    """Run forward pass, loss and backward pass for one batch."""
     inputs = torch.randn(batch, 3, side, side, device=device)
     labels = [
         SegDataSample(gt_sem_seg=PixelData(data=torch.randint(16, (1, side, side), device=device)))
@@ -39,14 +39,14 @@ def step(model: nn.Module, batch: int, side: int, device: str) -> None:
 
 
 def kept_bytes(model: nn.Module, batch: int, side: int, device: str) -> int:
-    """What the backward pass finds in memory beside the parameters."""
+    """Return the bytes saved for the backward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage  # held, so that no other gets its address
+            kept[storage.data_ptr()] = storage  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -55,25 +55,25 @@ def kept_bytes(model: nn.Module, batch: int, side: int, device: str) -> int:
 
 
 def estimated(size: int, side: int) -> list[str]:
-    """A row of the table of estimates."""
+    """Return a row of the table of estimates."""
     model = build(size, False, 'cpu').train()
     parameters = sum(p.numel() for p in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randn(1, 3, side, side))
     flops = counter.get_total_flops()
-    # The second crop's share: the first brings casted weights along.
+    # Use the increase for a second crop: the first also saves the cast weights.
     one, two = (kept_bytes(model, batch, side, 'cpu') for batch in (1, 2))
     fixed = OVERHEAD + 16e-9 * parameters + 1e-9 * (2 * one - two)
     crop = SLACK * 1e-9 * (two - one)
     cells = [f'B{size}', f'{parameters / 1e6:.1f}', f'{flops / 2e9:.1f}', f'{fixed:.1f}', f'{crop:.2f}']
     for memory, rate in CARDS.values():
         batch = int((0.92 * memory - fixed) / crop)
-        cells.append(f'{batch} ({3e3 * flops / (SHARE * 1e12 * rate):.1f} ms a crop)' if batch > 0 else '-')
+        cells.append(f'{batch} ({3e3 * flops / (SHARE * 1e12 * rate):.1f} ms per crop)' if batch > 0 else '-')
     return cells
 
 
 def measured(size: int, side: int, device: str, batch: int) -> list[str]:
-    """Peak memory and seconds of a step on a CUDA device."""
+    """Measure peak memory and milliseconds per step on a CUDA device."""
     model = build(size, False, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for number in range(13):
@@ -93,16 +93,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--sizes', nargs='+', type=int, default=list(range(6)), choices=range(6))
-    parser.add_argument('--side', type=int, default=512, help='of the crops, px')
-    parser.add_argument('--batch', type=int, default=8, help='measured with CUDA')
+    parser.add_argument('--side', type=int, default=512, help='crop size in px')
+    parser.add_argument('--batch', type=int, default=8, help='batch size with CUDA')
     args = parser.parse_args()
     console = Console()
     if args.device.startswith('cuda'):
-        rows = [['size', 'batch', 'peak GB', 'ms a step'], ['---'] * 4]
+        rows = [['size', 'batch', 'peak GB', 'ms per step'], ['---'] * 4]
         rows += [measured(size, args.side, args.device, args.batch) for size in args.sizes]
     else:
         cards = [f'largest batch, {card}' for card in CARDS]
-        rows = [['size', '10^6 parameters', '10^9 mult-adds a crop', 'GB fixed', 'GB a crop', *cards], ['---'] * 8]
+        rows = [['size', '10^6 parameters', '10^9 mult-adds per crop', 'GB fixed', 'GB per crop', *cards], ['---'] * 8]
         rows += [estimated(size, args.side) for size in args.sizes]
     for row in rows:
         console.print('| ' + ' | '.join(row) + ' |', soft_wrap=True, highlight=False)

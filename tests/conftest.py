@@ -1,15 +1,19 @@
-"""Fixtures: a small synthetic release, its prepared form, and the real tissue where it is at hand."""
+"""Fixtures: a small synthetic release, its prepared form, and real tissue if it is available."""
 
+import functools
+import gc
 import logging
 import runpy
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from hypothesis import settings
+from mmengine.utils.dl_utils import collect_env
 
-import mmseg_ignite  # noqa: F401  registers everything before a test touches a registry
+import mmseg_ignite  # noqa: F401  registers everything before a test uses a registry
 from mmseg_ignite.apis import load_config
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 
@@ -18,33 +22,23 @@ REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
 CONFIGS = ROOT / 'configs' / 'segformer'
 DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
 
-
-@pytest.fixture(scope='session', autouse=True)
-def config_texts_once():
-    """mmengine formats the text of a config anew for each checkpoint and log, half the time of these short trainings."""
-    texts, pretty_text = {}, Config.pretty_text.fget
-
-    def once(cfg):
-        key = repr(cfg._cfg_dict)
-        if key not in texts:
-            texts[key] = pretty_text(cfg)
-        return texts[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(once))
-        yield
+settings.register_profile('any machine', deadline=None)  # time limits would fail on a busy machine
+settings.load_profile('any machine')
 
 
 @pytest.fixture(scope='session', autouse=True)
-def no_errors_of_closed_streams():
-    """mmengine's loggers keep the stream that pytest captured for an earlier test."""
+def fast_mmengine():
+    """Drop mmengine's slowest steps: laying out the text of each config, and querying the machine for each runner."""
+    gc.freeze()  # mmengine collects garbage for each data set, which would visit all imported modules
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, 'raiseExceptions', False)
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        patch.setattr('mmengine.runner.runner.collect_env', functools.cache(collect_env))
+        patch.setattr(logging, 'raiseExceptions', False)  # its loggers write to streams of earlier tests, now closed
         yield
 
 
 def small_options(prepared, iterations=2):
-    """Options with which the demo config trains for a few iterations on the small prepared data set."""
+    """Config options for training the demo config for a few iterations on the small prepared data set."""
     workers = {'num_workers': 0, 'persistent_workers': False}
     return {
         'data_root': str(prepared),
@@ -59,17 +53,34 @@ def small_options(prepared, iterations=2):
     }
 
 
-def small_config(prepared, work_dir, iterations=2, **options):
-    """The demo config with :func:`small_options` and others."""
-    return load_config(DEMO_CONFIG, {**small_options(prepared, iterations), **options}, str(work_dir))
+def small_config(prepared, work_dir, iterations=2, pictures=False, **options):
+    """Load the demo config with :func:`small_options` and ``options``; hooks that plot stay only if ``pictures``."""
+    cfg = load_config(DEMO_CONFIG, {**small_options(prepared, iterations), **options}, str(work_dir))
+    plotting = () if pictures else ('TrainingCurvesHook', 'ValidationOverlayHook')
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type not in plotting]
+    return cfg
 
 
-def tool(name, *arguments):
-    """Run a tool in this process, as `python tools/NAME.py ARGUMENTS` would; return its exit status."""
+def cfg_options(prepared, *more, iterations=2):
+    """Return :func:`small_options` and further ``KEY=VALUE`` as arguments of a tool."""
+    options = small_options(prepared, iterations).items()
+    return ['--cfg-options', *(f'{key}={value}'.replace(', ', ',') for key, value in options), *more]
+
+
+@contextmanager
+def without_figures():
+    """Skip the figures for papers (PNG, SVG, PDF), which take most of the time of a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmseg_ignite.apis.publishing.write_figures', lambda *_: [])
+        yield
+
+
+def tool(name, *arguments, folder='tools'):
+    """Run ``python FOLDER/NAME.py ARGUMENTS`` in this process and return its exit status."""
     before = sys.argv
     sys.argv = [name, *map(str, arguments)]
     try:
-        runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        runpy.run_path(str(ROOT / folder / f'{name}.py'), run_name='__main__')
         return 0
     except SystemExit as end:
         return end.code or 0
@@ -77,9 +88,16 @@ def tool(name, *arguments):
         sys.argv = before
 
 
+def single_error(capsys):
+    """Return the error message that a tool printed; check that there is exactly one and no traceback."""
+    output = capsys.readouterr().err
+    assert output.count('error: ') == 1 and 'Traceback' not in output, output
+    return output[output.index('error: ') :]
+
+
 @pytest.fixture(scope='session')
 def release(tmp_path_factory):
-    """A release of 12 ROIs of 6 patients; read-only for tests."""
+    """A release with 12 ROIs from 6 patients; tests must not change it."""
     out = tmp_path_factory.mktemp('synthetic') / 'release'
     write_synthetic_release(out, rois=12, patients=6, size=(96, 112), seed=5)
     return out
@@ -87,7 +105,7 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prepared(release, tmp_path_factory):
-    """The prepared form of ``release``; read-only for tests."""
+    """The prepared form of ``release``; tests must not change it."""
     out = tmp_path_factory.mktemp('prepared') / 'ignite'
     prepare(release, out)
     return out
@@ -95,7 +113,7 @@ def prepared(release, tmp_path_factory):
 
 @pytest.fixture
 def own_release(tmp_path):
-    """A release that a test may damage."""
+    """A release that a test may change."""
     out = tmp_path / 'release'
     write_synthetic_release(out, rois=4, patients=4, size=(72, 80), seed=6)
     return out
@@ -103,7 +121,7 @@ def own_release(tmp_path):
 
 @pytest.fixture(scope='session')
 def real_release():
-    """Real H&E tissue in the release's layout."""
+    """Real H&E tissue in the layout of the release."""
     if not REAL_RELEASE.is_dir():
         pytest.skip(f'the real tissue is not at {REAL_RELEASE}')
     return REAL_RELEASE
@@ -111,8 +129,15 @@ def real_release():
 
 @pytest.fixture(scope='module')
 def one_thread():
-    """Arrays this small are done before a second thread has started."""
+    """Use one thread: arrays this small are processed before a second thread has started."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_figures():
+    """See :func:`without_figures`."""
+    with without_figures():
+        yield

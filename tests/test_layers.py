@@ -1,4 +1,4 @@
-"""The package is built in layers: a module imports its own layer and those below it, never one above."""
+"""The package has layers: a module imports only its own layer and lower ones."""
 
 import ast
 from pathlib import Path
@@ -10,11 +10,11 @@ LAYERS = (
     'errors', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files', 'provenance', 'images',
     'datasets', 'preparation', 'inference', 'models', 'evaluation', 'visualization', 'report', 'engine', 'apis', 'cli',
 )  # fmt: skip
-"""From the bottom to the top."""
+"""From bottom to top."""
 
 
 def _imports(path: Path) -> set[str]:
-    """The layers that a module imports, wherever in it."""
+    """Return the layers that a module imports anywhere in its code."""
     package = path.relative_to(ROOT).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
@@ -26,7 +26,7 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def test_no_module_imports_a_layer_above_its_own():
+def test_no_module_imports_a_higher_layer():
     wrong = []
     for path in sorted(ROOT.rglob('*.py')):
         own = path.relative_to(ROOT).with_suffix('').parts[0]
@@ -39,7 +39,7 @@ def test_no_module_imports_a_layer_above_its_own():
     assert wrong == []
 
 
-def test_every_module_belongs_to_a_layer_and_imports_the_package_by_relative_names():
+def test_every_module_has_a_layer_and_uses_relative_imports():
     entries = {path.name.removesuffix('.py') for path in ROOT.iterdir() if path.suffix == '.py' or path.is_dir()}
     assert entries - {'__init__', '__pycache__', '.mim', 'utils', 'doctor'} == set(LAYERS)
     absolute = [path.name for path in ROOT.rglob('*.py') if 'import mmseg_ignite' in path.read_text(encoding='utf-8')]

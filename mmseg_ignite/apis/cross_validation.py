@@ -14,7 +14,7 @@ from ..evaluation import Evaluation
 from ..evaluation.folds import fold_scores
 from ..evaluation.run import METRICS
 from ..evaluation.text_table import table
-from ..files import check_outputs, link_file
+from ..files import check_outputs, link_file, writing
 from .configuration import load_config
 from .fold_training import Fold
 from .publishing import ENSEMBLE, PREDICTIONS, REPORT, ensemble_scores, publish, run_files
@@ -155,14 +155,10 @@ def _pool(folds: list[Fold], folder: Path, report: str | None) -> dict:
             )
     evaluation, first = Evaluation.merge(evaluations), folds[0]
     predictions = folder / PREDICTIONS
-    try:
+    with writing(predictions, 'free disk space, or change its permissions'):
         for path in (fold.folder / PREDICTIONS / f'{name}.png' for fold in folds for name in fold.parts['val']):
             if path.is_file():
                 link_file(path, predictions / path.name)
-    except OSError as error:
-        raise IgniteError(
-            f'{predictions} cannot be written ({error.strerror or error}): free space, or change its permissions.'
-        ) from error
     context = dict(
         config=first.cfg.filename,
         data=first.dataset.data_root,

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -11,19 +11,21 @@ from mmengine.dist import barrier
 from mmseg.registry import METRICS as METRIC_TYPES
 
 from ..datasets.prepared import FOLDS, read_index
+from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.distributed import is_main_process
 from ..engine.work_dirs import POINTER, latest_checkpoint
 from ..errors import IgniteError
 from ..evaluation.run import METRICS, RAW
-from ..files import write_json
+from ..files import write_json, writing
 from .checks import LOADERS, check_data, check_parts, is_ours
 from .configuration import load_config
+from .dotted import children, walk
 from .testing import test, tissue_metric
 from .training import train
 
 FOLD = 'fold.json'
 FORMAT = 1
-_FREE = ('work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory')
+_FREE = {'work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory'}
 """Settings that may differ when a fold is continued or pooled: where it runs, and on what."""
 
 
@@ -51,7 +53,8 @@ class Fold:
         evaluators = self.cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
         self.metric = tissue_metric([METRIC_TYPES.build(evaluator) for evaluator in evaluators])
-        self._settings = {key: repr(value) for key, value in _flat(self.cfg.to_dict())}
+        settings = ((key, value) for key, value in walk(self.cfg) if not children(value))
+        self._settings = {key: repr(value) for key, value in settings if not _FREE & {*key.split('.')}}
         self._settings |= {f'--{key}': repr(value) for key, value in training.items()}
         self._settings['ROIs (SHA-256)'] = hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()
 
@@ -103,14 +106,9 @@ class Fold:
         return known
 
     def _write(self, **more: object) -> None:
-        if not is_main_process():
-            return
-        try:
-            write_json(self.folder / FOLD, dict(format=FORMAT, settings=self._settings, **more))
-        except OSError as error:
-            raise IgniteError(
-                f'{self.folder} cannot be written ({error.strerror or error}): choose another work dir.'
-            ) from error
+        if is_main_process():
+            with writing(self.folder, 'choose another work dir'):
+                write_json(self.folder / FOLD, dict(format=FORMAT, settings=self._settings, **more))
 
     @property
     def finished(self) -> bool:
@@ -185,20 +183,10 @@ class Fold:
         gc.collect()
 
 
-def _flat(node: object, name: str = '') -> Iterator[tuple[str, object]]:
-    """Yield the values of nested settings by dotted names, except those in _FREE."""
-    if not isinstance(node, (dict, list, tuple)) or not node:
-        yield name, node
-        return
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if key not in _FREE:
-            yield from _flat(value, f'{name}.{key}' if name else str(key))
-
-
 def _check_meta_keys(cfg: Config, config: str | Path) -> None:
     """Raise IgniteError if the test pipeline drops the keys that scores of unseen patients require."""
     for transform in cfg.test_dataloader.dataset.get('pipeline') or ():
-        if str(transform.get('type')).split('.')[-1] != 'PackSegInputs':
+        if type_name(transform) != 'PackSegInputs':
             continue
         if missing := [key for key in ('roi', 'patient') if key not in transform.get('meta_keys', ())]:
             raise IgniteError(

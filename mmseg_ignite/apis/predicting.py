@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..engine.ensembles import Ensemble
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable, printable, visible_files, write_result
+from ..files import check_outputs, check_writable, printable, visible_files, write_result, writing
 from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
 from ..labels import CLASSES
 from ..provenance import file_sha256
@@ -183,21 +183,14 @@ def _run(
             classes={name: number for number, name in enumerate(CLASSES, 1)},  # the raw ids of label PNGs
             images=entries,
         )
-        _write_record(files.out / RUN, record)
+        with writing(files.out / RUN):
+            write_result(files.out / RUN, record)
     if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
         report(
             f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
             'assumed: state theirs with --um-per-px.'
         )
     return faults
-
-
-def _write_record(path: Path, content: dict) -> None:
-    try:
-        write_result(path, content)
-    except OSError as error:
-        reason = error.strerror or error
-        raise IgniteError(f'{printable(path)} cannot be written ({reason}): choose another folder.') from error
 
 
 def _predict_file(

@@ -18,10 +18,9 @@ from ..evaluation.boundary import check_tolerance
 from ..evaluation.groupings import check_groupings
 from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
 from ..evaluation.run import METRICS, score_roi
-from ..files import check_outputs, visible_files, write_result
+from ..files import check_outputs, visible_files, write_result, writing
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..provenance import file_sha256, provenance
-from .leakage import seen_patients
 from .publishing import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
@@ -129,7 +128,7 @@ def score_folder(
     context['provenance'] = provenance(data_sha256=file_sha256(Path(data) / INDEX), seed=seed, **checksums)
     if ensemble is not None:
         context['checkpoint'] = str(ensemble.path)
-        if seen := seen_patients(ensemble, ensemble.metas(), data, entries, allow_seen_patients):
+        if seen := ensemble.seen_patients(ensemble.metas(), data, entries, allow_seen_patients):
             context['seen_patients'] = seen
     folder = Path(predictions)
     inputs = [folder / f'{e["name"]}{suffix}.png' for e in entries for suffix in ('', WITH_CONTEXT)]
@@ -236,10 +235,8 @@ def compare_runs(
         check_outputs([out], [path for run in (a, b) for path in (run, *run_files(run))])
     result = dict(a=str(a), b=str(b), **compare(Evaluation.load(a), Evaluation.load(b), samples, seed))
     if out is not None:
-        try:
+        with writing(out, 'choose another file'):
             write_result(out, result)
-        except OSError as error:
-            raise IgniteError(f'{out} cannot be written ({error.strerror or error}): choose another file.') from error
     return result
 
 

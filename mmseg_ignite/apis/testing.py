@@ -12,7 +12,7 @@ from ..datasets.transforms import StainShift
 from ..datasets.transforms.loading import transform_name
 from ..engine.checkpoints import safe_checkpoints
 from ..engine.ensembles import Ensemble
-from ..engine.hooks.prediction_writer_hook import PredictionWriterHook
+from ..engine.hooks import PredictionWriterHook
 from ..engine.optim_wrappers import use_half_precision
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
@@ -22,7 +22,6 @@ from ..visualization.writers import prediction_files
 from .checks import check_run, selected
 from .checks import is_ours as is_our_data
 from .configuration import build_runner, resolved
-from .leakage import seen_patients
 from .publishing import PREDICTIONS, publish, run_files
 
 
@@ -82,7 +81,7 @@ def test(
     context = _context(cfg, ensemble, shift)
     if is_our_data(dataset):
         root = dataset.data_root
-        seen = seen_patients(ensemble, metas, root, entries, allow_seen_patients, count_validation)
+        seen = ensemble.seen_patients(metas, root, entries, allow_seen_patients, count_validation)
         context |= dict(seen_patients=seen) if seen else {}
     if amp:
         use_half_precision(model)

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
+from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import is_main_process
 from ..engine.encoder_weights import inherit_records, set_encoder_weights
@@ -130,7 +131,7 @@ def _set_hooks(cfg: Config) -> None:
         checkpoint['type'] = 'TissueCheckpointHook'
     cfg.default_hooks = hooks
     custom = list(cfg.get('custom_hooks') or ())
-    if not any(str(hook.get('type')).split('.')[-1] == 'FiniteLossHook' for hook in custom):
+    if not any(type_name(hook) == 'FiniteLossHook' for hook in custom):
         custom.insert(0, dict(type='FiniteLossHook'))
     cfg.custom_hooks = custom
 
@@ -144,9 +145,7 @@ def _set_class_pixels(cfg: Config) -> None:
     losses = [
         loss
         for loss in losses
-        if str(loss.get('type')).split('.')[-1] == 'TissueLoss'
-        and loss.get('temperature')
-        and not loss.get('class_pixels')
+        if type_name(loss) == 'TissueLoss' and loss.get('temperature') and not loss.get('class_pixels')
     ]
     if not losses:
         return

@@ -9,12 +9,26 @@ from urllib.error import URLError
 import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
+from torch import Tensor
 
 from ..errors import IgniteError
 from ..files import atomic_file
 from .checkpoints import open_checkpoint
-from .mit_names import from_original, is_hugging_face, is_original
 from .training_record import TrainingRecord
+
+_BLOCKS = {
+    'norm1': 'norm1',
+    'norm2': 'norm2',
+    'attn.q': 'attn.attn.in_proj_q',
+    'attn.kv': 'attn.attn.in_proj_kv',
+    'attn.proj': 'attn.attn.out_proj',
+    'attn.sr': 'attn.sr',
+    'attn.norm': 'attn.norm',
+    'mlp.fc1': 'ffn.layers.0',
+    'mlp.dwconv.dwconv': 'ffn.layers.1',
+    'mlp.fc2': 'ffn.layers.4',
+}
+"""Layers in the names of SegFormer's authors, and in those of mmseg."""
 
 
 def _check_hash(path: Path) -> None:
@@ -77,8 +91,8 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)
-    if is_original(weights):
-        weights, path = from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
+    if _is_original(weights):
+        weights, path = _from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
         _check_encoder(weights, cfg, Path(source))
         with atomic_file(path) as partial:
             torch.save(dict(state_dict=weights, meta=content.get('meta') or {}), partial)
@@ -125,7 +139,7 @@ def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) ->
     wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     if not wrong:
         return
-    if is_hugging_face(weights):
+    if _is_hugging_face(weights):
         raise IgniteError(
             f"{path} has the names of Hugging Face's SegformerModel, which are not supported yet: use the file of OpenMMLab "
             'or of the authors for the same MiT size.'
@@ -134,3 +148,38 @@ def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) ->
         f'{path} does not contain weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
         f'missing or of another shape, e.g. {wrong[0]}): use the file of the same MiT size.'
     )
+
+
+def _is_original(weights: dict[str, Tensor]) -> bool:
+    """Return whether a state dict has the authors' names (NVlabs/SegFormer, ``mit_b0.pth`` to ``mit_b5.pth``)."""
+    return any(re.match(r'(backbone\.)?patch_embed1\.proj\.', name) for name in weights)
+
+
+def _is_hugging_face(weights: dict[str, Tensor]) -> bool:
+    """Return whether a state dict has the names of transformers' SegformerModel."""
+    return any('encoder.patch_embeddings.' in name for name in weights)
+
+
+def _from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert an encoder with the authors' names to a state dict of mmseg's MixVisionTransformer.
+
+    Linear layers of the feed-forward part become 1 x 1 convolutions; queries, keys and values are concatenated in this
+    order. The classifier and any decode head are dropped.
+    """
+    result: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        name = name.removeprefix('module.').removeprefix('backbone.')
+        if found := re.fullmatch(r'patch_embed(\d)\.(proj|norm)\.(\w+)', name):
+            part = {'proj': 'projection', 'norm': 'norm'}[found[2]]
+            result[f'layers.{int(found[1]) - 1}.0.{part}.{found[3]}'] = value
+        elif found := re.fullmatch(r'norm(\d)\.(\w+)', name):
+            result[f'layers.{int(found[1]) - 1}.2.{found[2]}'] = value
+        elif (found := re.fullmatch(r'block(\d)\.(\d+)\.(.+)\.(\w+)', name)) and found[3] in _BLOCKS:
+            part = _BLOCKS[found[3]]
+            if part in ('ffn.layers.0', 'ffn.layers.4') and found[4] == 'weight' and value.ndim == 2:
+                value = value[:, :, None, None]
+            result[f'layers.{int(found[1]) - 1}.1.{found[2]}.{part}.{found[4]}'] = value
+    for name in [name for name in result if '.in_proj_q.' in name]:
+        both = torch.cat([result.pop(name), result.pop(name.replace('_q.', '_kv.'))])
+        result[name.replace('in_proj_q.', 'in_proj_')] = both
+    return result

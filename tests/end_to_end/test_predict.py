@@ -1,4 +1,4 @@
-"""Predicting as a user does it: folders with all that folders hold, resolutions, and outputs that must not be lost."""
+"""Predicting image files: folders with other files, resolutions, and protection of existing outputs."""
 
 import copy
 import errno
@@ -11,7 +11,7 @@ import mmcv.transforms
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_CONFIG, tool
+from conftest import DEMO_CONFIG, single_error, tool
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from PIL import Image
@@ -39,7 +39,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def checkpoint(config, tmp_path_factory):
-    """Random weights; the file says that they were trained at 0.4 um/px."""
+    """Random weights, recorded as trained at 0.4 um/px."""
     init_default_scope('mmseg')
     path = tmp_path_factory.mktemp('model') / 'c.pth'
     state = MODELS.build(config.model).state_dict()
@@ -53,8 +53,8 @@ def predictor(config, checkpoint):
 
 
 @pytest.fixture(autouse=True)
-def config_is_read_once(config, monkeypatch):
-    """Reading it so often would take most of the time."""
+def config_loaded_once(config, monkeypatch):
+    """Loading the config in each call would take most of the time."""
 
     def load(path, options=None, work_dir=None, *_):
         cfg = copy.deepcopy(config)
@@ -84,7 +84,7 @@ def labels_of(path):
     return np.array(Image.open(path)) - 1
 
 
-def test_one_bad_file_does_not_end_the_batch(checkpoint, predictor, tmp_path, capsys, monkeypatch):
+def test_unreadable_files_are_skipped(checkpoint, predictor, tmp_path, capsys, monkeypatch):
     folder, out = tmp_path / 'in', tmp_path / 'out'
     good = save(folder / 'good.png')
     strange = folder / os.fsdecode(b'caf\xe9.png')
@@ -108,8 +108,9 @@ def test_one_bad_file_does_not_end_the_batch(checkpoint, predictor, tmp_path, ca
 
     monkeypatch.setattr(Predictor, 'predict', no_memory)
     assert predict(checkpoint, folder, '--out', out) == 2
-    said = capsys.readouterr()
-    assert 'Traceback' not in said.err and said.err.count('error: ') == 1 and '6 image(s) were skipped' in said.err
+    output = capsys.readouterr()
+    assert 'Traceback' not in output.err and output.err.count('error: ') == 1
+    assert '6 image(s) were skipped' in output.err
     names = {'good.png', strange.name}
     written = {p.name for p in out.iterdir() if not p.name.endswith('_overlay.png')}
     assert written == names | {'run.json'}
@@ -117,16 +118,15 @@ def test_one_bad_file_does_not_end_the_batch(checkpoint, predictor, tmp_path, ca
     errors = {os.path.basename(e['file']): e['error'] for e in run['images'] if 'error' in e}
     assert set(errors) == {'half.jpg', 'empty.png', 'folder.png', 'fifo.tif', 'tiny.png', 'memory.png'}
     assert 'memory' in errors['memory.png'] and '32 px' in errors['tiny.png']
-    assert all(name in said.out for name in (*errors, 'caf\\xe9.png'))
+    assert all(name in output.out for name in (*errors, 'caf\\xe9.png'))
     for name in names:
         np.testing.assert_array_equal(labels_of(out / name), real(predictor, np.array(Image.open(good))))
 
 
-def test_the_record_says_how_labels_were_made(checkpoint, tmp_path, capsys):
+def test_record_describes_how_labels_were_made(checkpoint, tmp_path, capsys):
     image = picture()
-    save(
-        tmp_path / 'a.png', np.dstack([image, np.where(np.arange(80) < 20, 0, 255) * np.ones((64, 1))]).astype(np.uint8)
-    )
+    alpha = np.where(np.arange(80) < 20, 0, 255) * np.ones((64, 1))
+    save(tmp_path / 'a.png', np.dstack([image, alpha]).astype(np.uint8))
     exif = Image.Exif()
     exif[274] = 6
     save(tmp_path / 'b.tif', image, exif=exif, dpi=(25400 / 0.4,) * 2)
@@ -141,11 +141,11 @@ def test_the_record_says_how_labels_were_made(checkpoint, tmp_path, capsys):
     assert a['transparent'] == a['fully_transparent'] == 0.25 and a['um_per_px'] is None and not a['resampled']
     assert (b['orientation'], b['height'], b['width'], b['um_per_px']) == (6, 80, 64, pytest.approx(0.4))
     assert c['pages'] == 2 and labels_of(tmp_path / 'o' / 'b.png').shape == (80, 64)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ('25 % transparent, 25 % fully and thus Background',
                  'EXIF orientation 6 applied', 'page 1 of 2', '0.4 um/px, XResolution',
                  'the resolution of 2 image(s) is not known; 0.4 um/px'):  # fmt: skip
-        assert word in said
+        assert word in output
 
 
 @pytest.mark.parametrize('um_per_px', [None, 0.8])
@@ -159,13 +159,13 @@ def test_fully_transparent_pixels_are_background(checkpoint, predictor, tmp_path
     assert (labels[blank] == CLASSES.index('Background')).all()
     shown = predictor.predict(np.ascontiguousarray(np.rot90(np.rint(white), -1)).astype(np.uint8), um_per_px)
     np.testing.assert_array_equal(labels[~blank], shown[~blank])
-    assert (shown[blank] != CLASSES.index('Background')).any()  # what the model says of white
+    assert (shown[blank] != CLASSES.index('Background')).any()  # the model's label of white pixels
     assert predict(checkpoint, path, '--out', tmp_path / 'o', *(['--um-per-px', um_per_px] if um_per_px else [])) == 0
     np.testing.assert_array_equal(labels_of(tmp_path / 'o' / 'a.png'), labels)
 
 
-def test_another_resolution_is_predicted_at_that_of_the_training(checkpoint, predictor, tmp_path, capsys):
-    """An image of twice the resolution whose pixels come in fours is, at the training's, the image of these pixels."""
+def test_image_is_resampled_to_the_training_resolution(checkpoint, predictor, tmp_path, capsys):
+    """An image at twice the resolution made by repeating pixels gets the labels of the original, repeated."""
     small = picture(40, 51)
     large = small.repeat(2, 0).repeat(2, 1)
     expected = predictor.predict(small)
@@ -190,14 +190,14 @@ def test_another_resolution_is_predicted_at_that_of_the_training(checkpoint, pre
 
 
 @pytest.mark.parametrize('um_per_px', [0.0, -1.0, 0.01, 40.0, float('nan'), float('inf')])
-def test_an_implausible_resolution_is_refused(checkpoint, predictor, tmp_path, capsys, um_per_px):
+def test_implausible_resolution_is_refused(checkpoint, predictor, tmp_path, capsys, um_per_px):
     with pytest.raises(IgniteError, match='um/px'):
         predictor.predict(picture(), um_per_px=um_per_px)
     assert predict(checkpoint, save(tmp_path / 'a.png'), '--out', tmp_path / 'o', '--um-per-px', um_per_px) == 2
     assert not (tmp_path / 'o').exists()
 
 
-def test_sizes_that_are_impossible_once_resampled(predictor):
+def test_impossible_size_after_resampling_is_refused(predictor):
     with pytest.raises(IgniteError, match='30 x 150 px at 0.4 um/px'):
         predictor.predict(picture(60, 300), um_per_px=0.2)
     with pytest.raises(IgniteError, match='at most'):
@@ -212,7 +212,7 @@ def test_sizes_that_are_impossible_once_resampled(predictor):
         ({'mmseg_ignite': {}}, {'um_per_px': None}, (0.5, 'default')),
     ],
 )
-def test_where_the_resolution_of_the_training_is_known_from(config, checkpoint, tmp_path, meta, crops, expected):
+def test_source_of_the_training_resolution(config, checkpoint, tmp_path, meta, crops, expected):
     cfg = copy.deepcopy(config)
     cfg.train_dataloader.dataset.crops = crops
     torch.save(dict(state_dict=torch.load(checkpoint)['state_dict'], meta=meta), tmp_path / 'c.pth')
@@ -220,16 +220,15 @@ def test_where_the_resolution_of_the_training_is_known_from(config, checkpoint, 
     assert (predictor.um_per_px, predictor.um_per_px_source) == expected
 
 
-def test_inputs_and_files_of_others_are_never_written_over(checkpoint, tmp_path, capsys):
+def test_inputs_and_foreign_files_are_not_overwritten(checkpoint, tmp_path, capsys):
     a = save(tmp_path / 'in' / 'a.png')
     before = a.read_bytes()
     assert predict(checkpoint, tmp_path / 'in', '--out', tmp_path / 'in') == 2
-    assert (
-        'input' in capsys.readouterr().err and a.read_bytes() == before and len(list((tmp_path / 'in').iterdir())) == 1
-    )
+    assert 'input' in capsys.readouterr().err
+    assert a.read_bytes() == before and len(list((tmp_path / 'in').iterdir())) == 1
 
     out = tmp_path / 'out'
-    for _ in range(2):  # results of our own are replaced
+    for _ in range(2):  # our own results are replaced
         assert predict(checkpoint, a, '--out', out) == 0
     for name, write in (
         ('a.png', save),
@@ -245,11 +244,11 @@ def test_inputs_and_files_of_others_are_never_written_over(checkpoint, tmp_path,
     assert predict(checkpoint, a, '--out', out) == 0
 
 
-def test_names_that_clash_are_said_before_anything_is_lost(checkpoint, predictor, tmp_path):
+def test_clashing_output_names_are_refused(checkpoint, predictor, tmp_path):
     a, b = save(tmp_path / 'x' / 'a.png'), save(tmp_path / 'y' / 'a.tif')
     c = save(tmp_path / 'x' / 'a_overlay.png')
-    faults = predict_files(predictor, [a, b, c, a], tmp_path / 'o', lambda text: None)
-    assert len(faults) == 2 and 'a.tif' in faults[0] and 'a_overlay.png' in faults[1]
+    errors = predict_files(predictor, [a, b, c, a], tmp_path / 'o', lambda text: None)
+    assert len(errors) == 2 and 'a.tif' in errors[0] and 'a_overlay.png' in errors[1]
     np.testing.assert_array_equal(labels_of(tmp_path / 'o' / 'a.png'), predictor.predict(a))
 
 
@@ -265,40 +264,33 @@ def test_names_that_clash_are_said_before_anything_is_lost(checkpoint, predictor
         (['in', '--out', 'in/a.png'], 'is a file'),
     ],
 )
-def test_wrong_calls_are_one_sentence_before_anything_is_written(
-    checkpoint, tmp_path, capsys, monkeypatch, arguments, word
-):
+def test_invalid_calls_print_one_error_and_write_nothing(checkpoint, tmp_path, capsys, monkeypatch, arguments, word):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / 'in' / 'a.png')
     (tmp_path / 'empty').mkdir()
     assert tool('predict', DEMO_CONFIG, checkpoint, '--device', 'cpu', '--out', 'o', *arguments) == 2
-    said = capsys.readouterr().err
-    assert word in said and 'Traceback' not in said and said.count('error: ') == 1
+    assert word in single_error(capsys)
     assert not list(tmp_path.glob('o/*.png'))
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_built(
-    checkpoint, tmp_path, capsys, monkeypatch
-):
+def test_unwritable_folder_is_refused_before_the_model_is_built(checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('mmseg_ignite.apis.predicting.Predictor', None)
     a = save(tmp_path / 'a.png')
-    assert predict(checkpoint, a, '--out', '/proc/none') == 2  # also for root, who may write everywhere else
-    said = capsys.readouterr().err
-    assert '/proc/none cannot be written' in said and 'Traceback' not in said and said.count('error: ') == 1
+    assert predict(checkpoint, a, '--out', '/proc/none') == 2  # not even by root
+    assert '/proc/none cannot be written' in single_error(capsys)
 
 
-def test_a_record_that_cannot_be_written_is_one_sentence(checkpoint, tmp_path, capsys, monkeypatch):
+def test_unwritable_record_is_an_error(checkpoint, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr('mmseg_ignite.apis.predicting.write_result', full)
     assert predict(checkpoint, save(tmp_path / 'a.png'), '--out', tmp_path / 'o') == 2
-    said = capsys.readouterr().err
-    assert 'run.json cannot be written (No space left on device)' in said and said.count('error: ') == 1
+    assert 'run.json cannot be written (No space left on device)' in single_error(capsys)
 
 
 @pytest.mark.parametrize('um_per_px', ['0.25', True, [0.25], 0, float('nan')])
-def test_a_resolution_that_is_not_a_number_is_one_sentence(predictor, tmp_path, um_per_px):
+def test_resolution_of_the_wrong_type_is_refused(predictor, tmp_path, um_per_px):
     a = save(tmp_path / 'a.png')
     for image in (picture(), a, str(a)):
         with pytest.raises(IgniteError, match='the resolution is'):
@@ -312,29 +304,29 @@ def test_a_resolution_that_is_not_a_number_is_one_sentence(predictor, tmp_path, 
 
 
 @pytest.mark.parametrize('image', [None, [[0]], torch.zeros(64, 64, 3, dtype=torch.uint8)])
-def test_an_image_of_another_kind_is_one_sentence(predictor, image):
+def test_image_of_the_wrong_type_is_refused(predictor, image):
     with pytest.raises(IgniteError, match='NumPy array or a path'):
         predictor.predict(image)
 
 
-def test_a_missing_checkpoint_is_said_first(tmp_path, capsys):
+def test_missing_checkpoint_is_reported_first(tmp_path, capsys):
     for name in ('none.pth', 'none.json'):
         assert predict(tmp_path / name, tmp_path / 'none.png', '--out', tmp_path / 'o') == 2
         assert name in capsys.readouterr().err
 
 
-def test_palettes_differ_in_the_overlay_alone(predictor, tmp_path):
+def test_palette_changes_the_overlay_only(predictor, tmp_path):
     a = save(tmp_path / 'a.png')
     for palette in ('official', 'colour-blind'):
         assert not predict_files(predictor, [a], tmp_path / palette, lambda text: None, palette=palette)
-    one, two = ((tmp_path / palette) for palette in ('official', 'colour-blind'))
-    assert (one / 'a.png').read_bytes() == (two / 'a.png').read_bytes()
-    assert (one / 'a_overlay.png').read_bytes() != (two / 'a_overlay.png').read_bytes()
+    official, other = tmp_path / 'official', tmp_path / 'colour-blind'
+    assert (official / 'a.png').read_bytes() == (other / 'a.png').read_bytes()
+    assert (official / 'a_overlay.png').read_bytes() != (other / 'a_overlay.png').read_bytes()
     with pytest.raises(IgniteError, match='palette'):
         predict_files(predictor, [a], tmp_path / 'o', palette='pink')
 
 
-def test_a_config_is_not_changed(config, checkpoint):
+def test_config_is_not_changed(config, checkpoint):
     before = config.pretty_text
     Predictor(config, checkpoint, device='cpu')
     assert config.pretty_text == before
@@ -350,11 +342,11 @@ def test_a_config_is_not_changed(config, checkpoint):
         [dict(type=mmcv.transforms.LoadImageFromFile)],
     ],
 )
-@pytest.mark.parametrize('place', ['test_pipeline', 'test_dataloader'])
-def test_whatever_loads_the_image_is_left_out(config, checkpoint, predictor, loading, place):
+@pytest.mark.parametrize('key', ['test_pipeline', 'test_dataloader'])
+def test_loading_transforms_are_skipped(config, checkpoint, predictor, loading, key):
     cfg = copy.deepcopy(config)
     pipeline = [*loading, dict(type='PackSegInputs')]
-    if place == 'test_pipeline':
+    if key == 'test_pipeline':
         cfg.test_pipeline = pipeline
     else:
         cfg.pop('test_pipeline')
@@ -363,7 +355,7 @@ def test_whatever_loads_the_image_is_left_out(config, checkpoint, predictor, loa
     np.testing.assert_array_equal(Predictor(cfg, checkpoint, device='cpu').predict(image), predictor.predict(image))
 
 
-def test_pipelines_that_are_missing_or_unknown(config, checkpoint):
+def test_missing_or_unknown_pipeline_is_refused(config, checkpoint):
     cfg = copy.deepcopy(config)
     cfg.test_pipeline = [dict(type='LoadNothing')]
     with pytest.raises(IgniteError, match='LoadNothing'):
@@ -373,7 +365,7 @@ def test_pipelines_that_are_missing_or_unknown(config, checkpoint):
         Predictor(cfg, checkpoint, device='cpu')
 
 
-def test_a_model_of_fewer_classes_gives_ids_of_the_release(config, tmp_path):
+def test_model_with_fewer_classes_returns_ids_of_the_release(config, tmp_path):
     cfg = copy.deepcopy(config)
     cfg.model.decode_head.num_classes = 3
     names = CLASSES[3], CLASSES[0], CLASSES[9]
@@ -383,15 +375,15 @@ def test_a_model_of_fewer_classes_gives_ids_of_the_release(config, tmp_path):
     torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'c.pth')
     image = picture()
     predictor = Predictor(cfg, tmp_path / 'c.pth', device='cpu')
-    mapped, places = predictor.predict(image), predictor.model.label_image(image)
-    np.testing.assert_array_equal(mapped, np.array([3, 0, 9])[places])
+    labels, indices = predictor.predict(image), predictor.model.label_image(image)
+    np.testing.assert_array_equal(labels, np.array([3, 0, 9])[indices])
     cfg.test_dataloader.dataset.metainfo = dict(classes=('a', 'b', 'c'))
     with pytest.raises(IgniteError, match='not classes of IGNITE'):
         Predictor(cfg, tmp_path / 'c.pth', device='cpu')
 
 
 @pytest.mark.parametrize('symmetries', [1, 2])
-def test_windows_are_counted(config, checkpoint, symmetries):
+def test_progress_counts_windows(config, checkpoint, symmetries):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48), symmetries=symmetries)
     predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
@@ -399,7 +391,7 @@ def test_windows_are_counted(config, checkpoint, symmetries):
     assert sum(done) == predictor.windows((100, 200)) == 2 * 4
 
 
-def test_the_device_never_holds_the_whole_image(config, checkpoint, monkeypatch):
+def test_device_receives_windows_only(config, checkpoint, monkeypatch):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
     predictor, shapes = Predictor(cfg, checkpoint, device='cpu'), []
@@ -414,7 +406,7 @@ def test_the_device_never_holds_the_whole_image(config, checkpoint, monkeypatch)
     np.testing.assert_array_equal(predictor.predict(image), labels)
 
 
-def test_a_pipeline_that_resizes_is_predicted_as_mmseg_does(config, checkpoint):
+def test_resizing_pipeline_is_predicted_as_in_mmseg(config, checkpoint):
     cfg = copy.deepcopy(config)
     cfg.test_pipeline.insert(1, dict(type='Resize', scale=(128, 128), keep_ratio=False))
     predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
@@ -422,7 +414,7 @@ def test_a_pipeline_that_resizes_is_predicted_as_mmseg_does(config, checkpoint):
     assert labels.shape == (100, 200) and sum(done) == predictor.windows((100, 200))
 
 
-def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
+def test_progress_is_shown_on_terminals_only(monkeypatch, capsys):
     def line():
         with _WindowProgress(8, 'a.png') as on_progress:
             on_progress(3)
@@ -434,7 +426,7 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     assert 'a.png' in line()
 
 
-def test_names_that_a_terminal_does_not_know_end_no_run(checkpoint, tmp_path, monkeypatch):
+def test_names_that_the_terminal_cannot_encode(checkpoint, tmp_path, monkeypatch):
     save(tmp_path / 'a.png').rename(tmp_path / os.fsdecode(b'\xff\xc3\xa9.png'))
     terminal = io.TextIOWrapper(io.BytesIO(), 'ascii')
     monkeypatch.setattr(sys, 'stdout', terminal)
@@ -444,8 +436,8 @@ def test_names_that_a_terminal_does_not_know_end_no_run(checkpoint, tmp_path, mo
     assert (tmp_path / 'o' / os.fsdecode(b'\xff\xc3\xa9.png')).is_file()
 
 
-def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
-    """Each would fail later for want of a checkpoint or predictions: what is checked first is what would be lost."""
+def test_no_tool_overwrites_foreign_files(prepared, tmp_path, capsys):
+    """Each call also lacks a checkpoint or predictions: outputs are checked first."""
     names = read_index(prepared)['splits']['patient-8-1-1']['test']
     (tmp_path / 'c.pth').write_bytes(b'junk')
     options = ['--cfg-options', f'data_root={prepared}']
@@ -469,8 +461,8 @@ def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
         mine.parent.mkdir(exist_ok=True, parents=True)
         mine.write_bytes(b'mine')
         assert tool(*arguments, out) == 2
-        said = capsys.readouterr().err
-        assert 'did not write' in said and str(mine) in said
+        message = capsys.readouterr().err
+        assert 'did not write' in message and str(mine) in message
         assert mine.read_bytes() == b'mine' and sum(p.is_file() for p in out.rglob('*')) == 1
     for arguments in (
         (*test, '--work-dir', prepared / 'w'),
@@ -484,7 +476,7 @@ def test_no_tool_writes_over_files_of_others(prepared, tmp_path, capsys):
     assert not (prepared / 'w').exists()
 
 
-def test_predictions_of_an_earlier_test_go_and_files_of_others_stay(tmp_path):
+def test_earlier_predictions_are_removed_and_foreign_files_kept(tmp_path):
     for name in ('old', 'kept'):
         write_labels(tmp_path, name, np.zeros((4, 4), np.uint8))
     save(tmp_path / 'mine.png')
@@ -493,7 +485,7 @@ def test_predictions_of_an_earlier_test_go_and_files_of_others_stay(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['._old.png', 'kept.png', 'mine.png']
 
 
-def test_a_comparison_is_not_written_over_a_run(tmp_path, capsys):
+def test_comparison_does_not_overwrite_a_run(tmp_path, capsys):
     for name in 'ab':
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / 'confusion.npz', a=np.zeros(1))

@@ -1,11 +1,11 @@
-"""Work dirs that are moved, copied or used twice, and checkpoints that know whom they have seen."""
+"""Work dirs that are moved, copied or used twice, and checkpoints that record their training patients."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG, small_config
+from conftest import DEMO_CONFIG, small_config, small_options
 
 from mmseg_ignite.apis import compare_runs, load_config, score_folder, train
 from mmseg_ignite.apis import test as run_test
@@ -25,9 +25,9 @@ def config(prepared, work_dir, **options):
 
 @pytest.fixture(scope='module')
 def trained(prepared, tmp_path_factory):
-    """A run of two iterations under the official split; read-only."""
+    """A run of two iterations with the official split; tests must not change it."""
     work_dir = tmp_path_factory.mktemp('run') / 'a'
-    train(config(prepared, work_dir, protocol='official'))
+    train(config(prepared, work_dir, pictures=True, protocol='official'))
     return work_dir
 
 
@@ -35,8 +35,8 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_a_copy_goes_on_and_the_original_stays_as_it_is(prepared, trained, tmp_path):
-    """Also its best checkpoint, which a better score in the copy replaces there."""
+def test_resumed_copy_leaves_the_original_unchanged(prepared, trained, tmp_path):
+    """A better score in the copy replaces the best checkpoint in the copy only."""
     shutil.copytree(trained, tmp_path / 'b')
     copied = tmp_path / 'b' / 'iter_2.pth'
     state = torch.load(copied, weights_only=False)
@@ -49,24 +49,24 @@ def test_a_copy_goes_on_and_the_original_stays_as_it_is(prepared, trained, tmp_p
     assert [path.name for path in (tmp_path / 'b').glob('best_*.pth')] == ['best_mIoU_iter_4.pth']
 
 
-def test_a_moved_run_goes_on(prepared, trained, tmp_path):
-    shutil.copytree(trained, tmp_path / 'was')
-    pointer = tmp_path / 'was' / 'last_checkpoint'
-    pointer.write_text(str(tmp_path / 'was' / 'iter_2.pth'))
-    (tmp_path / 'was').rename(tmp_path / 'is')
-    assert latest_checkpoint(tmp_path / 'is') == tmp_path / 'is' / 'iter_2.pth'
-    runner = train(config(prepared, tmp_path / 'is', protocol='official', **{'train_cfg.max_iters': 3}), resume=True)
-    assert runner.iter == 3 and not (tmp_path / 'was').exists()
+def test_moved_run_resumes(prepared, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / 'old')
+    pointer = tmp_path / 'old' / 'last_checkpoint'
+    pointer.write_text(str(tmp_path / 'old' / 'iter_2.pth'))
+    (tmp_path / 'old').rename(tmp_path / 'new')
+    assert latest_checkpoint(tmp_path / 'new') == tmp_path / 'new' / 'iter_2.pth'
+    runner = train(config(prepared, tmp_path / 'new', protocol='official', **{'train_cfg.max_iters': 3}), resume=True)
+    assert runner.iter == 3 and not (tmp_path / 'old').exists()
 
 
-def test_checkpoints_name_no_folders(trained):
+def test_checkpoints_contain_no_folder_names(trained):
     for path in trained.glob('*.pth'):
         state = open_checkpoint(path)
         paths = {k: v for k, v in state['message_hub']['runtime_info'].items() if 'ckpt' in k and k != 'keep_ckpt_ids'}
         assert paths and all('/' not in str(value) for value in paths.values())
 
 
-def test_without_a_pointer_the_newest_checkpoint_counts(tmp_path):
+def test_latest_checkpoint_without_a_valid_pointer(tmp_path):
     assert latest_checkpoint(tmp_path) is None and latest_checkpoint(tmp_path / 'none') is None
     for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_99.pth', 'encoder_weights.pth'):
         (tmp_path / name).write_bytes(b'')
@@ -77,7 +77,7 @@ def test_without_a_pointer_the_newest_checkpoint_counts(tmp_path):
     assert latest_checkpoint(tmp_path).name == 'iter_10.pth'
 
 
-def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tmp_path):
+def test_used_work_dir_is_refused_or_replaced(prepared, trained, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(trained, run)
     (run / 'notes.txt').write_text('mine')
@@ -98,7 +98,7 @@ def test_a_used_work_dir_is_refused_or_replaced_as_a_whole(prepared, trained, tm
         train(config(prepared, run), resume=True, overwrite=True)
 
 
-def test_logs_of_a_run_that_ended_early_are_set_aside(prepared, tmp_path):
+def test_logs_of_an_aborted_run_are_moved(prepared, tmp_path):
     old = tmp_path / '20250101_000000' / 'vis_data'
     old.mkdir(parents=True)
     (old / 'scalars.json').write_text('{"loss": 9.0, "step": 77}\n')
@@ -107,7 +107,7 @@ def test_logs_of_a_run_that_ended_early_are_set_aside(prepared, tmp_path):
     assert len(list(tmp_path.glob('*/vis_data/scalars.json'))) == 1
 
 
-def test_a_damaged_newest_checkpoint_names_the_way_out(prepared, trained, tmp_path):
+def test_damaged_latest_checkpoint_is_reported_with_the_solution(prepared, trained, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(trained, run)
     (run / 'iter_9.pth').write_bytes((run / 'iter_2.pth').read_bytes()[:5000])
@@ -124,7 +124,7 @@ def patients(prepared, protocol, *parts):
     return sorted({str(roi['patient']) for roi in index['rois'] if roi['name'] in names})
 
 
-def test_a_checkpoint_states_what_it_has_seen(prepared, trained):
+def test_checkpoint_records_its_patients_and_data(prepared, trained):
     index = read_index(prepared)
     for path in trained.glob('*.pth'):
         record = TrainingRecord.of_meta(open_checkpoint(path)['meta'])
@@ -134,8 +134,8 @@ def test_a_checkpoint_states_what_it_has_seen(prepared, trained):
         assert record.um_per_px == pytest.approx(index['rois'][0]['um_per_px'], rel=0.1)
 
 
-def test_a_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
-    """The case of a user: trained under the official split, tested under another."""
+def test_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
+    """The model was trained with the official split and is tested with another one."""
     other = next(
         f'fold{k}' for k in range(5) if patients(prepared, f'fold{k}', 'val') != patients(prepared, 'official', 'val')
     )
@@ -154,7 +154,7 @@ def test_a_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
     arguments = (tmp_path / 'w' / 'predictions', prepared, tmp_path / 'e', other, 'val', 'raw')
     with pytest.raises(IgniteError, match='patients to be scored'):
         score_folder(*arguments, checkpoint=trained / 'iter_2.pth')
-    for checkpoint in (trained / 'iter_2.pth', trained):  # of a work dir its latest
+    for checkpoint in (trained / 'iter_2.pth', trained):  # of a work dir, its latest
         score_folder(*arguments, checkpoint=checkpoint, allow_seen_patients=True, report=None)
         scored = json.loads((tmp_path / 'e' / 'metrics.json').read_text())
         assert scored['seen_patients'] == seen and scored['checkpoint'] == str(trained / 'iter_2.pth')
@@ -164,7 +164,7 @@ def test_a_test_on_seen_patients_is_refused(prepared, trained, tmp_path):
             score_folder(*arguments, checkpoint=missing)
 
 
-def test_a_test_on_unseen_patients_says_where_it_comes_from(prepared, trained, tmp_path):
+def test_test_on_unseen_patients_records_its_provenance(prepared, trained, tmp_path):
     result = run_test(config(prepared, tmp_path, protocol='official'), trained / 'iter_2.pth', report=None)
     assert 'seen_patients' not in result
     assert result['provenance']['data_sha256'] == file_sha256(prepared / 'index.json')
@@ -172,8 +172,8 @@ def test_a_test_on_unseen_patients_says_where_it_comes_from(prepared, trained, t
 
 
 @pytest.mark.parametrize('how', ['resume', 'load_from', 'weights'])
-def test_patients_of_an_earlier_training_stay_seen(prepared, trained, tmp_path, how):
-    """Whether a run is continued under another split, fine-tuned, or takes over the encoder."""
+def test_patients_of_an_earlier_training_are_kept(prepared, trained, tmp_path, how):
+    """The run is resumed with another split, fine-tuned, or uses the encoder of the earlier one."""
     shutil.copytree(trained, tmp_path / 'w')
     options, arguments = {'protocol': 'fold0', 'train_cfg.max_iters': 3}, {}
     if how == 'resume':
@@ -188,8 +188,8 @@ def test_patients_of_an_earlier_training_stay_seen(prepared, trained, tmp_path, 
     assert record.train_patients == sorted(both) and runner.iter == 3
 
 
-def test_an_encoder_of_a_segmentor_is_really_loaded(prepared, trained, tmp_path):
-    """Before the first step the encoder is that of the file, whose names begin with backbone."""
+def test_encoder_of_a_segmentor_is_loaded(prepared, trained, tmp_path):
+    """With a learning rate of 0 the encoder equals the keys of the file that start with backbone."""
     path = str(trained / 'iter_2.pth')
     runner = train(config(prepared, tmp_path, **{'optim_wrapper.optimizer.lr': 0.0}), weights=path)
     expected = open_checkpoint(path)['state_dict']
@@ -197,22 +197,22 @@ def test_an_encoder_of_a_segmentor_is_really_loaded(prepared, trained, tmp_path)
     assert all(torch.equal(found[k], expected[k]) for k in expected if k.startswith('backbone.'))
 
 
-def test_a_checkpoint_without_a_record_is_tested_with_a_warning(prepared, trained, tmp_path):
+def test_checkpoint_without_a_record_gives_a_warning(prepared, trained, tmp_path):
     state = open_checkpoint(trained / 'iter_2.pth')
     torch.save(dict(state_dict=state['state_dict']), tmp_path / 'bare.pth')
     with pytest.warns(UserWarning, match='does not state its training patients'):
         run_test(config(prepared, tmp_path / 'w'), tmp_path / 'bare.pth', report=None)
 
 
-@pytest.mark.parametrize('spoil', [dict(weights=True), dict(load_from=True), dict(layers=True)])
-def test_a_training_that_cannot_start_replaces_nothing(prepared, trained, tmp_path, spoil):
-    """Weights that are among what is replaced, and an optimizer that cannot be built."""
+@pytest.mark.parametrize('fault', ['weights', 'load_from', 'layers'])
+def test_training_that_cannot_start_replaces_nothing(prepared, trained, tmp_path, fault):
+    """The weights to start from would be replaced, or the model cannot be built."""
     run = tmp_path / 'run'
     shutil.copytree(trained, run)
     before, options, arguments = content(run), {}, {}
-    if 'weights' in spoil:
+    if fault == 'weights':
         arguments['weights'] = str(run / 'iter_2.pth')
-    elif 'load_from' in spoil:
+    elif fault == 'load_from':
         options['load_from'] = str(run / 'iter_2.pth')
     else:
         options['model.backbone.num_layers'] = (2, 2)
@@ -223,7 +223,7 @@ def test_a_training_that_cannot_start_replaces_nothing(prepared, trained, tmp_pa
     assert not (run / '.replaced').exists()
 
 
-def test_files_of_others_in_a_work_dir_stay(prepared, tmp_path):
+def test_foreign_files_in_a_work_dir_are_kept(prepared, tmp_path):
     run = tmp_path / 'run'
     for name in ('progress/thesis.txt', '20200101_000000/photo.jpg', 'best_mIoU_of_mine.pth', 'aborted/notes.txt'):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,19 +232,18 @@ def test_files_of_others_in_a_work_dir_stay(prepared, tmp_path):
     for name in ('curves.png', 'last_checkpoint'):
         (run / name).write_bytes(b'mine')
         with pytest.raises(IgniteError, match=name):
-            train(config(prepared, run))
+            train(config(prepared, run, pictures=True))
         assert content(run)[next(p for p in content(run) if p.name == name)] == b'mine'
         (run / name).unlink()
     for overwrite in (False, True):
-        train(config(prepared, run, **{'train_cfg.max_iters': 1}), overwrite=overwrite)
+        train(config(prepared, run, pictures=True, **{'train_cfg.max_iters': 1}), overwrite=overwrite)
         assert {path: content(run).get(path) for path in mine} == mine
 
 
-def test_the_config_in_a_work_dir_stays_as_it_was_written(prepared, tmp_path):
+def test_user_config_in_the_work_dir_is_kept(prepared, tmp_path):
     own = tmp_path / 'my.py'
     own.write_text(f'# mine\n_base_ = {str(DEMO_CONFIG)!r}\n')
-    options = {'data_root': str(prepared), 'train_cfg.max_iters': 1, 'train_dataloader.num_workers': 0,
-               'val_dataloader.num_workers': 0, 'crops.crop_size': (64, 64)}  # fmt: skip
+    options = small_options(prepared, iterations=1)
     train(load_config(own, options, str(tmp_path)))
     assert own.read_text().startswith('# mine') and len(list(tmp_path.glob('my_*.py'))) == 1
     train(load_config(own, options, str(tmp_path / 'w')))
@@ -252,7 +251,7 @@ def test_the_config_in_a_work_dir_stays_as_it_was_written(prepared, tmp_path):
     assert [path.name for path in (tmp_path / 'w').glob('*.py')] == ['my.py']
 
 
-def test_a_fine_tuned_run_is_resumed_from_its_own_checkpoint(prepared, trained, tmp_path):
+def test_fine_tuned_run_resumes_from_its_own_checkpoint(prepared, trained, tmp_path):
     options = dict(load_from=str(trained / 'iter_2.pth'), protocol='official')
     train(config(prepared, tmp_path, **options))
     runner = train(config(prepared, tmp_path, **options, **{'train_cfg.max_iters': 3}), resume=True)
@@ -263,17 +262,15 @@ def test_a_fine_tuned_run_is_resumed_from_its_own_checkpoint(prepared, trained, 
         train(config(prepared, tmp_path, protocol='official'), resume=True)
 
 
-def test_weights_of_any_part_bring_their_patients(prepared, trained, tmp_path):
+def test_pretrained_weights_of_any_module_add_their_patients(prepared, trained, tmp_path):
     options = {'model.init_cfg': dict(type='Pretrained', checkpoint=str(trained / 'iter_2.pth')), 'protocol': 'fold0'}
     train(config(prepared, tmp_path, **options))
     record = TrainingRecord.of_meta(open_checkpoint(tmp_path / 'iter_2.pth')['meta'])
-    assert set(record.train_patients) >= {
-        *patients(prepared, 'official', 'train'),
-        *patients(prepared, 'fold0', 'train'),
-    }
+    both = {*patients(prepared, 'official', 'train'), *patients(prepared, 'fold0', 'train')}
+    assert set(record.train_patients) >= both
 
 
-def test_a_member_without_a_record_is_named(prepared, trained, tmp_path):
+def test_ensemble_member_without_a_record_gives_a_warning(prepared, trained, tmp_path):
     shutil.copy(trained / 'iter_2.pth', tmp_path / 'a.pth')
     torch.save(dict(state_dict=open_checkpoint(trained / 'iter_2.pth')['state_dict']), tmp_path / 'b.pth')
     (tmp_path / 'e.json').write_text('{"format": 1, "checkpoints": ["a.pth", "b.pth"]}')
@@ -281,7 +278,7 @@ def test_a_member_without_a_record_is_named(prepared, trained, tmp_path):
         run_test(config(prepared, tmp_path / 'w', protocol='official'), tmp_path / 'e.json', report=None)
 
 
-def test_a_work_dir_that_mmengine_cannot_name_is_refused(prepared, tmp_path):
+def test_work_dir_that_is_not_utf8_is_refused(prepared, tmp_path):
     with pytest.raises(IgniteError, match='not UTF-8'):
         train(config(prepared, f'{tmp_path}/run\udcff'))
     assert not any(tmp_path.iterdir())

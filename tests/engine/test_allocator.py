@@ -1,4 +1,4 @@
-"""Whether freed memory stays with the process, seen by the pages that the system must map anew."""
+"""Freed memory stays with the process: count the page faults of repeated allocations."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 COUNT = """
 import resource, torch
-from mmseg_ignite.engine.allocator import keep_freed_memory
 if {keep}:
+    from mmseg_ignite.engine.allocator import keep_freed_memory
     print(keep_freed_memory())
 def touch():
     torch.ones(1 << 24)  # 64 MB
@@ -27,16 +27,16 @@ def run(keep, **environment):
     return done.stdout.split()
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc is on Linux')
-def test_freed_memory_is_not_mapped_anew():
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs glibc on Linux')
+def test_freed_memory_is_reused():
     usual = int(run(keep=False)[-1])
     assert usual > 20 * 16  # even in huge pages
     *_, done, faults = run(keep=True)
     if done == 'False':
-        pytest.skip('this system has no glibc')
-    # The heap may grow a few times, by one tensor each, until there is room where the next one is wanted.
+        pytest.skip('this system does not use glibc')
+    # The heap may grow by one tensor a few times before freed memory can be reused.
     assert int(faults) < usual / 4
 
 
-def test_the_choice_of_the_user_stands():
+def test_user_settings_take_precedence():
     assert run(keep=True, MALLOC_TOP_PAD_='100000')[-2] == 'False'

@@ -1,3 +1,5 @@
+"""Reading checkpoints safely: hostile, damaged and incompatible files are refused."""
+
 import os
 import pickle
 
@@ -23,17 +25,17 @@ class Hostile:
         return os.mkdir, (str(self.mark),)
 
 
-def test_a_hostile_checkpoint_does_not_run(tmp_path):
+def test_hostile_checkpoint_runs_no_code(tmp_path):
     torch.save(dict(state_dict={}, x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
     with safe_checkpoints():
-        for read in (open_checkpoint, CheckpointLoader.load_checkpoint):  # the latter is what mmengine's runner calls
+        for read in (open_checkpoint, CheckpointLoader.load_checkpoint):  # mmengine's runner calls the second
             with pytest.raises(IgniteError, match='other than weights'):
                 read(str(tmp_path / 'bad.pth'))
     assert not (tmp_path / 'ran').exists()
 
 
-def test_mmengine_has_its_own_loader_back_after_our_functions():
-    """Also after errors, and from inside another such context."""
+def test_the_checkpoint_loader_of_mmengine_is_restored():
+    """Also after an error and when contexts are nested."""
     before = CheckpointLoader._schemes['']
     with pytest.raises(ZeroDivisionError), safe_checkpoints():
         ours = CheckpointLoader._schemes['']
@@ -45,8 +47,8 @@ def test_mmengine_has_its_own_loader_back_after_our_functions():
 
 
 @pytest.mark.parametrize('way', ['resume', 'load_from', 'init_cfg', 'test'])
-def test_training_and_testing_open_no_hostile_checkpoint(prepared, tmp_path, way):
-    """Whichever setting names it."""
+def test_training_and_testing_refuse_a_hostile_checkpoint(prepared, tmp_path, way):
+    """Whichever setting points to it."""
     torch.save(dict(state_dict={}, meta={}, x=Hostile(tmp_path / 'ran')), tmp_path / 'bad.pth')
     bad = str(tmp_path / 'bad.pth')
     cfg = load_config(DEMO_CONFIG, dict(data_root=str(prepared)), str(tmp_path / 'work'))
@@ -65,8 +67,8 @@ def test_training_and_testing_open_no_hostile_checkpoint(prepared, tmp_path, way
     assert not (tmp_path / 'ran').exists()
 
 
-def test_plain_loading_reads_what_the_runner_stores(tmp_path):
-    """As mmengine 0.10.7 does with torch 2.6 and newer: torch.load without any list of its own; also after ours."""
+def test_plain_torch_load_reads_runner_checkpoints(tmp_path):
+    """mmengine 0.10.7 calls torch.load without an allow-list, which torch >= 2.6 needs."""
     compatibility.apply(SAFE_GLOBALS)
     torch.save(dict(history=HistoryBuffer([1.0], [1]), a=np.arange(3)), tmp_path / 'x.pth')
     open_checkpoint(tmp_path / 'x.pth')
@@ -76,7 +78,7 @@ def test_plain_loading_reads_what_the_runner_stores(tmp_path):
         torch.load(tmp_path / 'bad.pth', weights_only=True)
 
 
-def test_attributes_of_other_objects_are_not_reached(tmp_path):
+def test_checkpoint_cannot_access_attributes_of_allowed_classes(tmp_path):
     class Reach:
         def __reduce__(self):
             return getattr, (HistoryBuffer, 'register_statistics')
@@ -86,7 +88,7 @@ def test_attributes_of_other_objects_are_not_reached(tmp_path):
         open_checkpoint(tmp_path / 'bad.pth')
 
 
-def test_what_the_runner_stores_can_be_read(tmp_path):
+def test_runner_checkpoint_can_be_read(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = dict(a=np.arange(3.0), b=np.float64(2), c=history, d=torch.ones(2), e=np.arange(3))
     torch.save(content, tmp_path / 'good.pth')
@@ -96,13 +98,13 @@ def test_what_the_runner_stores_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04' + bytes(100)])
-def test_no_checkpoint(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     (tmp_path / 'x.pth').write_bytes(content)
     with pytest.raises(IgniteError, match='x.pth'):
         open_checkpoint(tmp_path / 'x.pth')
 
 
-def test_truncated_and_missing(tmp_path):
+def test_truncated_or_missing_checkpoint_is_refused(tmp_path):
     torch.save(dict(a=torch.ones(10000)), tmp_path / 'x.pth')
     os.truncate(tmp_path / 'x.pth', 20000)
     for name in ('x.pth', 'y.pth'):
@@ -110,7 +112,7 @@ def test_truncated_and_missing(tmp_path):
             open_checkpoint(tmp_path / name)
 
 
-def test_another_model_is_refused(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(dict(state_dict=torch.nn.Linear(3, 4).state_dict()), tmp_path / 'x.pth')
     load_weights(torch.nn.Linear(3, 4), tmp_path / 'x.pth')
     for other in (torch.nn.Linear(3, 5), torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm2d(4)):

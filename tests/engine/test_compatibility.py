@@ -1,4 +1,4 @@
-"""Private fields of mmengine: all are in one file, and the installed mmengine has them."""
+"""Private attributes of mmengine are used in one file only and exist in the installed version."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmseg_ignite.engine import compatibility
 PRIVATE = re.compile(r'\b(?:runner|cfg|visualizer|loop|hook|CheckpointLoader|data_preprocessor)\._[a-z]\w*')
 
 
-def test_private_fields_of_mmengine_are_used_in_one_file_only():
+def test_private_attributes_of_mmengine_are_used_in_one_file_only():
     found = {
         path.name: PRIVATE.findall(path.read_text(encoding='utf-8'))
         for path in Path(mmseg_ignite.__file__).parent.rglob('*.py')
@@ -20,7 +20,7 @@ def test_private_fields_of_mmengine_are_used_in_one_file_only():
     assert {name for name, fields in found.items() if fields} == {'compatibility.py'}
 
 
-def test_the_installed_mmengine_has_these_fields(tmp_path):
+def test_installed_mmengine_has_these_attributes(tmp_path):
     from mmengine.runner import Runner
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Crops that grow: which size at which iteration, resumed and by the clock; what cannot grow is refused."""
+"""Growing crops: the size at each iteration, after resuming and under a time budget; unsuitable configs are refused."""
 
 from types import SimpleNamespace
 
@@ -16,8 +16,8 @@ SEEN = []
 
 
 @HOOKS.register_module()
-class SideRecorder(Hook):
-    """Keeps the sides of the images of each batch."""
+class SizeRecorder(Hook):
+    """Record the image sizes of each batch."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         SEEN.append({tuple(image.shape[1:]) for image in data_batch['inputs']})
@@ -32,63 +32,62 @@ def config(prepared, work_dir, steps, **options):
     small = {
         'model.data_preprocessor.size': None,
         '+model.data_preprocessor.size_divisor': 32,
-        'default_hooks.checkpoint.interval': 5,
-        'default_hooks.checkpoint.max_keep_ckpts': 2,
+        'default_hooks.checkpoint.interval': 3,
     }
-    cfg = small_config(prepared, work_dir, 10, **{**small, **options})
-    cfg.custom_hooks = [dict(type='CropGrowthHook', steps=steps), dict(type='SideRecorder')]
+    cfg = small_config(prepared, work_dir, 5, **{**small, **options})
+    cfg.custom_hooks = [dict(type='CropGrowthHook', steps=steps), dict(type='SizeRecorder')]
     return cfg
 
 
-def test_crops_grow_by_iterations_and_a_resumed_run_goes_on(prepared, tmp_path):
-    steps = [(0.3, 32), (0.8, 48)]
+def test_crops_grow_with_iterations_and_continue_after_resuming(prepared, tmp_path):
+    steps = [(0.4, 32), (0.8, 48)]
     train(config(prepared, tmp_path / 'a', steps))
-    expected = [{(32, 32)}] * 3 + [{(48, 48)}] * 5 + [{(64, 64)}] * 2
+    expected = [{(32, 32)}] * 2 + [{(48, 48)}] * 2 + [{(64, 64)}]
     assert SEEN == expected
-    (tmp_path / 'a' / 'iter_10.pth').unlink()
+    (tmp_path / 'a' / 'iter_5.pth').unlink()
     SEEN.clear()
     train(config(prepared, tmp_path / 'a', steps), resume=True)
-    assert SEEN == expected[5:]
+    assert SEEN == expected[3:]
 
 
-def test_crops_grow_with_workers_at_the_same_iterations(prepared, tmp_path):
-    cfg = config(prepared, tmp_path, [(0.5, 32)])
+def test_crops_grow_at_the_same_iterations_with_workers(prepared, tmp_path):
+    cfg = config(prepared, tmp_path, [(0.6, 32)])
     cfg.train_dataloader.num_workers = 2
     train(cfg)
-    assert SEEN == [{(32, 32)}] * 5 + [{(64, 64)}] * 5
+    assert SEEN == [{(32, 32)}] * 3 + [{(64, 64)}] * 2
 
 
-def test_crops_grow_by_the_clock():
+def test_crops_grow_with_the_time_budget():
     clock, sampler = TimeBudgetHook(100), SimpleNamespace(sizes=[])
     runner = SimpleNamespace(
         hooks=[clock],
         train_dataloader=SimpleNamespace(sampler=sampler),
         model=SimpleNamespace(data_preprocessor=object()),
     )
-    hook, sides = CropGrowthHook([(0.5, 32), (0.8, 48)]), []
+    hook, sizes = CropGrowthHook([(0.5, 32), (0.8, 48)]), []
     hook.before_train(runner)
     for clock.spent in (0.0, 49.0, 50.0, 79.0, 81.0, 100.0):
         hook.before_train_iter(runner, 0)
-        sides.append(sampler.sizes)
-    assert sides == [[(0, (s, s) if s else None)] for s in (32, 32, 48, 48, None, None)]
+        sizes.append(sampler.sizes)
+    assert sizes == [[(0, (s, s) if s else None)] for s in (32, 32, 48, 48, None, None)]
 
 
 @pytest.mark.parametrize(
     'steps', [[], 5, [(0.5,)], [(0, 32)], [(1, 32)], [(0.5, 32), (0.4, 48)], [(0.5, 0)], [('a', 32)]]
 )
-def test_wrong_steps_are_refused(steps):
+def test_invalid_steps_are_refused(steps):
     with pytest.raises(IgniteError, match='steps of CropGrowthHook'):
         CropGrowthHook(steps)
 
 
-def test_a_preprocessor_that_pads_is_refused(prepared, tmp_path):
+def test_padding_preprocessor_is_refused(prepared, tmp_path):
     cfg = config(prepared, tmp_path, [(0.5, 32)])
     cfg.model.data_preprocessor.update(size=(64, 64), size_divisor=None)
     with pytest.raises(IgniteError, match=r'pads images to \(64, 64\)'):
         train(cfg)
 
 
-def test_another_sampler_is_refused(prepared, tmp_path):
+def test_other_sampler_is_refused(prepared, tmp_path):
     cfg = config(prepared, tmp_path, [(0.5, 32)])
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
     cfg.train_dataloader.dataset = dict(type='IGNITEDataset', split='train', data_root=str(prepared), pipeline=[

@@ -1,3 +1,5 @@
+"""Choosing the device."""
+
 import pytest
 import torch
 
@@ -6,11 +8,11 @@ from mmseg_ignite.errors import IgniteError
 
 
 @pytest.mark.parametrize('name', ['gpu', 'cuda:99', 'cpu:x', 'meta', ' '])
-def test_a_device_that_cannot_compute_is_one_sentence(name):
+def test_unusable_device_is_refused(name):
     with pytest.raises(IgniteError, match='cpu.* was expected'):
         find_device(name)
 
 
-def test_devices_that_compute():
+def test_usable_devices():
     assert find_device('cpu') == find_device(torch.device('cpu')) == torch.device('cpu')
     torch.ones(1, device=find_device())

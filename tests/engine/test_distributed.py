@@ -1,3 +1,5 @@
+"""Ending the process group of a distributed run."""
+
 import os
 import subprocess
 import sys
@@ -17,7 +19,7 @@ def threads():
 
 distributed.prepare_launch(Config(dict(launcher='pytorch', model=dict())))
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-model.self = [model]  # a cycle, as mmengine's runner has
+model.self = [model]  # a reference cycle, as in mmengine's runner
 del model
 assert threads() > 0
 distributed._end_group()
@@ -25,9 +27,9 @@ assert threads() == 0
 """
 
 
-@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason="threads are counted by Linux' /proc")
-def test_no_thread_of_the_group_outlives_it():
-    """One that does may abort a process whose work is done."""
+@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='threads are counted in /proc of Linux')
+def test_threads_end_with_the_process_group():
+    """A remaining thread may abort a process that has finished its work."""
     group = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
     environment = {**os.environ, **group, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', CODE], capture_output=True, text=True, env=environment)

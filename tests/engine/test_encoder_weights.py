@@ -1,3 +1,5 @@
+"""Pretrained encoder weights: local files, names of other projects, downloads with checksums."""
+
 import functools
 import hashlib
 import http.server
@@ -16,14 +18,14 @@ from mmseg_ignite.errors import IgniteError
 
 @pytest.fixture
 def encoder(tmp_path):
-    """An MiT-B0 state dict in a file, as mmseg publishes it."""
+    """A MiT-B0 backbone and a file with its state dict in mmseg's key names."""
     init_default_scope('mmseg')
     backbone = MODELS.build(load_config(DEMO_CONFIG).model.backbone)
     torch.save(backbone.state_dict(), tmp_path / 'mit_b0.pth')
     return backbone, tmp_path / 'mit_b0.pth'
 
 
-def test_a_local_file_is_loaded(encoder):
+def test_local_file_is_loaded(encoder):
     backbone, path = encoder
     cfg = load_config(DEMO_CONFIG)
     set_encoder_weights(cfg, str(path))
@@ -34,7 +36,7 @@ def test_a_local_file_is_loaded(encoder):
         assert torch.equal(model.backbone.state_dict()[key], value)
 
 
-def test_none_is_random(encoder):
+def test_none_means_random_weights(encoder):
     cfg = load_config(CONFIGS / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py')
     set_encoder_weights(cfg, 'none')
     assert cfg.model.backbone.init_cfg is None
@@ -46,8 +48,8 @@ def test_weights_of_another_size_are_refused(encoder):
         set_encoder_weights(cfg, str(encoder[1]))
 
 
-def in_original_names(state):
-    """mmseg's MiT in the names of the authors' files, by the tables of their code."""
+def with_original_names(state):
+    """Rename the keys of mmseg's MiT to the key names of the SegFormer authors' code."""
     import re
 
     parts = {'attn.attn.out_proj': 'attn.proj', 'attn.sr': 'attn.sr', 'attn.norm': 'attn.norm', 'norm1': 'norm1',
@@ -75,9 +77,12 @@ def in_original_names(state):
     return result
 
 
-def test_files_of_the_authors_are_read(encoder, tmp_path):
+def test_weights_of_the_segformer_authors_are_loaded(encoder, tmp_path):
     backbone, _ = encoder
-    for state in (in_original_names(backbone.state_dict()), dict(state_dict=in_original_names(backbone.state_dict()))):
+    for state in (
+        with_original_names(backbone.state_dict()),
+        dict(state_dict=with_original_names(backbone.state_dict())),
+    ):
         torch.save(state, tmp_path / 'mit_b0_original.pth')
         cfg = load_config(DEMO_CONFIG, work_dir=str(tmp_path / 'w'))
         set_encoder_weights(cfg, str(tmp_path / 'mit_b0_original.pth'))
@@ -91,27 +96,27 @@ def test_files_of_the_authors_are_read(encoder, tmp_path):
                             str(tmp_path / 'mit_b0_original.pth'))  # fmt: skip
 
 
-def test_names_of_hugging_face_are_said(tmp_path):
+def test_hugging_face_weights_are_recognised(tmp_path):
     torch.save({'segformer.encoder.patch_embeddings.0.proj.weight': torch.ones(1)}, tmp_path / 'hf.pth')
     with pytest.raises(IgniteError, match='Hugging Face'):
         set_encoder_weights(load_config(DEMO_CONFIG), str(tmp_path / 'hf.pth'))
 
 
-def test_an_address_without_a_checksum_is_refused():
+def test_url_without_a_checksum_is_refused():
     with pytest.raises(IgniteError, match='no checksum in its name'):
         fetch('http://127.0.0.1:9/mit_b0.pth')
 
 
-def test_missing_file_and_wrong_checksum(encoder, tmp_path):
-    with pytest.raises(IgniteError, match='nowhere'):
-        set_encoder_weights(load_config(DEMO_CONFIG), 'nowhere.pth')
+def test_missing_file_or_wrong_checksum_is_refused(encoder, tmp_path):
+    with pytest.raises(IgniteError, match='missing'):
+        set_encoder_weights(load_config(DEMO_CONFIG), 'missing.pth')
     wrong = tmp_path / 'mit_b0-00000000.pth'
     wrong.write_bytes(encoder[1].read_bytes())
     with pytest.raises(IgniteError, match='SHA-256'):
         set_encoder_weights(load_config(DEMO_CONFIG), str(wrong))
 
 
-def test_fetch_checks_the_sum(encoder, tmp_path, monkeypatch):
+def test_download_is_checked(encoder, tmp_path, monkeypatch):
     content = encoder[1].read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:8]
     for name in (f'good-{digest}.pth', 'bad-01234567.pth'):

@@ -1,4 +1,4 @@
-"""A training that diverges stops, says where, and leaves the last good checkpoint."""
+"""A diverging training stops, names the batch and keeps the last good checkpoint."""
 
 from types import SimpleNamespace
 
@@ -20,40 +20,40 @@ def config(prepared, work_dir, **options):
     return small_config(prepared, work_dir, 4, **{'default_hooks.checkpoint.interval': 1, **options})
 
 
-def test_a_diverging_training_stops_and_names_the_batch(prepared, tmp_path):
-    """The first step at this rate leaves weights of 1e30; the loss after it is not a number."""
+def test_diverging_training_stops_and_names_the_batch(prepared, tmp_path):
+    """At this learning rate the first step sets weights to about 1e30; the next loss is NaN or infinite."""
     with pytest.raises(IgniteError, match=r'the loss is (nan|inf) at iteration 2 \(learning rate .*e\+') as error:
         train(config(prepared, tmp_path, **{'optim_wrapper.optimizer.lr': 1e33}))
     names = {roi['name'] for roi in read_index(prepared)['rois']}
-    said = str(error.value).split('ROIs ')[1].split(')')[0].split(', ')
-    assert 1 <= len(said) <= 2 and set(said) <= names
+    named = str(error.value).split('ROIs ')[1].split(')')[0].split(', ')
+    assert 1 <= len(named) <= 2 and set(named) <= names
     for path in tmp_path.glob('iter_*.pth'):
         assert path.name == 'iter_1.pth' and all(
             v.isfinite().all() for v in open_checkpoint(path)['state_dict'].values()
         )
 
 
-def test_weights_that_are_not_finite_are_not_saved(prepared, tmp_path, monkeypatch):
-    """A finite loss whose gradient is not: the step spoils the weights, and nothing notices it before the next loss."""
+def test_non_finite_weights_are_not_saved(prepared, tmp_path, monkeypatch):
+    """A finite loss may have a non-finite gradient: the step spoils the weights before any loss shows it."""
     from mmengine.optim import OptimWrapper
 
     step = OptimWrapper.step
 
-    def spoiled(self, **kwargs):
+    def corrupting_step(self, **kwargs):
         step(self, **kwargs)
         self.count = getattr(self, 'count', 0) + 1
         if self.count == 2:
             with torch.no_grad():
                 self.optimizer.param_groups[0]['params'][0].view(-1)[0] = float('nan')
 
-    monkeypatch.setattr(OptimWrapper, 'step', spoiled)
+    monkeypatch.setattr(OptimWrapper, 'step', corrupting_step)
     with pytest.raises(IgniteError, match='weights are not finite after 2 iterations.*--resume'):
         train(config(prepared, tmp_path, **{'default_hooks.checkpoint.max_keep_ckpts': 1}))
     assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_1.pth']
     open_checkpoint(tmp_path / 'iter_1.pth')
 
 
-def test_the_best_checkpoint_is_not_replaced_by_such_weights(prepared, tmp_path, monkeypatch):
+def test_best_checkpoint_is_not_replaced_by_non_finite_weights(prepared, tmp_path, monkeypatch):
     from mmseg_ignite.engine.hooks import TissueCheckpointHook
 
     saved = []
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_is_not_replaced_by_such_weights(prepared, tmp_path,
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
-def test_weights_that_are_not_finite_are_not_loaded(tmp_path, value):
+def test_non_finite_weights_are_not_loaded(tmp_path, value):
     model = torch.nn.Linear(3, 4)
     state = model.state_dict()
     state['weight'][1, 2] = value
@@ -91,12 +91,12 @@ def runner(iteration):
 
 
 class OnAccelerator(torch.Tensor):
-    """A tensor that says it is on another device, so that the hook does not read it at once."""
+    """A tensor that reports a CUDA device, so that the hook delays reading it."""
 
     device = torch.device('cuda', 0)
 
 
-def test_on_an_accelerator_the_loss_before_is_read():
+def test_on_an_accelerator_the_previous_loss_is_read():
     hook = FiniteLossHook()
     good, bad = (torch.tensor(value).as_subclass(OnAccelerator) for value in (1.0, float('nan')))
     hook.after_train_iter(runner(0), 0, dict(data_samples=[sample('a')]), dict(loss=good))
@@ -106,7 +106,7 @@ def test_on_an_accelerator_the_loss_before_is_read():
 
 
 @pytest.mark.parametrize('event', ['before_val_epoch', 'after_train', 'before_save_checkpoint'])
-def test_on_an_accelerator_nothing_is_kept_unread(event):
+def test_on_an_accelerator_the_last_loss_is_read_too(event):
     hook = FiniteLossHook()
     bad = torch.tensor(float('inf')).as_subclass(OnAccelerator)
     hook.after_train_iter(runner(0), 0, dict(data_samples=[sample('a')]), dict(loss=bad))
@@ -114,7 +114,7 @@ def test_on_an_accelerator_nothing_is_kept_unread(event):
         getattr(hook, event)(None, *([{}] if event == 'before_save_checkpoint' else []))
 
 
-def test_a_batch_of_other_data_is_unknown():
+def test_batch_of_unknown_type():
     with pytest.raises(IgniteError, match='ROIs unknown'):
         FiniteLossHook().after_train_iter(runner(0), 0, [1, 2], dict(loss=torch.tensor(float('nan'))))
     FiniteLossHook().after_train_iter(runner(0), 0, None, None)

@@ -1,4 +1,4 @@
-"""What the hooks add to a training."""
+"""Score smoothing and validation overlays."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ def runner(name, training=True):
 
 
 def test_smoothed_score_is_the_weighted_mean_of_all_validations(request):
-    """Against the sum written out; a hook that goes on from the stored state gives the same."""
+    """Compare with the explicit sum; each call uses a new hook, which continues from the stored state."""
     hub, scores = runner(request.node.name), [40.0, 44.0, 20.0, 60.0]
     for number, score in enumerate(scores):
         metrics = dict(mIoU=score)
@@ -27,8 +27,8 @@ def test_smoothed_score_is_the_weighted_mean_of_all_validations(request):
 
 
 @pytest.mark.parametrize('wrong', [math.nan, math.inf])
-def test_a_score_that_is_not_finite_is_left_out_and_said_once(request, tmp_path, wrong):
-    """The mean of the others, by one hook and by those of resumed runs; also after a NaN that an older version stored."""
+def test_non_finite_score_is_skipped_and_logged_once(request, tmp_path, wrong):
+    """The mean covers the finite scores only, also if an older version stored a NaN."""
     MMLogger.get_instance(request.node.name, log_file=str(tmp_path / 'log'))
     hub, hook, finite = runner(request.node.name), ScoreSmoothingHook(weight=0.3), []
     for score in (wrong, 40.0, wrong, 20.0, wrong):
@@ -47,24 +47,24 @@ def test_a_score_that_is_not_finite_is_left_out_and_said_once(request, tmp_path,
     assert metrics['mIoU_smoothed'] == pytest.approx(30)
 
 
-def test_a_validation_of_its_own_is_not_smoothed(request):
+def test_validation_outside_training_is_not_smoothed(request):
     metrics = dict(mIoU=1.0)
     ScoreSmoothingHook().after_val_epoch(runner(request.node.name, training=False), metrics)
     assert metrics == dict(mIoU=1.0)
 
 
 @pytest.mark.parametrize('weight', [0, -1, 1.1])
-def test_weights_out_of_range(weight):
+def test_weight_out_of_range_is_refused(weight):
     with pytest.raises(IgniteError, match='weight'):
         ScoreSmoothingHook(weight=weight)
 
 
-def test_a_score_that_is_not_there(request):
+def test_missing_score_is_refused(request):
     with pytest.raises(IgniteError, match='mDice.*mIoU'):
         ScoreSmoothingHook('mDice').after_val_epoch(runner(request.node.name), dict(mIoU=1.0))
 
 
 @pytest.mark.parametrize('rois', [0, 1.5])
-def test_overlays_of_no_roi(rois):
+def test_invalid_number_of_overlays_is_refused(rois):
     with pytest.raises(IgniteError, match='rois'):
         ValidationOverlayHook(rois)

@@ -1,4 +1,4 @@
-"""What a training is given beside its config: a time, a half precision, class weights, a seed."""
+"""Training options: time budget, mixed precision, class weights, seed."""
 
 import json
 import platform
@@ -24,18 +24,14 @@ from mmseg_ignite.labels import CLASSES
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-def config(prepared, work_dir, **options):
-    return small_config(prepared, work_dir, 3, **options)
-
-
-def test_a_training_of_some_seconds_ends_in_time_and_saves(prepared, tmp_path):
-    seconds = 4.0
+def test_time_budget_is_kept_and_the_last_checkpoint_saved(prepared, tmp_path):
+    seconds = 3.0
     begin = time.perf_counter()
-    runner = train(config(prepared, tmp_path, **{'default_hooks.logger.interval': 1}), minutes=seconds / 60)
+    runner = train(small_config(prepared, tmp_path, **{'default_hooks.logger.interval': 1}), minutes=seconds / 60)
     assert runner.iter > 1
     assert (tmp_path / f'iter_{runner.iter}.pth').is_file()
     hub = runner.message_hub.runtime_info
-    # A step more or less: what one lasts is not known before it is done.
+    # One step more or less: the duration of a step is known only afterwards.
     slowest = max(float(v) for v in runner.message_hub.log_scalars['train/time'].data[0])
     assert seconds - slowest <= hub['training_seconds'] <= min(seconds + 2 * slowest, time.perf_counter() - begin)
     lines = [json.loads(x) for p in tmp_path.glob('*/vis_data/scalars.json') for x in p.read_text().splitlines()]
@@ -43,14 +39,14 @@ def test_a_training_of_some_seconds_ends_in_time_and_saves(prepared, tmp_path):
     assert rates[-1] < 0.6 * max(rates) and 'mIoU' in lines[-1]
 
 
-def test_the_rates_follow_the_clock():
+def test_learning_rate_follows_the_clock():
     hook = TimeBudgetHook(100, warmup=0.1, power=2.0)
     assert [hook.factor(s) for s in (0, 0.05, 0.1, 1, 1.5)] == pytest.approx([0, 0.5, 1, 0, 0])
     assert hook.factor(0.55) == pytest.approx(0.25)
 
 
-def test_a_resumed_run_uses_the_time_that_is_left(monkeypatch):
-    """Of 300 s, 200 were spent before; at 1 s an iteration about 100 more fit."""
+def test_resumed_run_uses_the_remaining_time(monkeypatch):
+    """Of 300 s, 200 s are spent; at 1 s per iteration about 100 iterations remain."""
     clock = [1000.0]
     monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
     hub = SimpleNamespace(runtime_info=dict(training_seconds=200.0), update_info=lambda *a: None)
@@ -68,50 +64,50 @@ def test_a_resumed_run_uses_the_time_that_is_left(monkeypatch):
     assert 99 <= count <= 101 and hook.spent == pytest.approx(200 + count)
 
 
-def test_a_schedule_beside_the_clock_is_refused():
+def test_time_budget_with_a_scheduler_is_refused():
     runner = SimpleNamespace(param_schedulers=[object()])
     with pytest.raises(IgniteError, match='param_scheduler=None'):
         TimeBudgetHook(10).before_train(runner)
 
 
 @pytest.mark.parametrize('settings', [dict(seconds=0), dict(seconds=1, warmup=1), dict(seconds=1, power=0)])
-def test_wrong_times_are_refused(settings):
+def test_invalid_time_budget_is_refused(settings):
     with pytest.raises(IgniteError, match='seconds'):
         TimeBudgetHook(**settings)
 
 
 @pytest.mark.parametrize('minutes', [0, -1, float('nan'), float('inf')])
-def test_wrong_minutes_are_refused(prepared, tmp_path, minutes):
+def test_invalid_minutes_are_refused(prepared, tmp_path, minutes):
     with pytest.raises(IgniteError, match='minutes'):
-        train(config(prepared, tmp_path), minutes=minutes)
+        train(small_config(prepared, tmp_path), minutes=minutes)
 
 
 @pytest.mark.parametrize('half', [False, True])
-def test_the_seed_decides_every_bit(prepared, tmp_path, half):
+def test_seed_makes_training_reproducible(prepared, tmp_path, half):
     states = []
     for number, seed in enumerate((1, 1, 2)):
-        runner = train(config(prepared, tmp_path / str(number), **{'randomness.seed': seed}), amp=half)
+        runner = train(small_config(prepared, tmp_path / str(number), **{'randomness.seed': seed}), amp=half)
         states.append({k: v.clone() for k, v in runner.model.state_dict().items()})
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
     assert not all(torch.equal(a, b) for a, b in zip(states[0].values(), states[2].values()))
 
 
-def test_half_precision_trains_on_this_device(prepared, tmp_path):
-    runner = train(config(prepared, tmp_path), amp=True)
+def test_half_precision_trains_and_resumes(prepared, tmp_path):
+    runner = train(small_config(prepared, tmp_path), amp=True)
     wrapper = runner.optim_wrapper
     assert type(wrapper) is HalfOptimWrapper and wrapper.dtype == torch.bfloat16
     assert not wrapper.loss_scaler.is_enabled()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in runner.model.parameters())
-    resumed = train(config(prepared, tmp_path, **{'train_cfg.max_iters': 4}), amp=True, resume=True)
-    assert resumed.iter == 4
+    resumed = train(small_config(prepared, tmp_path, **{'train_cfg.max_iters': 3}), amp=True, resume=True)
+    assert resumed.iter == 3
 
 
-def test_half_precision_is_that_of_the_device():
+def test_half_precision_on_a_cpu_is_bfloat16():
     assert half_dtype('cpu') == torch.bfloat16
 
 
 @pytest.mark.parametrize('faster', [True, False])
-def test_the_fastest_precision_is_not_an_emulated_one(monkeypatch, faster):
+def test_fastest_precision_avoids_emulated_half(monkeypatch, faster):
     monkeypatch.setattr('mmseg_ignite.engine.optim_wrappers.half_is_faster', lambda device: faster)
     model = nn.Linear(4, 2)
     wrapper = HalfOptimWrapper('fastest', optimizer=torch.optim.SGD(model.parameters(), 0.1))
@@ -120,30 +116,30 @@ def test_the_fastest_precision_is_not_an_emulated_one(monkeypatch, faster):
     assert out.dtype == wrapper.dtype == (torch.bfloat16 if faster else torch.float32)
 
 
-def test_a_cpu_computes_in_half_precision_if_it_says_so():
+def test_half_precision_of_a_cpu_is_read_from_its_flags():
     flags = Path('/proc/cpuinfo')
     if not flags.is_file() or platform.machine() != 'x86_64':
-        pytest.skip('the flags of an x86 CPU are read from /proc/cpuinfo')
+        pytest.skip('reads the flags of an x86 CPU from /proc/cpuinfo')
     words = flags.read_text().split()
     assert half_is_faster('cpu') == ('avx512_bf16' in words or 'amx_tile' in words)
     assert half_is_faster('cuda')
 
 
-def test_another_precision_is_refused():
+def test_unknown_precision_is_refused():
     with pytest.raises(IgniteError, match='float8'):
         HalfOptimWrapper('float8', optimizer=torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))
 
 
-def test_the_deterministic_option_trains(prepared, tmp_path):
+def test_deterministic_training(prepared, tmp_path):
     try:
-        assert train(config(prepared, tmp_path, **{'randomness.deterministic': True})).iter == 3
+        assert train(small_config(prepared, tmp_path, **{'randomness.deterministic': True})).iter == 2
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def test_the_forward_pass_is_half_and_the_update_that_of_plain_training():
-    """Of exactly representable numbers, so that half precision rounds nothing."""
+def test_half_forward_pass_updates_weights_as_in_float32():
+    """All numbers are exactly representable, so half precision does not round."""
     weights = []
     for kind in (OptimWrapper, HalfOptimWrapper):
         model = nn.Linear(4, 2, bias=False)
@@ -171,7 +167,7 @@ def test_float16_scales_the_loss_and_skips_an_overflow():
     other.load_state_dict(plain.state_dict())
 
 
-def test_compiled_parts_are_used_in_training_alone(prepared, tmp_path, monkeypatch):
+def test_compiled_modules_are_used_in_training_only(prepared, tmp_path, monkeypatch):
     calls = []
 
     def compiled(forward, **options):
@@ -182,17 +178,17 @@ def test_compiled_parts_are_used_in_training_alone(prepared, tmp_path, monkeypat
         return call
 
     monkeypatch.setattr(torch, 'compile', compiled)
-    cfg = config(prepared, tmp_path, **{'train_cfg.val_interval': 2})
+    cfg = small_config(prepared, tmp_path, 3, **{'train_cfg.val_interval': 2})
     cfg.custom_hooks.append(dict(type='CompileHook', mode='default'))
     runner = train(cfg)
-    assert calls == 2 * runner.iter * [(dict(mode='default'), True)]  # encoder and decoder of each step
+    assert calls == 2 * runner.iter * [(dict(mode='default'), True)]  # encoder and decoder in each step
     assert 'forward' not in vars(runner.model.backbone)
     keys = torch.load(tmp_path / 'iter_3.pth', weights_only=False)['state_dict'].keys()
     assert keys == runner.model.state_dict().keys()
 
 
-def test_class_weights_come_from_the_training_rois(prepared, tmp_path):
-    runner = train(config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0}))
+def test_class_weights_are_computed_from_the_training_rois(prepared, tmp_path):
+    runner = train(small_config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0}))
     index = read_index(prepared)
     names = index['splits']['patient-8-1-1']['train']
     pixels = np.sum([roi['pixels'] for roi in index['rois'] if roi['name'] in names], 0)
@@ -202,14 +198,14 @@ def test_class_weights_come_from_the_training_rois(prepared, tmp_path):
     assert not weight[~present].any()
 
 
-def test_class_weights_of_fewer_classes(prepared):
-    every = IGNITEDataset(str(prepared), 'train')
-    some = IGNITEDataset(str(prepared), 'train', metainfo=dict(classes=('Stroma', 'Tumor epithelium')))
-    assert some.class_pixels.tolist() == every.class_pixels[[3, 1]].tolist()
+def test_class_pixels_of_fewer_classes(prepared):
+    full = IGNITEDataset(str(prepared), 'train')
+    reduced = IGNITEDataset(str(prepared), 'train', metainfo=dict(classes=('Stroma', 'Tumor epithelium')))
+    assert reduced.class_pixels.tolist() == full.class_pixels[[3, 1]].tolist()
 
 
-def test_class_weights_of_a_data_set_that_does_not_know_its_pixels(prepared, tmp_path):
-    cfg = config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0})
+def test_class_weights_need_a_dataset_with_pixel_counts(prepared, tmp_path):
+    cfg = small_config(prepared, tmp_path, **{'model.decode_head.loss_decode.temperature': 1.0})
     cfg.train_dataloader.dataset = dict(
         type='BaseSegDataset', pipeline=[], lazy_init=True, metainfo=dict(classes=CLASSES)
     )

@@ -1,12 +1,11 @@
 from .compile_hook import CompileHook
 from .crop_growth_hook import CropGrowthHook
 from .finite_loss_hook import FiniteLossHook
-from .prediction_writer_hook import PredictionWriterHook
+from .prediction_hooks import PredictionWriterHook, ValidationOverlayHook
 from .score_smoothing_hook import ScoreSmoothingHook
 from .time_budget_hook import TimeBudgetHook
 from .tissue_checkpoint_hook import TissueCheckpointHook
 from .training_curves_hook import TrainingCurvesHook
-from .validation_overlay_hook import ValidationOverlayHook
 
 __all__ = [
     'CompileHook',

@@ -20,12 +20,11 @@ class TrainingCurvesHook(Hook):
 
     priority = 'LOWEST'
 
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._plot(runner)
-
     def after_train(self, runner: Runner) -> None:
-        self._plot(runner)
-
-    def _plot(self, runner: Runner) -> None:
+        """Plot what was logged so far."""
         if runner.rank == 0 and is_training(runner):
             draw_curves(read_scalars(runner.work_dir), Path(runner.work_dir) / 'curves.png')
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Plot what was logged so far."""
+        self.after_train(runner)
