@@ -221,9 +221,7 @@ def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[
     foreign = [name for name in found if name not in own]
     if foreign or (found and own[0] not in found):
         names = ', '.join((foreign or found)[:3])
-        raise IgniteError(
-            f'{path} has other files ({names}), so it is kept: choose a new or empty folder, or move them.'
-        )
+        raise IgniteError(f'{path} has other files ({names}) and is kept: choose a new or empty folder, or move them.')
     with writing(path, 'choose another output folder'):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))

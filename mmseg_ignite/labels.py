@@ -16,8 +16,6 @@ IGNORE = 255
 ENCODINGS = ('complement', 'direct')
 MAX_STRAY_SHARE = 1e-4
 """Largest share of a mask's pixels that may hold impossible values; these pixels become Unannotated."""
-
-
 COLOURS = {
     'Background': (255, 255, 255),
     'Tumor epithelium': (0, 253, 255),

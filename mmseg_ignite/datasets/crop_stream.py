@@ -25,7 +25,6 @@ from .prepared import CONTEXT, image_path, label_path, open_array, points_path
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
 Size = tuple[int, int]  # (H, W) in px
-_ATTEMPTS = 10
 MAX_ZOOM = 16
 """px of an ROI per px of a crop: beyond it a crop would read half a slide, so the range of um/px must be a mistake."""
 
@@ -198,7 +197,7 @@ class CropStream:
         with ``with_image`` also ``img``, (H, W, 3) uint8 BGR.
         """
         rng = philox(seed, n)
-        for _ in range(_ATTEMPTS):
+        for _ in range(10):  # attempts to show an annotated pixel
             position = self.sample(rng, crop_size)
             entry = self.rois[position.roi]
             name = self._array(entry)[0]
