@@ -7,8 +7,7 @@ config needs only ``custom_imports = dict(imports=['mmseg_ignite'])``.
 from .environment import stack_fault
 from .version import __version__
 
-_fault = stack_fault()
-if _fault:
+if _fault := stack_fault():
     raise ImportError(f'mmseg_ignite cannot start: {_fault}')
 
 from .messages import quiet_imports as _quiet_imports  # noqa: E402

@@ -9,16 +9,10 @@ from .errors import IgniteError
 from .messages import quiet_warnings
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; print an IgniteError as one sentence and exit with status 2, or 130 if interrupted.
 
-    The process keeps the memory that it frees, see :func:`keep_freed_memory
-    <mmseg_ignite.engine.allocator.keep_freed_memory>`. SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) act
-    like Ctrl-C, so that temporary files are removed.
+    SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) act like Ctrl-C, so that temporary files are removed.
     """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
@@ -27,7 +21,7 @@ def run(main: Callable[[], None]) -> None:
     quiet_warnings()
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         main()
     except IgniteError as error:

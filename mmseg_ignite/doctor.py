@@ -33,10 +33,8 @@ def check_torch() -> tuple[str, str]:
         return 'FAIL', f'torch cannot be imported ({error}): run "pip install torch==2.13.0".'
     if torch.cuda.is_available():
         return 'PASS', f'torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}'
-    return 'WARN', (
-        f'torch {torch.__version__} finds no CUDA device: everything works, but slowly; on a machine with an NVIDIA GPU, '
-        'install its driver and a CUDA build of torch.'
-    )
+    advice = 'on a machine with an NVIDIA GPU, install its driver and a CUDA build of torch'
+    return 'WARN', f'torch {torch.__version__} finds no CUDA device: everything works, but slowly; {advice}.'
 
 
 def check_distributions() -> tuple[str, str]:
@@ -52,8 +50,7 @@ def check_imports() -> tuple[str, str]:
         try:
             importlib.import_module(package)
         except Exception as error:  # a broken installation may raise anything
-            advice = 'run "pip install --force-reinstall" on its distribution'
-            return 'FAIL', f'{package} cannot be imported ({error}): {advice}.'
+            return 'FAIL', f'{package} cannot be imported ({error}): reinstall it with "pip install --force-reinstall".'
     return 'PASS', 'mmengine, mmcv, mmseg and mmseg_ignite can be imported'
 
 
@@ -62,10 +59,8 @@ def check_opencv() -> tuple[str, str]:
     try:
         import cv2
     except ImportError as error:
-        return 'FAIL', (
-            f'OpenCV cannot be imported ({error}): on Debian run "apt-get install libgl1 libglib2.0-0", or '
-            'replace opencv-python by opencv-python-headless.'
-        )
+        remedy = 'run "apt-get install libgl1 libglib2.0-0" (Debian), or install opencv-python-headless instead'
+        return 'FAIL', f'OpenCV cannot be imported ({error}): {remedy}.'
     if len(found) > 1:
         return 'WARN', f"{' and '.join(found)} overwrite each other's files: uninstall both, install one."
     return 'PASS', f'OpenCV {cv2.__version__}'
@@ -73,16 +68,13 @@ def check_opencv() -> tuple[str, str]:
 
 def check_disk() -> tuple[str, str]:
     free = shutil.disk_usage('.').free / 1e9
-    if free < 40:
-        return 'WARN', f'{free:.0f} GB free here; archives, release and arrays need about 40 GB: use another disk.'
-    return 'PASS', f'{free:.0f} GB free here'
+    advice = '' if free >= 40 else '; archives, release and arrays need about 40 GB: use another disk.'
+    return 'WARN' if advice else 'PASS', f'{free:.0f} GB free here{advice}'
 
 
 def check_data(data_root: str) -> tuple[str, str]:
     try:
-        from mmseg_ignite.datasets.prepared import read_index
-
-        index = read_index(data_root)
+        index = importlib.import_module('mmseg_ignite.datasets.prepared').read_index(data_root)
     except Exception as error:
         return 'WARN', f'no data yet: {error}'
     return 'PASS', f'{data_root}: {len(index["rois"])} ROIs, splits {", ".join(index["splits"])}'

@@ -1,8 +1,7 @@
 """Checks of the installed packages. Standard library only: this module must run in a broken installation.
 
-Two sets of distributions are supported: the maintained onedl-* trio, and the original mmengine, mmcv and mmsegmentation. Both
-install the same import packages, so if both are installed, one overwrites the other. A source tree on the Python path, which
-has no distribution metadata, is accepted too.
+The maintained onedl-* trio and the original mmengine, mmcv and mmsegmentation are supported. Both install the same import
+packages, so they overwrite each other. A source tree on the Python path, which has no distribution metadata, is accepted too.
 """
 
 from __future__ import annotations  # the doctor runs this module on older Python versions too
@@ -11,12 +10,11 @@ import os
 from importlib import metadata
 from importlib.util import find_spec
 
-STACK = {  # import package -> (maintained distribution, original distribution)
+STACK = {  # import package -> (maintained distribution, original distribution, others that install the same package)
     'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
 }
-EXTRA_CLASHES = {'mmcv': ('mmcv-lite', 'mmcv-full')}
 
 
 def installed(distribution: str) -> str | None:
@@ -27,30 +25,23 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def importable(package: str) -> bool:
-    """Return whether an import package is on the Python path, without importing it."""
-    return find_spec(package) is not None
-
-
 def stack_fault() -> str | None:
     """Return one sentence on what is wrong with the installed mmengine, mmcv and mmseg, or None."""
-    for package, (maintained, original) in STACK.items():
-        found = [d for d in (maintained, original, *EXTRA_CLASHES.get(package, ())) if installed(d)]
+    for package, (maintained, original, *others) in STACK.items():
+        found = [d for d in (maintained, original, *others) if installed(d)]
+        names = ' '.join(found)
         if len(found) > 1:
             return (
-                f"{' and '.join(found)} are installed side by side and overwrite each other's files: run "
-                f'"pip uninstall -y {" ".join(found)}" and then "pip install {maintained}".'
+                f"{names.replace(' ', ' and ')} are installed side by side and overwrite each other's files: run "
+                f'"pip uninstall -y {names}" and then "pip install {maintained}".'
             )
-        if not found and not importable(package):
+        if not found and find_spec(package) is None:
             return (
-                f'the package {package} is not installed: run "pip install {maintained}" (or install {original}, see '
-                'docs/installation.md).'
+                f'{package} is not installed: run "pip install {maintained}" (or {original}, see docs/installation.md).'
             )
-        if found == ['mmcv-lite']:
-            return (
-                'mmcv-lite has no compiled operators, which mmseg needs: run "pip uninstall -y mmcv-lite" and then '
-                '"pip install onedl-mmcv".'
-            )
+        if names == 'mmcv-lite':
+            remedy = 'run "pip uninstall -y mmcv-lite" and then "pip install onedl-mmcv".'
+            return f'mmcv-lite has no compiled operators, which mmseg needs: {remedy}'
     return None
 
 

@@ -1,4 +1,4 @@
-"""The error type for problems that a user can fix."""
+"""The error for problems that a user can fix."""
 
 
 class IgniteError(Exception):
@@ -6,3 +6,9 @@ class IgniteError(Exception):
 
     The command-line tools print it without a traceback and exit with status 2.
     """
+
+
+def require(valid: bool, name: str, value: object, expected: str) -> None:
+    """Raise IgniteError unless ``value`` of the setting ``name`` is valid."""
+    if not valid:
+        raise IgniteError(f'{name} is {value!r}; {expected} was expected: correct it in the config.')

@@ -1,4 +1,4 @@
-"""Atomic writing that never destroys foreign files; the package writes all files and folders through this module.
+"""Atomic writing that never destroys foreign files; all files and folders are written through this module.
 
 Results are signed: PNG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the file,
 JSON files by the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature is foreign, even
@@ -21,21 +21,15 @@ from .errors import IgniteError
 from .version import __version__
 
 WRITTEN_BY = f'mmseg_ignite {__version__}'
-_TAILS = {'.png': 12, '.html': 0, '.svg': 0, '.pdf': 0, '.tex': 0, '.py': 0}
-"""Number of bytes after the signature by file type: the last chunk of a PNG."""
+_LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
+"""Last line of a signed file by type; PNG files have a chunk."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
-_RUN = 'confusion.npz'
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, remedy: str = 'choose another folder') -> Iterator[None]:
-    """Turn an OSError of the block into an IgniteError: "PATH cannot be written (REASON): REMEDY."
-
-    Example:
-        with writing(path), result_file(path) as partial:
-            partial.write_text(table)
-    """
+    """Turn an OSError of the block into an IgniteError, "PATH cannot be written (REASON): REMEDY."; put it outermost."""
     try:
         yield
     except OSError as error:
@@ -69,32 +63,24 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
     """Write a result with :func:`atomic_file` and sign it.
 
-    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set because the folder
-    was checked before.
+    Raise IgniteError if ``path`` exists and is foreign (see :func:`is_ours`), unless ``replace`` is set.
     """
-    path = Path(path)
     if not replace:
-        _check_ours(path)
+        _check_ours(Path(path))
     with atomic_file(path) as partial:
         yield partial
-        if path.suffix in _TAILS:
-            partial.write_bytes(_signed(partial.read_bytes(), path.suffix))
-
-
-def _signature(suffix: str, checksum: int) -> bytes:
-    """Return the signature of a file; its length depends only on the suffix."""
-    text = b'Written by mmseg_ignite, CRC-32 %08x' % checksum
-    if suffix == '.png':
-        chunk = b'tEXtSoftware\0' + text
-        return struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
-    if suffix in ('.html', '.svg'):
-        return b'<!-- ' + text + b' -->\n'
-    return (b'# ' if suffix == '.py' else b'% ') + text + b'\n'
+        if partial.suffix in ('.png', *_LINES):
+            partial.write_bytes(_signed(partial.read_bytes(), partial.suffix))
 
 
 def _signed(content: bytes, suffix: str) -> bytes:
-    end = len(content) - _TAILS[suffix]
-    return content[:end] + _signature(suffix, zlib.crc32(content)) + content[end:]
+    """Return ``content`` with its signature, whose length depends only on the suffix."""
+    text = b'Written by mmseg_ignite, CRC-32 %08x' % zlib.crc32(content)
+    if suffix != '.png':
+        return content + _LINES[suffix] % text
+    chunk = b'tEXtSoftware\0' + text
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    return content[:-12] + chunk + content[-12:]  # before the last chunk
 
 
 def is_ours(path: str | os.PathLike) -> bool:
@@ -105,16 +91,16 @@ def is_ours(path: str | os.PathLike) -> bool:
     path = Path(path)
     suffix = path.suffix
     try:
-        if suffix in _TAILS:
+        if suffix in ('.png', *_LINES):
             content = path.read_bytes()
-            end = len(content) - _TAILS[suffix]
-            start = end - len(_signature(suffix, 0))
+            end = len(content) - 12 * (suffix == '.png')
+            start = end - len(_signed(b'', suffix))
             return start > 0 and _signed(content[:start] + content[end:], suffix) == content
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS
         if suffix in ('.csv', '.txt'):
-            return any(is_ours(folder / _RUN) for folder in path.parents[:2])
+            return any(is_ours(folder / 'confusion.npz') for folder in path.parents[:2])
         known = json.loads(path.read_bytes())
         return isinstance(known, dict) and (
             {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
@@ -127,33 +113,29 @@ def _check_ours(path: Path) -> None:
     if path.is_dir():
         raise IgniteError(f'{path} is a folder, but a file was to be written there: choose another output folder.')
     if path.exists() and not is_ours(path):
-        raise IgniteError(
-            f'{path} exists, and mmseg_ignite did not write it or it was changed since, so it is kept: choose another output '
-            'folder, or move the file away.'
-        )
+        reason = 'mmseg_ignite did not write it or it was changed since'
+        raise IgniteError(f'{path} exists and is kept ({reason}): choose another output folder, or move the file away.')
 
 
 def check_outputs(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
     """Check the files that a tool is going to write before it computes anything. Results of earlier runs may be replaced.
 
-    Raise IgniteError if an output is an input (or a link to one), is in a release or a prepared data set, is a foreign file,
-    or cannot be written.
+    Raise IgniteError if an output is an input (or a link to one), in a release or prepared data set, foreign or not writable.
     """
     read = {identity: path for path in inputs if (identity := _identity(path))}
-    checked = set()
-    for path in map(Path, outputs):
+    paths = [Path(path) for path in outputs]
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_output_folder(folder)
+    for path in paths:
         if source := read.get(_identity(path)):
             raise IgniteError(
-                f'{path} would be written but is an input of the same run ({source}): choose another output folder.'
+                f'{path} would be written, but it is an input of this run ({source}): choose another folder.'
             )
-        if path.parent not in checked:
-            check_output_folder(path.parent)
-            checked.add(path.parent)
         _check_ours(path)
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Return what all names of one file share, or None if there is no such file."""
+    """Return what all names of a file share, or None if there is none."""
     try:
         return (status := os.stat(path)).st_dev, status.st_ino
     except OSError:
@@ -161,10 +143,7 @@ def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def check_output_folder(folder: str | os.PathLike) -> None:
-    """Raise IgniteError if results must not or cannot be written into a folder, which need not exist yet.
-
-    Not allowed are releases, their images and annotations, and prepared data sets.
-    """
+    """Raise IgniteError if a folder, which need not exist yet, cannot be written, or is in a release or prepared data set."""
     real = Path(os.path.realpath(folder))
     for parent in (real, *real.parents):
         release = (parent / 'data_overview.csv').is_file() and real.relative_to(parent).parts[:1] in _RELEASE_PARTS
@@ -181,7 +160,7 @@ def check_output_folder(folder: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Create a folder; raise IgniteError, before any work, if it cannot be created or written, or is a file."""
+    """Create a folder; raise IgniteError if it cannot be created or written, or is a file."""
     with writing(folder, 'choose another folder, or change its permissions'):
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -230,12 +209,19 @@ def link_file(source: str | os.PathLike, path: str | os.PathLike) -> None:
 def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[Path]:
     """Yield an empty temporary folder next to ``path``; move it to ``path`` on success, else remove it.
 
-    An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``. A link is
-    followed, so that it keeps pointing at the folder's disk. Raise IgniteError if ``path`` is anything else, or cannot be
-    written.
+    An older folder is replaced only if it has the first entry of ``own`` and no entry that is not in ``own``; anything else
+    is an IgniteError. A link is followed, so that it keeps pointing at the folder's disk.
     """
     path = Path(os.path.realpath(path))
-    _check_replaceable(path, own)
+    if path.exists() and not path.is_dir():
+        raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
+    if path == Path.cwd():
+        raise IgniteError(f'{path} is the current folder, which cannot be replaced: name a folder in it.')
+    found = sorted(os.listdir(path)) if path.exists() else []
+    foreign = [name for name in found if name not in own]
+    if foreign or (found and own[0] not in found):
+        names = ', '.join((foreign or found)[:3])
+        raise IgniteError(f'{path} has other files ({names}) and is kept: choose a new or empty folder, or move them.')
     with writing(path, 'choose another output folder'):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
@@ -245,21 +231,6 @@ def atomic_directory(path: str | os.PathLike, own: tuple[str, ...]) -> Iterator[
         _swap(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_replaceable(path: Path, own: tuple[str, ...]) -> None:
-    """Raise IgniteError unless ``path`` is absent, empty, or a folder of our entries only."""
-    if path.exists() and not path.is_dir():
-        raise IgniteError(f'{path} is a file; a folder was expected: choose another output folder.')
-    if path == Path.cwd():
-        raise IgniteError(f'{path} is the current folder, which cannot be replaced: name a folder in it.')
-    found = sorted(p.name for p in path.iterdir()) if path.exists() else []
-    foreign = [name for name in found if name not in own]
-    if foreign or (found and own[0] not in found):
-        raise IgniteError(
-            f'{path} has other files ({", ".join((foreign or found)[:3])}), so it is kept: choose a new or empty output '
-            'folder, or move them away.'
-        )
 
 
 def _swap(partial: Path, path: Path) -> None:

@@ -16,39 +16,30 @@ IGNORE = 255
 ENCODINGS = ('complement', 'direct')
 MAX_STRAY_SHARE = 1e-4
 """Largest share of a mask's pixels that may hold impossible values; these pixels become Unannotated."""
-
-
-class Label(NamedTuple):
-    """One class of the release: raw id, name, official colour (R, G, B)."""
-
-    raw_id: int
-    name: str
-    colour: tuple[int, int, int]
-
-
-UNANNOTATED = Label(0, 'Unannotated', (0, 0, 0))
-LABELS = (
-    Label(1, 'Background', (255, 255, 255)),
-    Label(2, 'Tumor epithelium', (0, 253, 255)),
-    Label(3, 'Reactive epithelium', (0, 249, 0)),
-    Label(4, 'Stroma', (255, 251, 0)),
-    Label(5, 'Inflammation', (255, 147, 0)),
-    Label(6, 'Alveolar tissue', (255, 47, 146)),
-    Label(7, 'Fatty tissue', (148, 55, 255)),
-    Label(8, 'Necrotic tissue', (1, 25, 147)),
-    Label(9, 'Erythrocytes', (255, 38, 0)),
-    Label(10, 'Bronchial epithelium', (0, 143, 0)),
-    Label(11, 'Mucus/Plasma/Fluids', (146, 144, 0)),
-    Label(12, 'Cartilage/Bone', (169, 169, 169)),
-    Label(13, 'Macrophages', (83, 27, 147)),
-    Label(14, 'Muscle', (255, 126, 121)),
-    Label(15, 'Liver', (215, 131, 255)),
-    Label(16, 'Keratinization', (148, 23, 81)),
-)
-CLASSES = tuple(label.name for label in LABELS)
-PALETTE = tuple(label.colour for label in LABELS)
-NUM_CLASSES = len(LABELS)
-RAW_LABEL_MAP = {label.name: label.raw_id for label in (UNANNOTATED, *LABELS)}
+COLOURS = {
+    'Background': (255, 255, 255),
+    'Tumor epithelium': (0, 253, 255),
+    'Reactive epithelium': (0, 249, 0),
+    'Stroma': (255, 251, 0),
+    'Inflammation': (255, 147, 0),
+    'Alveolar tissue': (255, 47, 146),
+    'Fatty tissue': (148, 55, 255),
+    'Necrotic tissue': (1, 25, 147),
+    'Erythrocytes': (255, 38, 0),
+    'Bronchial epithelium': (0, 143, 0),
+    'Mucus/Plasma/Fluids': (146, 144, 0),
+    'Cartilage/Bone': (169, 169, 169),
+    'Macrophages': (83, 27, 147),
+    'Muscle': (255, 126, 121),
+    'Liver': (215, 131, 255),
+    'Keratinization': (148, 23, 81),
+}
+"""Official colour (R, G, B) of each class, in the order of the ids."""
+UNANNOTATED = (0, 0, 0)
+"""Colour of unannotated pixels."""
+CLASSES, PALETTE = tuple(COLOURS), tuple(COLOURS.values())
+NUM_CLASSES = len(CLASSES)
+RAW_LABEL_MAP = {name: raw_id for raw_id, name in enumerate(('Unannotated', *CLASSES))}
 MAX_ID = 127
 """Largest id of a mask with other ids than the release's: above it the two encodings overlap."""
 
@@ -64,8 +55,10 @@ class DecodedMask(NamedTuple):
 class MaskError(IgniteError):
     """A mask that cannot be decoded; ``kind`` is a kind of :mod:`mmseg_ignite.preparation.findings`."""
 
-    def __init__(self, kind: str, source: str, detail: str, remedy: str) -> None:
-        super().__init__(f'{source} {detail}: {remedy}.')
+    def __init__(self, kind: str, source: str, detail: str) -> None:
+        super().__init__(
+            f'{source} {detail}: export the mask again as an 8-bit grayscale or palette PNG, or replace it.'
+        )
         self.kind, self.detail = kind, detail
 
 
@@ -78,8 +71,7 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | No
     Args:
         mask: (H, W) uint8 as stored in the PNG (the indices of a palette PNG).
         source: file name for messages.
-        ids: {id in the mask, 0..127: raw id, 0..16} for masks with other ids than the release's; ids that are not in it are
-            impossible. Defaults to None: raw ids 0..16.
+        ids: {id in the mask, 0..127: raw id, 0..16} for masks with other ids than the release's; others are impossible.
 
     Raises:
         MaskError: ``mask`` is in neither encoding, or more than 0.01 % (and more than 4) of its pixels are impossible.
@@ -89,45 +81,28 @@ def decode_mask(mask: np.ndarray, source: str = 'mask', ids: dict[int, int] | No
         array([[  0,   1, 255]], dtype=uint8)
     """
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise MaskError(
-            'mask-format',
-            source,
-            f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected',
-            'export it again as a grayscale or palette PNG',
-        )
-    to_train, known, top = _id_tables({i: i for i in range(NUM_CLASSES + 1)} if ids is None else ids)
+        detail = f'holds {mask.dtype} values of shape {mask.shape}; an 8-bit mask with one channel was expected'
+        raise MaskError('mask-format', source, detail)
+    if ids is None:
+        ids = {i: i for i in range(NUM_CLASSES + 1)}
+    top, to_train = max(1, *ids), relabel_table({i: (raw_id - 1) % 256 for i, raw_id in ids.items()})
     counts = histogram(mask)
     nonzero = int(counts[1:].sum())
     if nonzero == 0:
         return DecodedMask(np.full(mask.shape, to_train[0], np.uint8), 'empty', 0)
     low, high = int(counts[1 : top + 1].sum()), int(counts[256 - top :].sum())
     if max(low, high) * 2 <= nonzero:
-        values = ', '.join(str(v) for v in np.flatnonzero(counts)[:8])
-        raise MaskError(
-            'mask-values',
-            source,
-            f'holds the values {values}; class ids 1..{top} or their complements 255..{256 - top} were expected',
-            'it is not a mask of this release, replace it',
-        )
+        values = ', '.join(map(str, np.flatnonzero(counts)[:8]))
+        expected = f'class ids 1..{top} or their complements 255..{256 - top}'
+        raise MaskError('mask-values', source, f'holds the values {values}; {expected} were expected')
     encoding = 'direct' if low > high else 'complement'
     id_of_value = np.arange(256) if encoding == 'direct' else -np.arange(256) % 256
-    stray = int(counts[~known[id_of_value]].sum())
+    stray = int(counts[~np.isin(id_of_value, list(ids))].sum())
     if stray > max(4, MAX_STRAY_SHARE * mask.size):
-        raise MaskError(
-            'mask-stray-many',
-            source,
-            f'holds {stray} pixels ({stray / mask.size:.2%}) whose value is not a class; at most '
-            f'{MAX_STRAY_SHARE:.2%} is accepted as stray',
-            'replace the mask',
-        )
+        most = f'at most {MAX_STRAY_SHARE:.2%} is accepted as stray'
+        detail = f'holds {stray} pixels ({stray / mask.size:.2%}) whose value is not a class; {most}'
+        raise MaskError('mask-stray-many', source, detail)
     return DecodedMask(cv2.LUT(mask, to_train[id_of_value]), encoding, stray)
-
-
-def _id_tables(ids: dict[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return (256,) tables over the ids of a mask, their train ids and whether they are known, and the largest id."""
-    known = np.zeros(256, bool)
-    known[list(ids)] = True
-    return relabel_table({i: (raw_id - 1) % 256 for i, raw_id in ids.items()}), known, max(1, *ids)
 
 
 def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
@@ -139,10 +114,7 @@ def encode_mask(labels: np.ndarray, encoding: str = 'direct') -> np.ndarray:
 
 
 def release_ids(classes: Sequence[str]) -> np.ndarray | None:
-    """Return the train id of each index in a list of classes: (256,) uint8, 255 beyond the list.
-
-    None if the list has a class that the release does not have.
-    """
+    """Return the train id of each index in a list of classes, (256,) uint8; None if it has a class not of the release."""
     if not set(classes) <= set(CLASSES):
         return None
     return relabel_table({i: CLASSES.index(name) for i, name in enumerate(classes)})

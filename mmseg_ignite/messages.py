@@ -25,28 +25,25 @@ _SHOWN_SOURCES = ('logger_hook', 'checkpoint_hook', 'early_stopping_hook')
 _STACK = tuple(str(Path(find_spec(name).origin).parent) + os.sep for name in ('mmengine', 'mmcv', 'mmseg'))
 
 
-class ConsoleFilter(logging.Filter):
-    """Pass warnings, losses, scores, checkpoints and messages of other packages; drop mmengine's internals.
+def on_console(record: logging.LogRecord) -> bool:
+    """Return whether the console shows a record: warnings, losses, scores, checkpoints and messages of other packages.
 
-    These are about 700 lines on environment, config, hooks and learning rates before the first iteration.
+    About 700 lines of mmengine on environment, config, hooks and learning rates before the first iteration are dropped.
     """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the console shows a record."""
-        message = record.getMessage()
-        if message.startswith(_HIDDEN):
-            return False
-        if record.levelno != logging.INFO or record.module in _SHOWN_SOURCES or message.startswith(_SHOWN):
-            return True
-        return not record.pathname.startswith(_STACK)
+    message = record.getMessage()
+    if message.startswith(_HIDDEN):
+        return False
+    if record.levelno != logging.INFO or record.module in _SHOWN_SOURCES or message.startswith(_SHOWN):
+        return True
+    return not record.pathname.startswith(_STACK)
 
 
 def quiet_console(logger: logging.Logger) -> None:
-    """Add a :class:`ConsoleFilter` to a logger's console handlers, unless :data:`VERBOSE` is set."""
+    """Filter a logger's console handlers by :func:`on_console`, unless :data:`VERBOSE` is set."""
     if os.environ.get(VERBOSE, '0') in ('', '0'):
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(ConsoleFilter())
+                handler.addFilter(on_console)
 
 
 def quiet_warnings() -> None:
@@ -56,11 +53,7 @@ def quiet_warnings() -> None:
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Hide two messages of importing mmseg that do not concern users of this package.
-
-    "Could not import OneDL" is a debug message that mmengine prints before there is a logger; the other suggests replacing
-    mmcv-lite, which is not installed, for an operator that SegFormer does not use.
-    """
+    """Hide two messages of importing mmseg: a debug message, and a hint at an operator that SegFormer does not use."""
     original = mmengine.logging.print_log
 
     def print_log(msg: object, *args, **kwargs) -> None:

@@ -12,19 +12,16 @@ PREFIX = 'mmseg_ignite::'
 
 def packaged_configs() -> list[str]:
     """Return the names of the packaged configs except the bases, e.g. 'segformer/NAME.py'."""
-    names = sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.glob('*/*.py'))
-    return [name for name in names if not name.startswith('_base_/')]
+    paths = sorted(path for path in _CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+    return [path.relative_to(_CONFIGS).as_posix() for path in paths]
 
 
 def config_path(name: str) -> str:
-    """Return the path of a packaged config.
+    """Return the path of a packaged config; raise IgniteError with the most similar names if there is none.
 
     For Python, and for ``_base_`` of a config that plain mmengine reads, which knows ``mmseg_ignite::`` only after an
-    import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``.
-
-    Args:
-        name: 'segformer/NAME.py', with or without the prefix 'mmseg_ignite::', or only the file name. Raise IgniteError with
-            the most similar names if there is no such config.
+    import: ``_base_ = [__import__('mmseg_ignite').config_path('segformer/NAME.py')]``. ``name`` may be the file
+    name alone, and may have the prefix 'mmseg_ignite::'.
 
     Example:
         >>> cfg = Config.fromfile(config_path('segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'))
@@ -34,9 +31,8 @@ def config_path(name: str) -> str:
     if path.suffix == '.py' and path.is_file():
         return str(path)
     known = packaged_configs()
-    for config in known:
-        if Path(config).name == wanted:
-            return str(_CONFIGS / config)
+    if same := [config for config in known if Path(config).name == wanted]:
+        return str(_CONFIGS / same[0])
     raise IgniteError(f'{name} is not a packaged config{did_you_mean(wanted, known)}')
 
 

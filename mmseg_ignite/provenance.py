@@ -25,10 +25,7 @@ def text_sha256(text: str) -> str:
 
 
 def provenance(**known: object) -> dict:
-    """Return the provenance of a result: ``version``, ``date`` (ISO 8601, UTC), ``command`` as typed, and ``known``.
-
-    ``known`` are further entries such as ``checkpoint_sha256``; None is omitted.
-    """
+    """Return ``version``, ``date`` (ISO 8601, UTC), ``command`` as typed, and the entries of ``known`` that are not None."""
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     known = {key: value for key, value in known.items() if value is not None}
     return dict(version=__version__, date=date, command=shlex.join(sys.argv), **known)

@@ -13,10 +13,9 @@ class _Child(Registry):
 
     def import_from_location(self) -> None:
         super().import_from_location()
-        parent = self.parent
-        while parent is not None:
+        parent = self
+        while (parent := parent.parent) is not None:
             parent.import_from_location()
-            parent = parent.parent
 
 
 CHILDREN = [

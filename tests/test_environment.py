@@ -25,7 +25,7 @@ ORIGINAL = {'mmengine', 'mmcv', 'mmsegmentation'}
 )
 def test_stack_fault(monkeypatch, distributions, words):
     monkeypatch.setattr(environment, 'installed', lambda name: '1.0' if name in distributions else None)
-    monkeypatch.setattr(environment, 'importable', lambda package: False)
+    monkeypatch.setattr(environment, 'find_spec', lambda package: None)
     fault = environment.stack_fault()
     assert fault is None if words is None else words in fault
 

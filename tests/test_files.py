@@ -232,7 +232,7 @@ def test_an_input_is_never_an_output(tmp_path, link):
         path.symlink_to(source)
     elif link == 'hard':
         path.hardlink_to(source)
-    with pytest.raises(IgniteError, match='input of the same run'):
+    with pytest.raises(IgniteError, match='input of this run'):
         check_outputs([out / 'new.png', path], [source])
     check_outputs([out / 'new.png'], [source, tmp_path / 'nothing'])
 

@@ -11,7 +11,7 @@ import mmengine
 import pytest
 from conftest import DEMO_CONFIG, ROOT
 
-from mmseg_ignite.messages import ConsoleFilter, quiet_console, quiet_warnings
+from mmseg_ignite.messages import on_console, quiet_console, quiet_warnings
 
 MMENGINE = mmengine.__path__[0] + '/'
 
@@ -39,7 +39,7 @@ def record(message, path, level=logging.INFO):
     ],
 )
 def test_which_records_reach_the_console(message, path, level, shown):
-    assert ConsoleFilter().filter(record(message, path, level)) is shown
+    assert on_console(record(message, path, level)) is shown
 
 
 def test_training_shows_only_its_progress(prepared, tmp_path):

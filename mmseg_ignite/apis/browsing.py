@@ -7,8 +7,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from ..datasets import IGNITECropDataset, IGNITEDataset
-from ..datasets.prepared import read_index, select
-from ..datasets.protocols import PARTS
+from ..datasets.prepared import PARTS, read_index, select
 from ..errors import IgniteError
 from ..files import check_outputs, check_writable, result_file, writing
 from ..labels import CLASSES

@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from ..datasets.prepared import roi_name
-from ..datasets.protocols import FOLDS
+from ..datasets.prepared import FOLDS, roi_name
 from ..engine.distributed import is_main_process
 from ..engine.ensembles import write_ensemble
 from ..errors import IgniteError

@@ -10,8 +10,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier
 from mmseg.registry import METRICS as METRIC_TYPES
 
-from ..datasets.prepared import read_index
-from ..datasets.protocols import FOLDS
+from ..datasets.prepared import FOLDS, read_index
 from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.distributed import is_main_process
 from ..engine.work_dirs import POINTER, latest_checkpoint

@@ -1,27 +1,30 @@
-"""The training stream as a function: crop number n of a seed is always the same crop.
+"""The training stream as a function, where crop n of a seed is always the same crop, and the sampler that requests crops.
 
 NumPy's counter-based generator Philox with the key (seed, n) alone decides the ROI, the position, the scale and the angle. So
 the stream depends neither on the number of workers or processes nor on where a run was resumed.
 """
 
 import contextlib
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmseg.registry import DATA_SAMPLERS
+from torch.utils.data import Sampler
 
-from ..errors import IgniteError
+from ..errors import IgniteError, require
 from ..labels import IGNORE, NUM_CLASSES, relabel_table
-from .prepared import CONTEXT, image_path, label_path, open_array, read_points
+from .prepared import CONTEXT, image_path, label_path, open_array, points_path
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
 Size = tuple[int, int]  # (H, W) in px
-_ATTEMPTS = 10
 MAX_ZOOM = 16
 """px of an ROI per px of a crop: beyond it a crop would read half a slide, so the range of um/px must be a mistake."""
 
@@ -41,34 +44,28 @@ class CropPosition(NamedTuple):
 class CropStream:
     """An endless stream of training crops of a prepared data set.
 
-    With ``class_probability`` a crop is placed around a pixel of a class: the class is sampled in proportion to
+    The share ``class_probability`` (0..1) of crops is placed around a pixel of a class: the class is sampled in proportion to
     1 / pixels ** ``temperature``, then one of its ROIs in proportion to the square root of the class's pixels in it (so that
-    no large ROI dominates a class), then one of that ROI's stored points, which may be anywhere in the crop. Otherwise the
-    crop's centre is uniform over all pixels of the ROIs. A crop without an annotated pixel is sampled again, up to ten
-    times.
+    no large ROI dominates a class), then one of that ROI's stored points, which may be anywhere in the crop. The centres of
+    the others are uniform over all pixels of the ROIs. A crop without an annotated pixel is sampled again, up to ten times.
 
     Crops are kept within the array as far as the sampled pixel stays in the crop. Beyond the array the image is mirrored and
     the labels are 255, or mirrored too with ``border='mirror'``: then crops are not moved inwards, and uniform sampling
-    (``class_probability=0``) shows every pixel of the data equally often, including those at the border.
+    (``class_probability=0``) shows every pixel of the data equally often, including those at the border. Raise IgniteError
+    if an argument is out of range, or no ROI has an annotated pixel.
 
     Args:
         root: prepared folder.
         rois: index entries to sample from; those without an annotated pixel are skipped.
         crop_size: (H, W) of a crop, px.
-        class_probability: share of crops placed around a pixel of a sampled class, 0..1.
         temperature: 0 samples all classes equally often, 1 in inverse proportion to their pixels; 0..4.
         um_per_px: range (low, high) of the resolution of a resampled crop, sampled log-uniformly. None: the ROI's own.
-        rotation: 'none', 'quarter' (0, 90, 180, 270 degrees) or 'any' angle. Only resampled crops get any angle, the others
-            quarter turns.
-        resample_probability: share of crops that are resampled, 0..1; the others are read pixel for pixel at the ROI's own
-            resolution. No effect unless ``um_per_px`` is set or ``rotation`` is 'any': all crops are then read pixel for
-            pixel.
+        rotation: 'none', 'quarter' turns, or 'any' angle for resampled crops and quarter turns for the others.
+        resample_probability: share of crops that are resampled, 0..1, if ``um_per_px`` is set or ``rotation`` is 'any'; the
+            others are read pixel for pixel at the ROI's own resolution.
         border: labels beyond the array are 'ignore' (255) or 'mirror'.
         use_context: crops may reach into the tissue around an ROI (labels 255 there) if it was prepared.
         label_map: {train id: new id}, which mmseg makes for fewer classes; other ids are ignored.
-
-    Raises:
-        IgniteError: an argument is out of range, or no ROI has an annotated pixel.
 
     Example:
         >>> stream = CropStream('data/ignite', read_index('data/ignite')['rois'], crop_size=(512, 512))
@@ -91,31 +88,44 @@ class CropStream:
         use_context: bool = False,
         label_map: dict[int, int] | None = None,
     ) -> None:
-        _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border)
+        def pair(value: object, kind: type) -> bool:
+            return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, kind) for v in value)
+
+        def within(value: object, highest: float) -> bool:
+            return isinstance(value, Real) and 0 <= value <= highest
+
+        range_valid = um_per_px is None or (pair(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1])
+        for name, value, valid, expected in (
+            ('crop_size', crop_size, pair(crop_size, Integral) and min(crop_size) >= 1, '(H, W) in px'),
+            ('class_probability', class_probability, within(class_probability, 1), '0..1'),
+            ('temperature', temperature, within(temperature, 4), '0 (all classes alike) to 4 (1: inverse to pixels)'),
+            ('um_per_px', um_per_px, range_valid, '(low, high) in um/px'),
+            ('resample_probability', resample_probability, within(resample_probability, 1), '0..1'),
+            ('rotation', rotation, rotation in ROTATIONS, f'one of {ROTATIONS}'),
+            ('border', border, border in BORDERS, f'one of {BORDERS}'),
+        ):
+            require(valid, f'{name} of the crop stream', value, expected)
         self.root, self.crop_size = Path(root), tuple(int(s) for s in crop_size)
         self.class_probability, self.um_per_px = class_probability, um_per_px
         self.rotation, self.border, self.use_context = rotation, border, use_context
         self.resample_probability = resample_probability if um_per_px is not None or rotation == 'any' else 0.0
         self.table = None if label_map is None else relabel_table(label_map)
-        self.rois = [r for r in rois if self._counts(r).any()]
+        counts = np.array([r['pixels'] for r in rois], np.float64).reshape(-1, NUM_CLASSES)
+        if self.table is not None:
+            counts[:, self.table[:NUM_CLASSES] == IGNORE] = 0
+        self.rois = list(itertools.compress(rois, counts.any(1)))
         if not self.rois:
             raise IgniteError(f'{root} has no ROI with an annotated pixel to sample crops from: choose another split.')
-        for roi in self.rois if um_per_px else ():
-            if not 1 / MAX_ZOOM <= um_per_px[0] / roi['um_per_px'] <= um_per_px[1] / roi['um_per_px'] <= MAX_ZOOM:
+        for name, size in [(roi['name'], roi['um_per_px']) for roi in self.rois] if um_per_px else ():
+            if not 1 / MAX_ZOOM <= um_per_px[0] / size <= um_per_px[1] / size <= MAX_ZOOM:
                 raise IgniteError(
-                    f'{roi["name"]} in {root} has {roi["um_per_px"]:.3g} um/px; crops of {um_per_px} um/px were requested, '
-                    f'at most {MAX_ZOOM} times coarser or finer: correct um_per_px in the config or the area of the ROI.'
+                    f'{name} in {root} has {size:.3g} um/px; crops of {um_per_px} um/px were requested, at most {MAX_ZOOM} '
+                    'times coarser or finer: correct um_per_px in the config or the area of the ROI.'
                 )
-        self._set_probabilities(temperature)
+        self._set_probabilities(counts[counts.any(1)], temperature)
 
-    def _counts(self, roi: dict) -> np.ndarray:
-        """Return the pixels of each class that is trained, (16,)."""
-        pixels = np.array(roi['pixels'], np.float64)
-        return pixels if self.table is None else np.where(self.table[:NUM_CLASSES] == IGNORE, 0, pixels)
-
-    def _set_probabilities(self, temperature: float) -> None:
-        """Compute the cumulative weights of ROIs, classes, and ROIs of a class; read the points."""
-        counts = np.stack([self._counts(r) for r in self.rois])
+    def _set_probabilities(self, counts: np.ndarray, temperature: float) -> None:
+        """Compute the cumulative weights of ROIs, classes, and ROIs of a class from ``counts``, (ROI, 16) px; read points."""
         areas = np.array([r['height'] * r['width'] for r in self.rois], np.float64)
         total = counts.sum(0)
         # The probability of each class if a class is sampled, (16,); 0 for absent ones.
@@ -124,41 +134,37 @@ class CropStream:
         self._roi_weights = np.cumsum(areas / areas.sum())
         self._class_weights = np.cumsum(self.class_shares)
         self._roi_weights_of_class = np.cumsum(np.sqrt(counts), 0)
-        points = [read_points(self.root, r['name']) for r in self.rois]
+        points = [open_array(points_path(self.root, r['name'])) for r in self.rois]
         self._points = np.concatenate(points)[:, 1:]
         of_class = np.stack([np.bincount(p[:, 0], minlength=NUM_CLASSES) for p in points])
         self._ends = np.cumsum(of_class)  # the points of class k in ROI r end at r * 16 + k
 
     def sample(self, rng: np.random.Generator, crop_size: Size | None = None) -> CropPosition:
         """Sample the position of a crop of size ``crop_size``: eight uniform numbers, nine if crops may be resampled."""
-        size = np.array(crop_size or self.crop_size)
-        u = rng.random(8)
+        size, u = np.array(crop_size or self.crop_size), rng.random(8)
         resampled = self.resample_probability > 0 and rng.random() < self.resample_probability
-        train_id = -1
-        if u[0] < self.class_probability:
+        if around_class := u[0] < self.class_probability:
             train_id = _pick(self._class_weights, u[1])
             roi = _pick(self._roi_weights_of_class[:, train_id], u[2])
             number = roi * NUM_CLASSES + train_id
             first, end = self._ends[number - 1] if number else 0, self._ends[number]
-            anchor = tuple(self._points[first + int(u[3] * (end - first))].tolist())
+            anchor = self._points[first + int(u[3] * (end - first))]
         else:
-            roi = _pick(self._roi_weights, u[2])
+            train_id, roi = -1, _pick(self._roi_weights, u[2])
             anchor = int(u[1] * self.rois[roi]['height']), int(u[3] * self.rois[roi]['width'])
-        entry = self.rois[roi]
-        _, shape, (top, left) = self._array(entry)
-        anchor = anchor[0] + top, anchor[1] + left
+        _, shape, origin = self._array(self.rois[roi])
+        anchor = np.add(anchor, origin)
         zoom = 1.0
         if resampled and self.um_per_px is not None:
             low, high = self.um_per_px
-            zoom = low * (high / low) ** u[6] / entry['um_per_px']
+            zoom = low * (high / low) ** u[6] / self.rois[roi]['um_per_px']
         free = resampled and self.rotation == 'any'
         angle = 0.0 if self.rotation == 'none' else 2 * np.pi * u[7] if free else np.pi / 2 * int(4 * u[7])
-        if train_id >= 0:  # the pixel may be anywhere in the crop
-            point, offset = np.array(anchor) + 0.5, (2 * u[4:6] - 1) * _limit(size)
-        else:  # a position within the pixel is the centre
-            point, offset = anchor + u[4:6], np.zeros(2)
+        # A pixel of a class may be anywhere in the crop; a uniform position within the pixel is the centre.
+        offset = (2 * u[4:6] - 1) * _limit(size) if around_class else np.zeros(2)
+        point = anchor + (0.5 if around_class else u[4:6])
         centre = self._centre(shape, size, point, offset, zoom, angle)
-        return CropPosition(roi, train_id, anchor, tuple(centre.tolist()), zoom, angle, resampled)
+        return CropPosition(roi, train_id, tuple(anchor.tolist()), tuple(centre.tolist()), zoom, angle, resampled)
 
     def _centre(
         self, shape: Size, size: np.ndarray, anchor: np.ndarray, offset: np.ndarray, zoom: float, angle: float
@@ -185,14 +191,13 @@ class CropStream:
         return entry['name'] + CONTEXT, (context['height'], context['width']), tuple(context['origin'])
 
     def read(self, seed: int, n: int, with_image: bool = True, crop_size: Size | None = None) -> dict:
-        """Read crop number ``n`` of the stream of ``seed``.
+        """Read crop number ``n`` of the stream of ``seed``; ``crop_size``, (H, W) in px, defaults to the stream's.
 
-        Returns:
-            dict: ``gt_seg_map`` (H, W) uint8, ``position`` (:class:`CropPosition`), ``entry`` (index entry of the ROI), and
-            with ``with_image`` also ``img``, (H, W, 3) uint8 BGR. ``crop_size``, (H, W) in px, defaults to the stream's.
+        Return ``gt_seg_map`` (H, W) uint8, ``position`` (:class:`CropPosition`), ``entry`` (index entry of the ROI), and
+        with ``with_image`` also ``img``, (H, W, 3) uint8 BGR.
         """
         rng = philox(seed, n)
-        for _ in range(_ATTEMPTS):
+        for _ in range(10):  # attempts to show an annotated pixel
             position = self.sample(rng, crop_size)
             entry = self.rois[position.roi]
             name = self._array(entry)[0]
@@ -210,8 +215,7 @@ class CropStream:
     def _cut(self, array: np.ndarray, position: CropPosition, crop_size: Size | None = None) -> np.ndarray:
         """Read a crop from an image or label array, touching only the rows and columns that it covers."""
         mirror = array.ndim == 3 or self.border == 'mirror'
-        crop_size = crop_size or self.crop_size
-        size, turn, centre = np.array(crop_size), _turn(position.angle), np.array(position.centre)
+        size, turn, centre = np.array(crop_size or self.crop_size), _turn(position.angle), np.array(position.centre)
         half = position.zoom * np.abs(turn) @ size / 2
         if not position.resampled:
             first = np.floor(centre - half + 0.5).astype(int)
@@ -229,31 +233,7 @@ class CropStream:
         matrix = np.array([[linear[1, 1], linear[1, 0], shift[1]], [linear[0, 1], linear[0, 0], shift[0]]]) / shrink
         matrix[:, 2] -= 0.5
         flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if array.ndim == 3 else cv2.INTER_NEAREST)
-        return cv2.warpAffine(block, matrix, tuple(crop_size)[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _check(crop_size, class_probability, temperature, um_per_px, rotation, resample_probability, border) -> None:
-    def pair(value: object, kind: type) -> bool:
-        return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, kind) for v in value)
-
-    def within(value: object, highest: float) -> bool:
-        return isinstance(value, Real) and 0 <= value <= highest
-
-    range_valid = um_per_px is None or (pair(um_per_px, Real) and 0 < um_per_px[0] <= um_per_px[1])
-    for name, value, valid, expected in (
-        ('crop_size', crop_size, pair(crop_size, Integral) and min(crop_size) >= 1, '(H, W) in px'),
-        ('class_probability', class_probability, within(class_probability, 1), '0..1'),
-        ('temperature', temperature, within(temperature, 4), '0 (all classes alike) to 4 (1: inverse to pixels)'),
-        ('um_per_px', um_per_px, range_valid, '(low, high) in um/px'),
-        ('resample_probability', resample_probability, within(resample_probability, 1), '0..1'),
-        ('rotation', rotation, rotation in ROTATIONS, f'one of {ROTATIONS}'),
-        ('border', border, border in BORDERS, f'one of {BORDERS}'),
-    ):
-        if not valid:
-            raise IgniteError(
-                f'{name} of the crop stream is {value!r}; {expected} was expected: correct "crops" of the data set in the '
-                'config.'
-            )
+        return cv2.warpAffine(block, matrix, size[::-1].tolist(), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def philox(seed: int, n: int) -> np.random.Generator:
@@ -307,3 +287,40 @@ def _window(array: np.ndarray, first: np.ndarray, last: np.ndarray, mirror: bool
         block[(rows < 0) | (rows >= sides[0])] = IGNORE
         block[:, (columns < 0) | (columns >= sides[1])] = IGNORE
     return block
+
+
+@DATA_SAMPLERS.register_module()
+class CropStreamSampler(Sampler):
+    """Request crops 0, 1, 2, ... of a seed from :class:`IGNITECropDataset`, endlessly.
+
+    Each of W processes takes every W-th number, so together they see the same crops as one process with a batch W times as
+    large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler. mmengine passes the run's ``seed``.
+
+    :class:`CropGrowthHook <mmseg_ignite.engine.hooks.CropGrowthHook>` sets ``sizes``, [(first n, (H, W)), ...] in order of n:
+    crops from that number on have this size in px; earlier ones, and all by default, have the data set's size.
+    """
+
+    def __init__(self, dataset: Sized, seed: int | None = None) -> None:
+        self.rank, self.world_size = get_dist_info()
+        self.seed = sync_random_seed() if seed is None else seed
+        self.dataset, self.skipped = dataset, 0
+        self.sizes: list[tuple[int, tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[tuple]:
+        """Yield (seed, n) of this process's crops endlessly, or (seed, n, (H, W)) where ``sizes`` sets a size."""
+        for n in itertools.count(self.skipped * self.world_size + self.rank, self.world_size):
+            size = next((size for first, size in reversed(self.sizes) if first <= n), None)
+            yield (self.seed, n) if size is None else (self.seed, n, size)
+
+    def skip(self, num_samples: int) -> None:
+        """Skip the first ``num_samples`` crops of this process, counted from the start of the stream."""
+        if num_samples < 0:
+            raise ValueError(f'num_samples must not be negative, got {num_samples}')
+        self.skipped = num_samples
+
+    def __len__(self) -> int:
+        """Return the number of ROIs, which mmengine logs."""
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: the stream has no epochs."""

@@ -7,7 +7,7 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from ..errors import IgniteError
+from ..errors import IgniteError, require
 from ..labels import CLASSES, IGNORE, PALETTE, relabel_table
 from .crop_stream import CropStream, seeded
 from .prepared import CONTEXT, by_name, check_context, image_path, label_path, metadata, read_index, select
@@ -29,18 +29,18 @@ class IGNITEDataset(BaseSegDataset):
     ``roi`` (its name), ``patient``, ``um_per_px`` and ``metadata`` (organ, scanner, ... from the release).
 
     Args:
-        data_root (str): The prepared folder, with ``index.json``. Defaults to 'data/ignite'.
-        split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        protocol (str): Split protocol: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the release's
-            own test ROIs) or 'fold0' ... 'fold4'; see docs/data.md. Defaults to 'patient-8-1-1'.
-        use_context (bool): Include the tissue around the ROI in the image; labels around the ROI are 255, and ``roi_box``
-            (top, left, bottom, right; px) is its position. Defaults to False.
-        kwargs: Arguments of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
+        data_root: prepared folder, with ``index.json``.
+        split: 'train', 'val' or 'test'.
+        protocol: 'patient-8-1-1', 'roi-8-1-1' (leaks patients, and warns), 'official' (the release's own test ROIs) or
+            'fold0' ... 'fold4'; see docs/data.md.
+        use_context: include the tissue around the ROI in the image; labels around the ROI are 255, and ``roi_box`` (top,
+            left, bottom, right; px; the last two exclusive) is its position.
+        kwargs: arguments of :class:`mmseg.datasets.BaseSegDataset`, e.g. ``pipeline``, ``metainfo`` (fewer classes),
             ``indices``, ``test_mode``.
 
     Raises:
-        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, a missing context
-            with ``use_context``, ``reduce_zero_label=True``, or a loader with an argument that does not apply to arrays.
+        IgniteError: no prepared data set at ``data_root``, an unknown protocol or split, a leaking split, no context with
+            ``use_context``, or an argument (of a loader too) that does not apply to prepared arrays.
 
     Example:
         >>> dataset = IGNITEDataset('data/ignite', split='val', pipeline=[dict(type='LoadIGNITERegion')])
@@ -59,11 +59,8 @@ class IGNITEDataset(BaseSegDataset):
     ) -> None:
         self.split, self.protocol, self.use_context = split, protocol, use_context
         for key, value in _FIXED.items():
-            if kwargs.get(key, value) != value:
-                raise IgniteError(
-                    f'{key} of the data set is {kwargs[key]!r}; {value!r} was expected, since prepared labels are 0..15, and '
-                    '255 where unannotated: remove this setting.'
-                )
+            found, why = kwargs.get(key, value), 'prepared labels are 0..15, and 255 where unannotated'
+            require(found == value, f'{key} of the data set', found, f'{value!r} ({why})')
         kwargs['pipeline'] = read_arrays(kwargs.get('pipeline') or [])
         super().__init__(data_root=data_root, **{**kwargs, **_FIXED})
 
@@ -80,16 +77,13 @@ class IGNITEDataset(BaseSegDataset):
         if not self.label_map:
             return pixels
         new_ids = relabel_table(self.label_map)[: len(pixels)]
-        kept = new_ids != IGNORE
-        return np.bincount(new_ids[kept], pixels[kept], len(self.metainfo['classes'])).astype(np.int64)
+        return np.bincount(new_ids, pixels, IGNORE)[: len(self.metainfo['classes'])].astype(np.int64)
 
     def get_data_info(self, idx: int) -> dict:
         """Return the information on ROI number ``idx``; raise IgniteError if a :class:`CropStreamSampler` asks for a pair."""
         if isinstance(idx, tuple):
-            raise IgniteError(
-                f"IGNITEDataset was asked for sample {idx} by a CropStreamSampler: set the data loader's sampler to "
-                'dict(type="InfiniteSampler"), or use IGNITECropDataset.'
-            )
+            remedy = 'set the sampler to dict(type="InfiniteSampler"), or use IGNITECropDataset'
+            raise IgniteError(f'IGNITEDataset was asked for sample {idx} by a CropStreamSampler: {remedy}.')
         return super().get_data_info(idx)
 
     def load_data_list(self) -> list[dict]:
@@ -97,33 +91,27 @@ class IGNITEDataset(BaseSegDataset):
         rois = select(read_index(self.data_root), self.protocol, self.split, self.data_root)
         if self.use_context:
             check_context(rois, self.data_root)
-        return [
-            dict(
-                img_path=str(image_path(self.data_root, r['name'] + CONTEXT * self.use_context)),
-                seg_map_path=str(label_path(self.data_root, r['name'])),
-                roi=r['name'],
-                patient=r['patient'],
-                um_per_px=r['um_per_px'],
-                metadata=metadata(r),
-                label_map=self.label_map,
-                reduce_zero_label=False,
-                seg_fields=[],
-                **(dict(roi_box=_box(r)) if self.use_context else {}),
-            )
-            for r in rois
-        ]
+        return [self._sample(roi, metadata=metadata(roi), seg_fields=[], label_map=self.label_map) for roi in rois]
 
-
-def _box(entry: dict) -> tuple[int, int, int, int]:
-    """Return the position of an ROI in its image with context: (top, left, bottom, right), the last two exclusive."""
-    top, left = entry['context']['origin']
-    return top, left, top + entry['height'], left + entry['width']
+    def _sample(self, entry: dict, **more: object) -> dict:
+        """Return what the samples of an ROI have in common, and ``more``."""
+        name = entry['name']
+        sample = dict(
+            img_path=str(image_path(self.data_root, name + CONTEXT * self.use_context)),
+            seg_map_path=str(label_path(self.data_root, name)),
+            roi=name,
+            patient=entry['patient'],
+            um_per_px=entry['um_per_px'],
+            reduce_zero_label=False,
+        )
+        if self.use_context:
+            top, left = entry['context']['origin']
+            sample['roi_box'] = top, left, top + entry['height'], left + entry['width']
+        return {**sample, **more}
 
 
 LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadIGNITERegion')
-_CROP_SETTINGS = [
-    name for name in inspect.signature(CropStream).parameters if name not in ('root', 'rois', 'label_map')
-]
+_CROP_SETTINGS = [key for key in inspect.signature(CropStream).parameters if key not in ('root', 'rois', 'label_map')]
 
 
 @DATASETS.register_module()
@@ -134,14 +122,14 @@ class IGNITECropDataset(IGNITEDataset):
     pipeline, which holds augmentations only, mmseg's or ours. They get the same random numbers for the same (seed, n) in any
     worker or process.
 
-    Args:
-        crops (dict): Arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, which override
-            :data:`DEFAULT_CROPS`. Defaults to None.
-        kwargs: Arguments of :class:`IGNITEDataset`.
-
     A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
     ``ori_shape``, ``roi``, ``patient``, ``um_per_px`` (of the crop), ``img_path``, ``seg_map_path``, ``crop`` (its
     :class:`CropPosition <mmseg_ignite.datasets.crop_stream.CropPosition>`), ``sample_idx`` (n).
+
+    Args:
+        data_root, split, kwargs: see :class:`IGNITEDataset`.
+        crops: arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, which override
+            :data:`DEFAULT_CROPS`.
 
     Example:
         >>> dataset = IGNITECropDataset('data/ignite', crops=dict(crop_size=(256, 256)))
@@ -153,12 +141,10 @@ class IGNITECropDataset(IGNITEDataset):
         self._crops = {**DEFAULT_CROPS, **(crops or {})}
         if loaders := [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]:
             raise IgniteError(
-                f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before it: remove it.'
+                f'the pipeline of IGNITECropDataset has {loaders[0]}, but crops are read before: remove it.'
             )
         if kwargs.get('use_context'):
-            raise IgniteError(
-                'use_context of IGNITECropDataset is set in its crops: write crops=dict(use_context=True).'
-            )
+            raise IgniteError('use_context of IGNITECropDataset is set in its crops: use crops=dict(use_context=True).')
         super().__init__(data_root, split, **kwargs)
 
     def full_init(self) -> None:
@@ -167,10 +153,8 @@ class IGNITECropDataset(IGNITEDataset):
             return
         super().full_init()
         if unknown := sorted(self._crops.keys() - set(_CROP_SETTINGS)):
-            raise IgniteError(
-                f'crops of the data set has the unknown setting {", ".join(unknown)}; known are {", ".join(_CROP_SETTINGS)}: '
-                'correct it.'
-            )
+            known = ', '.join(_CROP_SETTINGS)
+            raise IgniteError(f'crops of the data set has the unknown setting {unknown[0]}: choose from {known}.')
         self.stream = CropStream(self.data_root, self.entries, label_map=self.label_map, **self._crops)
 
     def get_subset_(self, indices: Sequence[int] | int) -> None:
@@ -178,15 +162,10 @@ class IGNITECropDataset(IGNITEDataset):
         raise IgniteError('a subset of IGNITECropDataset cannot be taken afterwards: pass indices to its constructor.')
 
     def __getitem__(self, key: tuple) -> dict:
-        """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size).
-
-        Raise IgniteError if it is not a tuple, so the data loader has another sampler.
-        """
+        """Return crop ``n`` of the stream of ``seed`` after the pipeline; the key is (seed, n) or (seed, n, crop size)."""
         if not isinstance(key, tuple):
-            raise IgniteError(
-                f"IGNITECropDataset was asked for sample {key}; it needs (seed, n): set the data loader's sampler to "
-                'dict(type="CropStreamSampler").'
-            )
+            remedy = 'set the sampler of the data loader to dict(type="CropStreamSampler")'
+            raise IgniteError(f'IGNITECropDataset was asked for sample {key}, but needs (seed, n): {remedy}.')
         self.full_init()
         seed, n, *size = key
         with seeded(seed, n):
@@ -195,21 +174,6 @@ class IGNITECropDataset(IGNITEDataset):
     def crop(self, seed: int, n: int, crop_size: tuple[int, int] | None = None) -> dict:
         """Return crop ``n`` of the stream of ``seed``, before the pipeline."""
         crop = self.stream.read(seed, n, crop_size=crop_size)
-        entry, position = crop['entry'], crop['position']
-        shape = crop['gt_seg_map'].shape
-        return dict(
-            img=crop['img'],
-            gt_seg_map=crop['gt_seg_map'],
-            seg_fields=['gt_seg_map'],
-            img_shape=shape,
-            ori_shape=shape,
-            roi=entry['name'],
-            patient=entry['patient'],
-            um_per_px=entry['um_per_px'] * position.zoom,
-            img_path=str(image_path(self.data_root, entry['name'])),
-            seg_map_path=str(label_path(self.data_root, entry['name'])),
-            crop=position,
-            label_map=None,
-            reduce_zero_label=False,
-            sample_idx=n,
-        )
+        entry, position, shape = crop.pop('entry'), crop.pop('position'), crop['gt_seg_map'].shape
+        crop.update(seg_fields=['gt_seg_map'], img_shape=shape, ori_shape=shape, crop=position, sample_idx=n)
+        return self._sample(entry, **crop, label_map=None, um_per_px=entry['um_per_px'] * position.zoom)

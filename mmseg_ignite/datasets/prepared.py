@@ -11,15 +11,24 @@
 
 A plain .npy file keeps rows in order on disk, so a crop touches only its own rows; with one file per ROI, workers and
 processes share the page cache. The folder is written atomically.
+
+The split protocols say which ROIs train, validate and test:
+
+    patient-8-1-1    random split by patient, 8:1:1 (the default)
+    roi-8-1-1        random split by ROI, 8:1:1; patients overlap, so scores are optimistic
+    official         the release's own test ROIs; the other patients are split 8:1
+    fold0 .. fold4   cross-validation: fold K validates, the other four train; all share one held-out test part
+
+Except for ``roi-8-1-1``, all ROIs of a patient are in one part: a network recognises the stain and tissue of a patient
+that it was trained on.
 """
 
-import contextlib
 import json
 import mmap
 import os
 import warnings
-from collections.abc import Iterator
-from functools import lru_cache
+from collections import defaultdict
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +36,6 @@ import numpy as np
 from ..errors import IgniteError
 from ..files import link_or_copy
 from ..labels import CLASSES
-from .protocols import assert_no_leak, is_grouped, leaking_patients
 
 INDEX = 'index.json'
 AUDIT = 'audit.json'
@@ -38,40 +46,35 @@ METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype'
 FOLDERS = ('images', 'labels', 'points')
 OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """Entries of a prepared folder; a folder that has any other entry is never replaced."""
+PARTS = ('train', 'val', 'test')
+FOLDS = tuple(f'fold{number}' for number in range(5))
+PROTOCOLS = ('patient-8-1-1', 'roi-8-1-1', 'official', *FOLDS)
+
+Parts = dict[str, list[str]]
+"""Names of ROIs by part."""
 
 
-def image_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's image array."""
-    return Path(root) / 'images' / f'{name}.npy'
+def _array_path(folder: str, root: str | Path, name: str) -> Path:
+    return Path(root) / folder / f'{name}.npy'
 
 
-def label_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's label array."""
-    return Path(root) / 'labels' / f'{name}.npy'
-
-
-def points_path(root: str | Path, name: str) -> Path:
-    """Return the path of an ROI's points."""
-    return Path(root) / 'points' / f'{name}.npy'
+image_path, label_path, points_path = (partial(_array_path, folder) for folder in FOLDERS)
+"""(root, name) -> path of the image, label or points array of an ROI."""
 
 
 def array_paths(root: str | Path, name: str, context: bool) -> list[Path]:
     """Return the paths of an ROI's arrays: image, labels, points and, with ``context``, image and labels around it."""
-    around = name + CONTEXT
-    paths = [image_path(root, name), label_path(root, name), points_path(root, name)]
-    return [*paths, image_path(root, around), label_path(root, around)] if context else paths
+    paths = [path(root, name) for path in (image_path, label_path, points_path)]
+    return paths + [path(root, name + CONTEXT) for path in (image_path, label_path) if context]
 
 
 def roi_name(name: str) -> str:
     """Return the name of an ROI, given its name or the path of its image array."""
-    return Path(name).name.removesuffix('.npy').removesuffix(CONTEXT) if name.endswith('.npy') else name
+    return Path(name).stem.removesuffix(CONTEXT) if name.endswith('.npy') else name
 
 
 def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
-    """Link (or copy) an ROI's arrays from one prepared folder into another; return False if any is missing or damaged.
-
-    Hard links cost nothing and survive the removal of ``old``.
-    """
+    """Link (or copy) an ROI's arrays from one prepared folder into another; return False if any is missing or damaged."""
     paths = array_paths(old, name, context)
     try:
         for path in paths:
@@ -93,22 +96,21 @@ def read_index(root: str | Path) -> dict:
     path = Path(root) / INDEX
     try:
         index = json.loads(path.read_text(encoding='utf-8'))
+        if index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
+            raise ValueError(f"not an index of format {FORMAT} with IGNITE's classes")
+        names = [roi['name'] for roi in index['rois']]
+        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
+        if wrong := sorted(listed - set(names)) or sorted(n for n in set(names) if names.count(n) > 1):
+            raise ValueError(f'{wrong[0]} is listed twice or in a split only')
     except FileNotFoundError:
         raise IgniteError(
             f'{root} is not a prepared data set (no {INDEX}): run "python tools/prepare_ignite.py '
             f'--release RELEASE --out {root}", or set data_root to the prepared folder.'
         ) from None
-    except (OSError, ValueError) as error:
-        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
-    if not isinstance(index, dict) or index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
-        raise IgniteError(f"{path} is not an index of format {FORMAT} with IGNITE's classes: prepare the data again.")
-    try:
-        names = [roi['name'] for roi in index['rois']]
-        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IgniteError(f'{path} was changed ({type(error).__name__}: {error}): prepare the data again.') from error
-    if wrong := sorted(listed - set(names)) or sorted(n for n in set(names) if names.count(n) > 1):
-        raise IgniteError(f'{path} was changed: {wrong[0]} is listed twice or in a split only: prepare the data again.')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IgniteError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): prepare the data again.'
+        ) from error
     return index
 
 
@@ -117,11 +119,32 @@ def by_name(index: dict) -> dict[str, dict]:
     return {entry['name']: entry for entry in index['rois']}
 
 
-def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
-    """Return the ROI entries of one part of a split protocol.
+def is_grouped(protocol: str) -> bool:
+    """Return whether a protocol splits by patient, so that no patient may be in two parts."""
+    return protocol != 'roi-8-1-1'
 
-    Raise IgniteError if the protocol or the part is not in the index. If patients are in two parts, raise IgniteError, or
-    warn if the protocol splits by ROI.
+
+def leaking_patients(rois: list[dict], parts: Parts) -> dict[str, list[str]]:
+    """Return the patients that are in more than one part, sorted, and the parts of each."""
+    patients, found = {r['name']: r['patient'] for r in rois}, defaultdict(list)
+    for part, names in parts.items():
+        for patient in {patients[name] for name in names}:
+            found[patient].append(part)
+    return {patient: found[patient] for patient in sorted(found) if len(found[patient]) > 1}
+
+
+def assert_no_leak(rois: list[dict], parts: Parts, where: str) -> None:
+    """Raise IgniteError if a patient is in two parts; for protocols that split by patient."""
+    for patient, found in leaking_patients(rois, parts).items():
+        raise IgniteError(
+            f'{where}: patient {patient} is in {" and in ".join(found)}, so the split leaks: prepare the data again.'
+        )
+
+
+def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
+    """Return the ROI entries of one part of a split protocol; raise IgniteError if ``index`` lacks the protocol or the part.
+
+    If patients are in two parts, raise IgniteError, or warn if the protocol splits by ROI.
     """
     splits = index['splits']
     if protocol not in splits:
@@ -141,13 +164,11 @@ def select(index: dict, protocol: str, part: str, where: str) -> list[dict]:
 
 def check_context(entries: list[dict], where: str) -> None:
     """Raise IgniteError if an ROI was prepared without the tissue around it."""
-    missing = [e['name'] for e in entries if e.get('context') is None]
-    if missing:
+    if missing := [e['name'] for e in entries if e.get('context') is None]:
         names = ', '.join(missing[:5]) + (f' and {len(missing) - 5} more' if len(missing) > 5 else '')
         raise IgniteError(
             f'{where} has no tissue around {names}, which use_context=True needs: prepare the data again without '
-            '--no-context (audit.json lists the problems of their context files), exclude these ROIs, or set '
-            'use_context=False.'
+            '--no-context (audit.json lists the problems of their context files), exclude these ROIs, or set it to False.'
         )
 
 
@@ -156,33 +177,20 @@ def metadata(entry: dict) -> dict:
     return {key: entry[key] for key in METADATA if key != 'roi_id' and key in entry}
 
 
-@contextlib.contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
-
-
-def read_points(root: str | Path, name: str) -> np.ndarray:
-    """Read the points of an ROI, (N, 3) uint16 class, y, x; raise IgniteError if they are missing or damaged."""
-    path = points_path(root, name)
-    with _reading(path):
-        return np.load(path)
-
-
 def open_array(path: str | Path) -> np.ndarray:
-    """Memory-map a prepared array, read-only.
+    """Memory-map a prepared array, read-only; raise IgniteError if it is missing or damaged.
 
     The map is closed with the array, so that the pages of one crop do not stay in a worker's memory. The header, which is
-    the slow part of opening an .npy file, is cached. Raise IgniteError if the file is missing or damaged.
+    the slow part of opening an .npy file, is cached.
     """
-    with _reading(path):
+    try:
         with open(path, 'rb') as stream:
             status = os.fstat(stream.fileno())
             shape, dtype, offset = _header(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return np.ndarray(shape, dtype, pages, offset)
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
 
 
 @lru_cache(maxsize=4096)

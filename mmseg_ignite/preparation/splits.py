@@ -1,4 +1,4 @@
-"""Split patients, stratified by class and deterministic, and tabulate the parts; see :mod:`..datasets.protocols`."""
+"""Split patients, stratified by class and deterministic, and tabulate the parts; see :mod:`..datasets.prepared`."""
 
 from collections.abc import Iterable
 from itertools import combinations
@@ -6,8 +6,7 @@ from itertools import combinations
 import numpy as np
 from rich.table import Column, Table
 
-from ..datasets.prepared import by_name
-from ..datasets.protocols import FOLDS, PARTS, Parts
+from ..datasets.prepared import FOLDS, PARTS, Parts, by_name
 from ..errors import IgniteError
 from ..labels import CLASSES
 

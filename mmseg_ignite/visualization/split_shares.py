@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..datasets.protocols import FOLDS, PARTS, is_grouped, leaking_patients
+from ..datasets.prepared import FOLDS, PARTS, is_grouped, leaking_patients
 from ..files import atomic_file
 from ..labels import CLASSES
 from ..preparation.splits import absent_classes, count_patients, held_classes, members, part_pixels

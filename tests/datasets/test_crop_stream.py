@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.registry import DATASETS
 
-from mmseg_ignite.datasets import samplers
-from mmseg_ignite.datasets.crop_stream import CropPosition, CropStream, _turn, philox, seeded
+from mmseg_ignite.datasets import crop_stream
+from mmseg_ignite.datasets.crop_stream import CropPosition, CropStream, CropStreamSampler, _turn, philox, seeded
 from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, IGNORE, count_classes
@@ -38,8 +38,9 @@ def config(prepared, workers=0, batch=4):
 
 
 def dataset(prepared, split='train', pipeline=(), metainfo=None, **crops):
-    cfg = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, crops=crops, metainfo=metainfo)
-    return DATASETS.build(dict(cfg, pipeline=list(pipeline)))
+    cfg = dict(type='mmseg.IGNITECropDataset', data_root=str(prepared), split=split, metainfo=metainfo)
+    crops = dict(um_per_px=None, rotation='none') | crops
+    return DATASETS.build(dict(cfg, crops=crops, pipeline=list(pipeline)))
 
 
 def digest(batch):
@@ -125,8 +126,8 @@ def test_a_resumed_stream_continues_the_uninterrupted_one(prepared, workers):
 def test_ranks_share_the_numbers(monkeypatch):
     seen = []
     for rank in range(3):
-        monkeypatch.setattr(samplers, 'get_dist_info', lambda rank=rank: (rank, 3))
-        sampler = samplers.CropStreamSampler([0] * 5, seed=1)
+        monkeypatch.setattr(crop_stream, 'get_dist_info', lambda rank=rank: (rank, 3))
+        sampler = CropStreamSampler([0] * 5, seed=1)
         sampler.skip(2)
         seen += [n for (_, n), _ in zip(sampler, range(4))]
     assert sorted(seen) == list(range(6, 18))
@@ -275,7 +276,7 @@ def test_a_crop_of_another_size_equals_that_of_a_stream_of_this_size(prepared, r
 
 
 def test_sampler_gives_each_crop_its_current_size(prepared):
-    sampler = samplers.CropStreamSampler(dataset(prepared), seed=4)
+    sampler = CropStreamSampler(dataset(prepared), seed=4)
     sampler.sizes = [(0, (8, 8)), (3, (9, 7)), (5, None)]
     keys = iter(sampler)
     assert [next(keys) for _ in range(7)] == [

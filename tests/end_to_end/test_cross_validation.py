@@ -10,8 +10,7 @@ from PIL import Image
 
 from mmseg_ignite.apis import cross_validate, load_config
 from mmseg_ignite.apis.publishing import ensemble_scores
-from mmseg_ignite.datasets.prepared import image_path, label_path, read_index
-from mmseg_ignite.datasets.protocols import FOLDS
+from mmseg_ignite.datasets.prepared import FOLDS, image_path, label_path, read_index
 from mmseg_ignite.engine.ensembles import Ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation

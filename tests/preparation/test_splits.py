@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmseg_ignite.datasets.protocols import FOLDS, PARTS, PROTOCOLS, assert_no_leak, is_grouped, leaking_patients
+from mmseg_ignite.datasets.prepared import FOLDS, PARTS, PROTOCOLS, assert_no_leak, is_grouped, leaking_patients
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.preparation.splits import classes_not_in_all_parts, divide, make_splits
@@ -73,7 +73,7 @@ def test_every_protocol_is_complete_disjoint_and_leaks_as_declared(seed, patient
         assert all(parts.values()), protocol
         assert sorted(n for part in parts.values() for n in part) == sorted(r['name'] for r in rois)
         leaks = brute_force_leaks(rois, parts)
-        assert leaking_patients(rois, parts) == leaks
+        assert list(leaking_patients(rois, parts)) == leaks
         if is_grouped(protocol):
             assert not leaks
             assert_no_leak(rois, parts, protocol)

@@ -4,30 +4,23 @@ L is 0..100, a (green to red) and b (blue to yellow) about -128..127. A change o
 optical density; a change of these statistics is linear in perceived colour.
 """
 
+from collections import namedtuple
 from functools import lru_cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
 from ..prepared import open_array
-from .base import ImageTransform, check_lab, check_prob
+from .base import ImageTransform, check_lab, check_prob, map_blocks, sample_grid
 from .stain import tissue_share
 
-_SAMPLE = 16384  # pixels from which statistics are measured
-_MIN_TISSUE = 64  # tissue pixels among them
-_BLOCK = 16384  # pixels mapped at once; they stay in the L2 cache
+_MIN_TISSUE = 64  # tissue pixels among the measured ones
 _ONE = (1.0, 1.0, 1.0, 1.0)
 _Triple = tuple[float, float, float]
 TISSUE_SHARE = tissue_share().astype(np.float32)
-
-
-class LabStatistics(NamedTuple):
-    """Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
-
-    mean: np.ndarray
-    spread: np.ndarray
+LabStatistics = namedtuple('LabStatistics', ['mean', 'spread'])
+"""Mean and standard deviation of L, a, b over the tissue of an image, (3,) float64 each."""
 
 
 def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None:
@@ -35,8 +28,7 @@ def lab_statistics(image: np.ndarray, rgb: bool = False) -> LabStatistics | None
 
     Return None if fewer than 64 pixels of the grid are tissue (green density of at least 0.175).
     """
-    step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
-    pixels = np.ascontiguousarray(image[::step, ::step])
+    pixels = np.ascontiguousarray(sample_grid(image))
     tissue = TISSUE_SHARE[pixels[..., 1]] >= 0.5
     if tissue.sum() < _MIN_TISSUE:
         return None
@@ -52,10 +44,9 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
     Colours outside RGB saturate.
     """
     matrix = np.column_stack([np.diag(scale), offset]).astype(np.float32)
-    out = np.empty_like(image)
-    rows = max(1, _BLOCK // image.shape[1])
-    for top in range(0, len(image), rows):
-        part = np.ascontiguousarray(image[top : top + rows])
+
+    def change(part: np.ndarray) -> np.ndarray:
+        part = np.ascontiguousarray(part)
         source = cv2.multiply(part, _ONE, scale=1 / 255, dtype=cv2.CV_32F)
         lab = cv2.transform(cv2.cvtColor(source, cv2.COLOR_BGR2LAB), matrix)
         np.clip(lab[..., 0], 0, 100, out=lab[..., 0])  # OpenCV's conversion is undefined beyond it
@@ -65,8 +56,9 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
             cv2.subtract(mapped, source, mapped)
             cv2.multiply(mapped, share, mapped)
             cv2.add(mapped, source, mapped)
-        cv2.convertScaleAbs(mapped, out[top : top + rows], alpha=255)
-    return out
+        return mapped
+
+    return map_blocks(image, change, 255)
 
 
 def match_lab(image: np.ndarray, own: LabStatistics, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -83,21 +75,14 @@ class RandStainNA(ImageTransform):
     are sampled from normal distributions clipped at two standard deviations. If the image is a crop of a prepared array,
     the map starts from the statistics of the whole ROI, so that crops of stroma and of tumour keep their difference;
     otherwise from those of the image. Glass and images with hardly any tissue are kept. Always draws seven numbers from
-    ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional key: ``img_path``, the prepared array that ``img`` is
-    a crop of.
+    ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR; ``img_path`` may name the prepared array that it is a crop of.
 
     Args:
-        mean, mean_between (tuple[float, float, float]): Mean of L, a, b over the tissue (-128 to 128) and its standard
-            deviation between images (0 to 50). Defaults to (56, 39, -22) and (8, 8, 8), which covers lung and colon of two
-            laboratories (see :data:`mmseg_ignite.datasets.transforms.shift.LABORATORIES`).
-        spread, spread_between (tuple[float, float, float]): The same for the standard deviation of L, a, b within an image
-            (1 to 50; 0 to 20). Defaults to (14.8, 8.7, 9) and (1.8, 1.2, 1).
-        prob (float): Probability of a change. Defaults to 1.0.
-
-    Raises:
-        IgniteError: an argument is out of range, or the array cannot be read.
+        mean, mean_between: mean of L, a, b over the tissue (-128 to 128) and its standard deviation between images (0 to
+            50). The defaults cover lung and colon of two laboratories (see
+            :data:`mmseg_ignite.datasets.transforms.shift.LABORATORIES`).
+        spread, spread_between: the same for the standard deviation of L, a, b within an image (1 to 50; 0 to 20).
+        prob: probability of a change.
 
     Example: ``dict(type='RandStainNA', prob=0.5)``
     """
@@ -141,16 +126,14 @@ class LABJitter(ImageTransform):
 
     Like :class:`RandStainNA`, but relative to the image's own statistics: a crop of stroma keeps looking like stroma, and
     nothing has to be measured beforehand. Images with hardly any tissue are kept. Always draws seven numbers from
-    ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        mean (tuple[float, float, float]): Standard deviation of the shift of the mean of L, a, b, 0 to 50; shifts are
-            clipped at two of them. Defaults to (6, 5, 6), the standard deviation between slides of two laboratories.
-        spread (float): Standard deviation of the logarithm of the stretch of L, a, b, 0 to 1. Defaults to 0.12.
-        prob (float): Probability of a change. Defaults to 1.0.
-        glass (bool): Change the glass as well. Defaults to False.
+        mean: standard deviation of the shift of the mean of L, a, b, 0 to 50; shifts are clipped at two of them. The default
+            is the standard deviation between slides of two laboratories.
+        spread: standard deviation of the logarithm of the stretch of L, a, b, 0 to 1.
+        prob: probability of a change.
+        glass: change the glass as well.
 
     Example: ``dict(type='LABJitter', mean=(4, 3, 4), prob=0.5)``
     """

@@ -19,22 +19,15 @@ class LoadIGNITERegion(LoadImageFromFile):
 
     For training crops use :class:`IGNITECropDataset`, which reads only the crop.
 
-    Required Keys:
-
-    - img_path: an array (.npy) of a prepared data set, or an image file; not needed if ``img`` is the image
-    - seg_map_path (optional): an array of a prepared data set
-    - label_map (dict, optional): {train id: new id}
-    - roi_box (top, left, bottom, right; optional): position of the labels in a larger image; around them they are 255
-
-    Added Keys:
-
-    - img (np.uint8, (H, W, 3), BGR as everywhere in mmseg), img_shape, ori_shape
-    - gt_seg_map (np.uint8, (H, W), 0..15 and 255), seg_fields: only with seg_map_path
+    Required keys: ``img_path``, an array (.npy) of a prepared data set or an image file, or ``img``, the image. Optional
+    keys: ``seg_map_path``, an array of a prepared data set; ``label_map``, {train id: new id}; ``roi_box``, (top, left,
+    bottom, right) of the labels in a larger image, around which they are 255. Added keys: ``img`` (np.uint8, (H, W, 3), BGR
+    as everywhere in mmseg), ``img_shape``, ``ori_shape``; with ``seg_map_path`` also ``gt_seg_map`` (np.uint8, (H, W), 0..15
+    and 255) and ``seg_fields``.
 
     Args:
-        image (bool): Read the image. Defaults to True.
-        labels (bool): Read the labels, of the size ``ori_shape``. Defaults to True.
-        kwargs: Arguments of mmcv's LoadImageFromFile, for image files.
+        image, labels: read the image; read the labels, of the size ``ori_shape``.
+        kwargs: arguments of mmcv's LoadImageFromFile, for image files.
     """
 
     def __init__(self, image: bool = True, labels: bool = True, **kwargs) -> None:
@@ -43,21 +36,17 @@ class LoadIGNITERegion(LoadImageFromFile):
 
     def transform(self, results: dict) -> dict | None:
         """Read image, labels or both."""
-        if self.image:
-            results = self._read_image(results)
+        path = results.get('img_path')
+        if self.image and path is not None and Path(path).suffix != '.npy':
+            results = super().transform(results)
+        elif self.image:
+            if path is not None:
+                # One pass copies the rows out of the memory map and converts RGB to mmseg's BGR.
+                results['img'] = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)
+            results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
         if self.labels and results is not None and results.get('seg_map_path') is not None:
             results['gt_seg_map'] = _read_labels(results)
             results.setdefault('seg_fields', []).append('gt_seg_map')
-        return results
-
-    def _read_image(self, results: dict) -> dict | None:
-        path = results.get('img_path')
-        if path is not None and Path(path).suffix != '.npy':
-            return super().transform(results)
-        if path is not None:
-            # One pass copies the rows out of the memory map and converts RGB to mmseg's BGR.
-            results['img'] = cv2.cvtColor(np.asarray(open_array(path)), cv2.COLOR_RGB2BGR)
-        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
         return results
 
     def __repr__(self) -> str:
@@ -68,9 +57,8 @@ def _read_labels(results: dict) -> np.ndarray:
     labels = np.array(open_array(results['seg_map_path']))
     if results.get('roi_box') is not None:
         top, left, bottom, right = results['roi_box']
-        around = np.full(results['ori_shape'], IGNORE, np.uint8)
-        around[top:bottom, left:right] = labels
-        labels = around
+        inner, labels = labels, np.full(results['ori_shape'], IGNORE, np.uint8)
+        labels[top:bottom, left:right] = inner
     label_map = results.get('label_map')
     return labels if label_map is None else relabel_table(label_map)[labels]
 
@@ -88,25 +76,19 @@ def transform_name(transform: object) -> str:
 
 
 def read_arrays(pipeline: list[object]) -> list[object]:
-    """Replace mmseg's LoadImageFromFile and LoadAnnotations in a pipeline by :class:`LoadIGNITERegion`.
+    """Replace mmseg's LoadImageFromFile and LoadAnnotations in a pipeline (configs or built) by :class:`LoadIGNITERegion`.
 
-    So one pipeline serves both IGNITEDataset and mmseg's inference functions, which look for these two names.
-
-    Args:
-        pipeline: transforms, as configs or built.
-
-    Raises:
-        IgniteError: one of the two has an argument that would change what is read.
+    So one pipeline serves both IGNITEDataset and mmseg's inference functions, which look for these two names. Raise
+    IgniteError if one of the two has an argument that would change what is read.
     """
-    return [_replacement(t) if transform_name(t) in _STOCK else t for t in pipeline]
-
-
-def _replacement(transform: object) -> dict:
-    name = transform_name(transform)
-    for key, value in transform.items() if isinstance(transform, dict) else ():
-        if key not in ('type', *_OF_FILES) and value not in (None, False, 'color'):
-            raise IgniteError(
-                f'{name} of IGNITEDataset has {key}={value!r}, but 8-bit images and train ids are read from prepared arrays: '
-                'remove this argument.'
-            )
-    return dict(type=LoadIGNITERegion, **_STOCK[name])
+    replaced = []
+    for transform in pipeline:
+        stock = _STOCK.get(name := transform_name(transform))
+        for key, value in transform.items() if stock and isinstance(transform, dict) else ():
+            if key not in ('type', *_OF_FILES) and value not in (None, False, 'color'):
+                raise IgniteError(
+                    f'{name} of IGNITEDataset has {key}={value!r}, but 8-bit images and train ids are read from prepared '
+                    'arrays: remove this argument.'
+                )
+        replaced.append(dict(type=LoadIGNITERegion, **stock) if stock else transform)
+    return replaced

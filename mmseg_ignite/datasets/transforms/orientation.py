@@ -17,22 +17,18 @@ def apply_dihedral(array: np.ndarray, number: int) -> np.ndarray:
     # OpenCV is ten times as fast, but turns int64 into int32 and drops a channel axis of length 1.
     if array.dtype == np.uint8 and array.shape[2:] in ((), (3,)):
         array = cv2.rotate(array, _TURNS[turn]) if turn else array
-        array = cv2.flip(array, 1) if mirrored else array
-    else:
-        array = np.rot90(array, turn)
-        array = array[:, ::-1] if mirrored else array
-    return np.ascontiguousarray(array)
+        return np.ascontiguousarray(cv2.flip(array, 1) if mirrored else array)
+    array = np.rot90(array, turn)
+    return np.ascontiguousarray(array[:, ::-1] if mirrored else array)
 
 
 @TRANSFORMS.register_module()
 class RandomDihedral(BaseTransform):
     """Apply one of the 8 symmetries of the square to image and labels, all equally likely.
 
-    If height and width differ, apply one of the 4 that keep the shape. Draws one number from ``np.random``.
-
-    Required and modified keys: ``img``, (H, W) or (H, W, C), and the arrays that ``seg_fields`` names. Added key:
-    ``dihedral``, int 0..7: 0..3 quarter turns counter-clockwise, 4..7 the same, then mirrored left to right; even if height
-    and width differ.
+    If height and width differ, apply one of the 4 that keep the shape. Draws one number from ``np.random``. Changes ``img``,
+    (H, W) or (H, W, C), and the arrays that ``seg_fields`` names. Adds ``dihedral``, the number 0..7 of the symmetry (see
+    :func:`apply_dihedral`).
 
     Example: ``dict(type='RandomDihedral')``
     """

@@ -18,18 +18,14 @@ class RandomScannerEffects(ImageTransform):
     """Blur an image, change its gamma and compress it, each with its own probability.
 
     The order is that of image formation: Gaussian blur of a slightly wrong focus, gamma of the camera, and the JPEG
-    compression of most slide formats. Always draws six numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    compression of most slide formats. Always draws six numbers from ``np.random``. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        blur_prob (float): Probability of blur. Defaults to 0.2.
-        blur_sigma (tuple[float, float]): Range of its standard deviation in px, 0.05 to 20. Defaults to (0.4, 0.9).
-        gamma_prob (float): Probability of a change of gamma. Defaults to 0.3.
-        gamma_range (tuple[float, float]): Range of gamma, 0.05 to 20, sampled log-uniformly. An intensity i becomes
-            255 * (i / 255) ** gamma, so values above 1 darken, and white stays white. Defaults to (0.85, 1.18).
-        jpeg_prob (float): Probability of compression. Defaults to 0.15.
-        jpeg_quality (tuple[int, int]): Range of OpenCV's JPEG quality, 1 to 100, both ends included. Defaults to (60, 95).
+        blur_prob, gamma_prob, jpeg_prob: probability of each.
+        blur_sigma: range of the standard deviation of the blur, 0.05 to 20 px.
+        gamma_range: range of gamma, 0.05 to 20, sampled log-uniformly. An intensity i becomes 255 * (i / 255) ** gamma, so
+            values above 1 darken, and white stays white.
+        jpeg_quality: range of OpenCV's JPEG quality, 1 to 100, both ends included.
 
     Example: ``dict(type='RandomScannerEffects', blur_prob=0.3)``
     """
@@ -46,21 +42,17 @@ class RandomScannerEffects(ImageTransform):
         self.blur_prob, self.blur_sigma = check_prob('blur_prob', blur_prob), blur_sigma
         self.gamma_prob, self.gamma_range = check_prob('gamma_prob', gamma_prob), gamma_range
         self.jpeg_prob, self.jpeg_quality = check_prob('jpeg_prob', jpeg_prob), jpeg_quality
-        self._sigmas = check_range('blur_sigma', blur_sigma, 0.05, 20)
-        self._log_gammas = np.log(check_range('gamma_range', gamma_range, 0.05, 20))
-        self._qualities = check_range('jpeg_quality', jpeg_quality, 1, 100)
+        log_gammas = np.log(check_range('gamma_range', gamma_range, 0.05, 20))
+        low, high = check_range('jpeg_quality', jpeg_quality, 1, 100)
+        self._ranges = np.array([check_range('blur_sigma', blur_sigma, 0.05, 20), log_gammas, (low, high + 1)])
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         blurred, curved, compressed = np.random.random(3) < (self.blur_prob, self.gamma_prob, self.jpeg_prob)
-        u = np.random.random(3)  # positions in the three ranges
+        low, high = self._ranges.T
+        sigma, log_gamma, quality = low + (high - low) * np.random.random(3)
         if blurred:
-            low, high = self._sigmas
-            image = cv2.GaussianBlur(image, (0, 0), low + (high - low) * u[0])
+            image = cv2.GaussianBlur(image, (0, 0), sigma)
         if curved:
-            low, high = self._log_gammas
-            curve = 255 * (np.arange(256) / 255) ** np.exp(low + (high - low) * u[1])
+            curve = 255 * (np.arange(256) / 255) ** np.exp(log_gamma)
             image = cv2.LUT(image, curve.round().astype(np.uint8))
-        if compressed:
-            low, high = self._qualities
-            image = compress_jpeg(image, int(low + (high - low + 1) * u[2]))
-        return image
+        return compress_jpeg(image, int(quality)) if compressed else image

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from ...errors import IgniteError
+from ...errors import require
 from .base import ImageTransform
 from .lab import lab_statistics, match_lab
 from .scanner import compress_jpeg
-from .stain import estimate_stains, map_from_light
+from .stain import estimate_stains, map_density
 
 _LIGHT = 240.0
 BLUR_PX, JPEG_QUALITY = 0.7, 75
@@ -41,12 +41,7 @@ LABORATORIES = dict(
 """Measured on 31 ROIs of lung adenocarcinoma of WSSS4LUAD (Han et al. 2022) and 23 ROIs of colon of GlaS (Sirinukunwattana et
 al. 2017), which is more magenta."""
 
-SHIFTS = {
-    'lab': 'tissue with the mean and spread in L*a*b* of another laboratory, white glass',
-    'lab-tinted': 'the same under a light that colours the glass',
-    'scanner': 'Macenko stain vectors of another laboratory, colour matrix of another camera',
-}
-"""Kinds of shift, each followed by blur and JPEG compression."""
+SHIFTS = ('lab', 'lab-tinted', 'scanner')
 
 
 @TRANSFORMS.register_module()
@@ -64,36 +59,25 @@ class StainShift(ImageTransform):
       matrix mixes R, G and B by up to 8 % and dims each by up to 8 %, as between two cameras. The glass changes too.
 
     All end with a Gaussian blur of 0.7 px and JPEG of quality 75. An image with hardly any tissue keeps its stain and gets
-    the rest.
+    the rest. Changes ``img``, (H, W, 3) uint8 BGR; ``roi`` or ``img_path`` name the image. Raise IgniteError if ``kind`` is
+    unknown or ``seed`` negative.
 
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR. Optional keys: ``roi`` or ``img_path``, which name the image.
-
-    Args:
-        kind (str): 'lab', 'lab-tinted' or 'scanner'. Defaults to 'lab'.
-        seed (int): Seed of the shift, 0 or more. Defaults to 0.
-
-    Raises:
-        IgniteError: an unknown kind or a negative seed.
-
-    Example:
-        In a config, right after the loaders of ``test_pipeline``::
-
-            dict(type='StainShift', kind='scanner')
+    Example: ``dict(type='StainShift', kind='scanner')``, right after the loaders of ``test_pipeline``
     """
 
     def __init__(self, kind: str = 'lab', seed: int = 0) -> None:
-        if kind not in SHIFTS:
-            raise IgniteError(f'the kind of StainShift is {kind!r}; one of {", ".join(SHIFTS)} was expected.')
-        if not isinstance(seed, int) or seed < 0:
-            raise IgniteError(f'the seed of StainShift is {seed!r}; 0 or more was expected.')
+        require(kind in SHIFTS, 'the kind of StainShift', kind, f'one of {", ".join(SHIFTS)}')
+        require(isinstance(seed, int) and seed >= 0, 'the seed of StainShift', seed, 'a whole number, 0 or more,')
         self.kind, self.seed = kind, seed
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
-        rng = self._generator(results)
-        own = lab_statistics(image)
-        if own is not None:
+        name = str(results.get('roi') or Path(str(results.get('img_path') or '')).stem)
+        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ only in the light
+        key = np.array([self.seed, zlib.crc32(f'{family}/{name}'.encode())], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        if (own := lab_statistics(image)) is not None:
             target = max(LABORATORIES.values(), key=lambda lab: np.linalg.norm(own.mean - lab.mean))
-            if self.kind == 'scanner':
+            if family == 'scanner':
                 image = _restain(image, target, rng)
             else:
                 mean = _vary(target.mean, target.mean_between, rng)
@@ -101,14 +85,11 @@ class StainShift(ImageTransform):
         if self.kind == 'lab-tinted':
             image = cv2.transform(image, np.diag(rng.uniform(0.84, 1, 3)).astype(np.float32))
         elif self.kind == 'scanner':
-            image = cv2.transform(image, _camera(rng).astype(np.float32))
+            mixed = rng.uniform(-0.08, 0.08, (3, 3))  # B, G, R of another camera; rows sum to the gains
+            np.fill_diagonal(mixed, 0)
+            np.fill_diagonal(mixed, 1 - mixed.sum(1))
+            image = cv2.transform(image, (mixed * rng.uniform(0.92, 1, (3, 1))).astype(np.float32))
         return compress_jpeg(cv2.GaussianBlur(image, (0, 0), BLUR_PX), JPEG_QUALITY)
-
-    def _generator(self, results: dict) -> np.random.Generator:
-        name = str(results.get('roi') or Path(str(results.get('img_path') or '')).stem)
-        family = self.kind.split('-')[0]  # so that 'lab' and 'lab-tinted' differ only in the light
-        key = np.array([self.seed, zlib.crc32(f'{family}/{name}'.encode())], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key))
 
 
 def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:
@@ -131,12 +112,4 @@ def _restain(image: np.ndarray, target: _Laboratory, rng: np.random.Generator) -
     wanted *= (strengths / stains.strengths / np.linalg.norm(wanted, axis=1))[:, None]
     # Only the two concentrations change: the residual of both stains, such as carbon, is kept.
     matrix = np.eye(3) + np.linalg.pinv(stains.vectors) @ (wanted - stains.vectors)
-    return map_from_light(image, matrix, np.zeros(3), _LIGHT)
-
-
-def _camera(rng: np.random.Generator) -> np.ndarray:
-    """Return a random (3, 3) map from B, G, R to the B, G, R of another camera. Rows sum to the gains, 0.92 to 1."""
-    mixed = rng.uniform(-0.08, 0.08, (3, 3))
-    np.fill_diagonal(mixed, 0)
-    np.fill_diagonal(mixed, 1 - mixed.sum(1))
-    return mixed * rng.uniform(0.92, 1, (3, 1))
+    return map_density(image, matrix, np.zeros(3), light=_LIGHT)

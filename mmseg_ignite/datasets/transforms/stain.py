@@ -8,14 +8,16 @@ concentration is the density along its vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from ...errors import IgniteError
-from .base import ImageTransform, check_image, check_light, check_prob, check_stain_ranges, to_array
+from ...errors import IgniteError, require
+from .base import ImageTransform, check_image, check_prob, map_blocks, sample_grid, to_array
 
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Haematoxylin, eosin and DAB in R, G, B, of unit length to 0.3 % (Ruifrok & Johnston 2001)."""
@@ -23,13 +25,9 @@ HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 WHITE = float(np.log(255))
 # 0.4 for zero: as close to 1 as still rounds back to 0, so that the identity map keeps all 256 values.
 _LOG = np.log(np.maximum(np.arange(256), 0.4)).astype(np.float32)
-_BLOCK = 16384  # pixels whose densities stay in the L2 cache: four times as fast as the whole image at once
 
 TISSUE_DENSITY = 0.15  # in every channel, relative to the glass (Macenko et al. 2009)
-ANGLE_PERCENTILES = (1, 99)
-STRENGTH_PERCENTILE = 99
-_SAMPLE = 16384  # pixels from which stains are estimated
-_MIN_TISSUE = 256  # tissue pixels among them; with fewer, the outer percentiles are one or two pixels
+_MIN_TISSUE = 256  # tissue pixels of the grid; with fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
 _GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
 
@@ -47,7 +45,7 @@ def tissue_share(light: float = 240.0) -> np.ndarray:
 
 
 def map_density(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None
+    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, share: np.ndarray | None = None, light: float = 255.0
 ) -> np.ndarray:
     """Map the optical densities D of every pixel of an image, (H, W, 3) uint8 BGR, to D . matrix + offset.
 
@@ -55,9 +53,11 @@ def map_density(
 
     Args:
         matrix, offset: (3, 3) and (3,), in R, G, B; row i is what a density of 1 in channel i becomes.
-        share: (256,), 0..1, by green intensity: the fraction of its change that a pixel gets. Defaults to None: all of it.
+        share: (256,), 0..1, by green intensity: the fraction of its change that a pixel gets. None: all of it.
+        light: intensity of density 0.
     """
-    matrix, offset = np.asarray(matrix)[::-1, ::-1], np.asarray(offset)[::-1]
+    glass = np.full(3, WHITE - np.log(light))
+    matrix, offset = np.asarray(matrix)[::-1, ::-1], (glass - glass @ matrix + offset)[::-1]
     # With L = ln(intensity) = WHITE - D the map reads L -> L . matrix + constant.
     constant = WHITE * (1 - matrix.sum(0)) - offset
     if share is not None:
@@ -65,24 +65,18 @@ def map_density(
         share = share.astype(np.float32)
     affine = np.column_stack([matrix.T, constant]).astype(np.float32)
 
-    out = np.empty(image.shape, np.uint8)
-    height, width = image.shape[:2]
-    rows = max(1, min(height, _BLOCK // width))
-    light, mapped = np.empty((2, rows, width, 3), np.float32)
-    for top in range(0, height, rows):
-        part = image[top : top + rows]
-        source, target = light[: len(part)], mapped[: len(part)]
-        cv2.LUT(part, _LOG, source)
-        cv2.transform(source, affine, target)
+    def change(part: np.ndarray) -> np.ndarray:
+        source = cv2.LUT(part, _LOG)
+        mapped = cv2.transform(source, affine)
         if share is not None:
             green = cv2.cvtColor(part[..., 1], cv2.COLOR_GRAY2BGR)
-            cv2.multiply(target, cv2.LUT(green, share), target)
-            cv2.add(target, source, target)
+            cv2.multiply(mapped, cv2.LUT(green, share), mapped)
+            cv2.add(mapped, source, mapped)
         # Brighter than white would overflow the integer conversion and come out black.
-        cv2.threshold(target, WHITE, 0, cv2.THRESH_TRUNC, target)
-        cv2.exp(target, target)
-        cv2.convertScaleAbs(target, out[top : top + rows])
-    return out
+        cv2.threshold(mapped, WHITE, 0, cv2.THRESH_TRUNC, mapped)
+        return cv2.exp(mapped, mapped)
+
+    return map_blocks(image, change, 1)
 
 
 def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
@@ -92,11 +86,9 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     percentile of the angle in it. Haematoxylin is the one that absorbs more red. Tissue has a density of at least 0.15 in
     every channel, relative to the intensity ``light`` of the glass. Uses about 16,000 pixels of a regular grid.
 
-    Return None if the stains cannot be separated: fewer than 256 tissue pixels on the grid, or vectors less than 8 degrees
-    apart (one stain, or one colour).
+    Return None if the stains cannot be separated: fewer than 256 tissue pixels, or vectors less than 8 degrees apart.
     """
-    step = max(1, round((image.shape[0] * image.shape[1] / _SAMPLE) ** 0.5))
-    pixels = image[::step, ::step].reshape(-1, 3)
+    pixels = sample_grid(image).reshape(-1, 3)
     tissue = pixels[pixels.max(1) <= light * np.exp(-TISSUE_DENSITY)]
     if len(tissue) < _MIN_TISSUE:
         return None
@@ -105,30 +97,39 @@ def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
     plane = np.linalg.eigh((density.T @ density).astype(np.float64))[1][:, :0:-1]
     plane[:, 0] *= np.sign(plane[:, 0].sum())  # the first one points towards the (positive) densities
     first, second = (density @ plane.astype(np.float32)).T
-    low, high = np.percentile(np.arctan2(second, first), ANGLE_PERCENTILES)
+    low, high = np.percentile(np.arctan2(second, first), (1, 99))
     if high - low < _MIN_ANGLE:
         return None
     vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane.T
     vectors = vectors[np.argsort(-vectors[:, 0])]
     concentrations = density @ np.linalg.pinv(vectors).astype(np.float32)
-    return Stains(vectors, np.percentile(concentrations, STRENGTH_PERCENTILE, axis=0))
+    return Stains(vectors, np.percentile(concentrations, 99, axis=0))
 
 
-def map_from_light(
-    image: np.ndarray, matrix: np.ndarray, offset: np.ndarray, light: float, share: np.ndarray | None = None
-) -> np.ndarray:
-    """Apply :func:`map_density` to densities relative to ``light`` instead of 255."""
-    glass = np.full(3, WHITE - np.log(light))
-    return map_density(image, matrix, glass - glass @ matrix + offset, share)
+def _check_light(light: object) -> float:
+    require(isinstance(light, Real) and 0 < light <= 255, 'light', light, 'an intensity above 0 and at most 255')
+    return light
+
+
+def _stain_ranges(name: str, value: object, stains: int, limit: float) -> np.ndarray:
+    """Return the range of each stain, (stains, 2) float64; x means (-x, x), and a single one applies to every stain."""
+    values = [value] * stains if isinstance(value, Real) else value
+    pairs = [(-v, v) if isinstance(v, Real) else v for v in values] if isinstance(values, Sequence) else None
+    ranges = to_array(pairs, (stains, 2))
+    low, high = ranges.T
+    valid = ((-limit <= low) & (low <= high) & (high <= limit)).all()
+    each = f'each a number or a range (low, high) within {-limit:g} and {limit:g},'
+    require(valid, name, value, f'a number from 0 to {limit:g}, or {stains} of them, {each}')
+    return ranges
 
 
 class _StainJitter(ImageTransform):
     """Base of the transforms that scale and shift the concentrations of stains at random."""
 
-    def _set(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
+    def __init__(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
         self.sigma, self.bias, self.prob = sigma, bias, check_prob('prob', prob)
-        self._alpha = 1 + check_stain_ranges('sigma', sigma, stains, 1)
-        self._beta = check_stain_ranges('bias', bias, stains, 5)
+        self._alpha = 1 + _stain_ranges('sigma', sigma, stains, 1)
+        self._beta = _stain_ranges('bias', bias, stains, 5)
 
     def _sample(self) -> tuple[bool, np.ndarray, np.ndarray]:
         """Return whether to change the image, and scale and shift of each concentration."""
@@ -143,17 +144,16 @@ class HEDJitter(_StainJitter):
     The colour deconvolution of Ruifrok & Johnston (2001) separates the densities; each of the three concentrations c
     becomes alpha * c + beta, and they are mixed again, after `Tellez et al. 2018, Whole-slide mitosis detection in H&E
     breast histology using PHH3 as a reference to train distilled stain-invariant CNNs
-    <https://doi.org/10.1109/TMI.2018.2820199>`_. Always draws seven numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    <https://doi.org/10.1109/TMI.2018.2820199>`_. Always draws seven numbers from ``np.random``. Changes ``img``, (H, W, 3)
+    uint8 BGR.
 
     Args:
-        sigma (float | tuple): alpha is uniform in (1 - sigma, 1 + sigma). One number for H, E and DAB, or three, each a
-            number or a range (low, high) of alpha - 1, within -1 and 1. The authors later called 0.05 light and 0.2
-            strong; at 0.2 some samples are browner or more magenta than H&E is. Defaults to 0.1.
-        bias (float | tuple): beta is uniform in (-bias, bias); like ``sigma``, with ranges of beta, within -5 and 5. In
-            optical density (natural logarithm). It tints the glass too, at 0.02 by up to 5 %. Defaults to 0.02.
-        prob (float): Probability of a change. Defaults to 1.0.
+        sigma: alpha is uniform in (1 - sigma, 1 + sigma). One number for H, E and DAB, or three, each a number or a range
+            (low, high) of alpha - 1, within -1 and 1. The authors later called 0.05 light and 0.2 strong; at 0.2 some
+            samples are browner or more magenta than H&E is.
+        bias: beta is uniform in (-bias, bias); like ``sigma``, with ranges of beta, within -5 and 5. In optical density
+            (natural logarithm). It tints the glass too, at 0.02 by up to 5 %.
+        prob: probability of a change.
 
     Example: ``dict(type='HEDJitter', sigma=0.1, bias=((0, 0.05), 0, 0))``
     """
@@ -161,7 +161,7 @@ class HEDJitter(_StainJitter):
     _UNMIX = np.linalg.inv(HED)
 
     def __init__(self, sigma: float | tuple = 0.1, bias: float | tuple = 0.02, prob: float = 1.0) -> None:
-        self._set(3, sigma, bias, prob)
+        super().__init__(3, sigma, bias, prob)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
         wanted, alpha, beta = self._sample()
@@ -176,16 +176,13 @@ class MacenkoNormalize(ImageTransform):
     <https://doi.org/10.1109/ISBI.2009.5193250>`_; see :func:`estimate_stains`. The residual of both stains is dropped. An
     image whose stains cannot be separated (glass, one colour, a few pixels) is kept. Where a single stain varies in hue,
     the method invents a second one: prefer whole ROIs to small crops. The default target is browner than most H&E;
-    :meth:`from_image` takes the target from an image.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    :meth:`from_image` takes the target from an image. Changes ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        vectors (tuple): Haematoxylin and eosin of the target, (2, 3), R, G, B; scaled to unit length. Defaults to the
-            reference of M. Veta's widely used implementation of the paper.
-        strengths (tuple): 99th percentiles of the target's two concentrations, in optical density (natural logarithm),
-            above 0. Defaults to (1.9705, 1.0308), from the same source.
-        light (float): Intensity of the glass, above 0 and at most 255. Defaults to 240.
+        vectors: haematoxylin and eosin of the target, (2, 3), R, G, B; scaled to unit length. The defaults are the reference
+            of M. Veta's widely used implementation of the paper.
+        strengths: 99th percentiles of the target's two concentrations, in optical density (natural logarithm), above 0.
+        light: intensity of the glass, above 0 and at most 255.
 
     Example:
         >>> normalize = MacenkoNormalize.from_image(cv2.imread('reference.png'))
@@ -198,28 +195,22 @@ class MacenkoNormalize(ImageTransform):
         strengths: tuple[float, float] = (1.9705, 1.0308),
         light: float = 240.0,
     ) -> None:
-        self.light = check_light(light)
+        self.light = _check_light(light)
         target, amounts = to_array(vectors, (2, 3)), to_array(strengths, (2,))
-        if not 0 < np.linalg.norm(np.cross(*target)) < np.inf:
-            raise IgniteError(f'vectors is {vectors!r}; two different stains of three numbers (R, G, B) were expected.')
-        if not ((amounts > 0) & (amounts < np.inf)).all():
-            raise IgniteError(f'strengths is {strengths!r}; two numbers above 0 were expected.')
+        differ = 0 < np.linalg.norm(np.cross(*target)) < np.inf
+        require(differ, 'vectors', vectors, 'two different stains of three numbers (R, G, B)')
+        require(((amounts > 0) & (amounts < np.inf)).all(), 'strengths', strengths, 'a pair of numbers above 0')
         self.vectors, self.strengths = target.tolist(), amounts.tolist()
         self._target = target / np.linalg.norm(target, axis=1, keepdims=True) * amounts[:, None]
 
     @classmethod
     def from_image(cls, image: np.ndarray, light: float = 240.0) -> MacenkoNormalize:
-        """Return the transform that gives images the stains of ``image``, (H, W, 3) uint8 BGR.
-
-        Raise IgniteError if its two stains cannot be separated.
-        """
+        """Return the transform to the stains of ``image``, (H, W, 3) uint8 BGR; raise IgniteError if it shows no two."""
         check_image(image, cls.__name__)
-        stains = estimate_stains(image, check_light(light))
+        stains = estimate_stains(image, _check_light(light))
         if stains is None:
-            raise IgniteError(
-                f'The reference image of {image.shape[1]} x {image.shape[0]} px shows no two stains; tissue with nuclei '
-                'and stroma was expected: choose another image.'
-            )
+            size, expected = f'{image.shape[1]} x {image.shape[0]} px', 'tissue with nuclei and stroma was expected'
+            raise IgniteError(f'The reference image of {size} shows no two stains; {expected}: choose another image.')
         return cls(*stains, light)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
@@ -227,7 +218,7 @@ class MacenkoNormalize(ImageTransform):
         if stains is None:
             return image
         matrix = np.linalg.pinv(stains.vectors) / stains.strengths @ self._target
-        return map_from_light(image, matrix, np.zeros(3), self.light)
+        return map_density(image, matrix, np.zeros(3), light=self.light)
 
 
 @TRANSFORMS.register_module()
@@ -236,19 +227,14 @@ class MacenkoAugment(_StainJitter):
 
     Like :class:`HEDJitter`, but along the stain vectors of :func:`estimate_stains` (Macenko et al. 2009): each of the two
     concentrations c becomes alpha * c + beta. The residual orthogonal to both is kept, so alpha 1 and beta 0 change
-    nothing. An image whose stains cannot be separated is kept. Always draws five numbers from ``np.random``.
-
-    Required and modified key: ``img``, (H, W, 3) uint8 BGR.
+    nothing. An image whose stains cannot be separated is kept. Always draws five numbers from ``np.random``. Changes
+    ``img``, (H, W, 3) uint8 BGR.
 
     Args:
-        sigma (float | tuple): alpha is uniform in (1 - sigma, 1 + sigma). One number for both stains, or two (haematoxylin,
-            eosin), each a number or a range (low, high) of alpha - 1, within -1 and 1. Defaults to 0.2.
-        bias (float | tuple): beta is uniform in (-bias, bias); like ``sigma``, with ranges of beta, within -5 and 5. In
-            optical density (natural logarithm). Defaults to 0.05.
-        prob (float): Probability of a change. Defaults to 1.0.
-        glass (bool): Change the glass as well. Defaults to False: pixels with a green density below 0.10 are kept, and the
-            change rises linearly up to 0.25.
-        light (float): Intensity of the glass, above 0 and at most 255. Defaults to 240.
+        sigma, bias, prob: as in :class:`HEDJitter`, with one number for both stains, or two (haematoxylin, eosin).
+        glass: change the glass as well. By default pixels with a green density below 0.10 are kept, and the change rises
+            linearly up to 0.25.
+        light: intensity of the glass, above 0 and at most 255.
 
     Example: ``dict(type='MacenkoAugment', sigma=0.2, prob=0.5)``
     """
@@ -261,8 +247,8 @@ class MacenkoAugment(_StainJitter):
         glass: bool = False,
         light: float = 240.0,
     ) -> None:
-        self._set(2, sigma, bias, prob)
-        self.glass, self.light = glass, check_light(light)
+        super().__init__(2, sigma, bias, prob)
+        self.glass, self.light = glass, _check_light(light)
         self._share = None if glass else tissue_share(light)
 
     def change(self, image: np.ndarray, results: dict) -> np.ndarray:
@@ -273,4 +259,4 @@ class MacenkoAugment(_StainJitter):
         vectors = stains.vectors
         # Only the two concentrations change: the residual is kept.
         matrix = np.eye(3) + np.linalg.pinv(vectors) * (alpha - 1) @ vectors
-        return map_from_light(image, matrix, beta @ vectors, self.light, self._share)
+        return map_density(image, matrix, beta @ vectors, self._share, self.light)

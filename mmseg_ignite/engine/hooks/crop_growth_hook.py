@@ -16,7 +16,7 @@ class CropGrowthHook(Hook):
     """Start a training with small crops: many cheap steps first, the context of large crops last.
 
     This is progressive resizing (`Tan & Le 2021, EfficientNetV2 <https://arxiv.org/abs/2104.00298>`_). The hook requires
-    :class:`CropStreamSampler <mmseg_ignite.datasets.samplers.CropStreamSampler>`; after the last step crops have the size set
+    :class:`CropStreamSampler <mmseg_ignite.datasets.CropStreamSampler>`; after the last step crops have the size set
     in the data set. In a training by iterations, crop n has the same size in every run, resumed or not. With
     :class:`TimeBudgetHook` sizes follow the clock, and workers apply a change after the batches that they have prefetched.
 
