@@ -67,7 +67,7 @@ def _resample(
         about['note'] = 'patients are unknown, so ROIs were resampled instead: the intervals are too narrow.'
     elif count < FEW_PATIENTS:
         about['note'] = f'only {count} patient{"s" if count != 1 else ""}: the intervals are not reliable.'
-    return about, [{k: np.concatenate([block[k] for block in run]) for k in keys} for run in zip(*blocks)]
+    return about, [{k: np.concatenate([block.pop(k) for block in run]) for k in keys} for run in zip(*blocks)]
 
 
 def _interval(values: np.ndarray) -> list[float] | None:

@@ -74,7 +74,9 @@ class TissueMetric(BaseMetric):
             check_groupings(self.options['groupings'], classes)
         for sample in data_samples:
             if not (name := sample.get('roi') or sample.get('img_path')):
-                raise IgniteError("a sample has neither 'roi' nor 'img_path': add one to the meta_keys of PackSegInputs.")
+                raise IgniteError(
+                    "a sample has neither 'roi' nor 'img_path': add one to the meta_keys of PackSegInputs."
+                )
             known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
             metadata = dict(roi=name, **known, **(sample.get('metadata') or {}))
             truth, prediction = (

@@ -21,7 +21,7 @@ class TissueEnsemble(TissueSegmentor):
     the logits of its member.
 
     Args:
-        size (int): Number of members. Each is built from the other arguments, which are those of TissueSegmentor.
+        size: Number of members. Each is built from the other arguments, which are those of TissueSegmentor.
 
     Raises:
         IgniteError: The size is below 1, the decode head has one output channel, or the ensemble is trained.
@@ -36,10 +36,7 @@ class TissueEnsemble(TissueSegmentor):
         others = [copy.deepcopy((args, kwargs)) for _ in range(size - 1)]
         super().__init__(*args, **kwargs)
         if self.out_channels == 1:
-            raise IgniteError(
-                'TissueEnsemble averages the probabilities of one output channel per class, but the decode head has '
-                'out_channels=1: predict with the members one by one.'
-            )
+            raise IgniteError('TissueEnsemble requires a channel per class, but the decode head has out_channels=1.')
         self.others = nn.ModuleList(TissueSegmentor(*a, **k) for a, k in others)
 
     @property
