@@ -94,16 +94,12 @@ def intervals(
         matrices: (R, C, C) or (R, C, C + 1) int64, pixel counts per ROI.
         metadata: R dicts with ``roi`` and ``patient``.
         classes: C names of classes or groups.
-        samples: Number of bootstrap samples, at least 100.
-        seed: Seed of the draws, 0 or more.
+        samples, seed: Number of bootstrap samples and seed of the draws, see :func:`check_bootstrap`.
         keys: Scores to return, among the overall ones of :func:`.confusion.score_arrays`.
 
     Returns:
         level, samples, seed, unit, patients, note (if the intervals are unreliable), ``figures``: {key: [low, high]} and
         ``classes``: {name: {IoU, Dice, patients}}. An interval is None if no sample has the score.
-
-    Raises:
-        IgniteError: Fewer than 100 samples, or a negative seed.
     """
     unit, names = units(metadata)
     sums = sum_by_unit(matrices, names)

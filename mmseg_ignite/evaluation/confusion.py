@@ -108,13 +108,11 @@ def number(value: float) -> float | None:
 
 
 def scores(confusion: np.ndarray, names: tuple[str, ...]) -> dict:
-    """Compute unrounded scores from one pooled matrix, in percent except kappa (-1..1); see :func:`score_arrays`.
+    """Compute unrounded scores from one pooled matrix, (C, C) or (C, C + 1) int64, and the names of its classes.
 
+    Scores are in percent except kappa (-1..1); see :func:`score_arrays` for the definitions.
     A class without ground-truth pixels is absent: its scores are None, and only the ``*_all_classes`` means include it.
     Pixels predicted as an absent class still lower the scores of the classes that they belong to.
-
-    Args:
-        confusion: (C, C) or (C, C + 1) int64 for the C ``names``.
 
     Returns:
         The scores in ``OVERALL``, ``classes_present`` and ``classes``: {name: {IoU, Dice, Precision, Recall, pixels,

@@ -27,9 +27,7 @@ _GROUP_FIGURES = ('mIoU', 'mDice', 'mAcc', 'aAcc')
 def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'grouping') -> dict[str, list[int]]:
     """Check a grouping, {group: [class names]}, and return the class ids of each group; one group may be 'rest'.
 
-    Args:
-        classes: Class names in the order of the matrices.
-        name: Name of the grouping for error messages.
+    ``classes`` are the class names in the order of the matrices; ``name`` is the name of the grouping for error messages.
 
     Raises:
         IgniteError: The grouping is not such a mapping, a group is empty, a class is unknown or in two groups, or there are

@@ -60,34 +60,21 @@ def score_roi(
 
 @dataclass
 class Evaluation:
-    """Pixel counts of each ROI of a run.
-
-    Attributes:
-        names: R unique names of ROIs.
-        matrices: (R, C, C) int64 pixels; rows are ground truth, columns prediction.
-        classes: C names.
-        metadata: R dicts with ``roi`` and, if known, ``patient``, ``um_per_px``, ``organ``, ...
-        unpredicted: (R, C) int64, annotated pixels without a prediction; None if there are none.
-        boundary: (R, C, 4) int64, see :mod:`.boundary`; or None.
-        boundary_tolerance_um: Tolerance of ``boundary`` in micrometres; or None.
-        confidence, entropy: (R, 15, 3) and (R, 20, 2) float64, see :mod:`.calibration`; or None.
-
-    Raises:
-        ValueError: Sizes or names contradict each other.
+    """Pixel counts of each ROI of a run; ValueError if sizes or names contradict each other.
 
     Example:
         >>> Evaluation.load('work_dirs/run').metrics(samples=0)['mIoU']
     """
 
-    names: list[str]
-    matrices: np.ndarray
-    classes: tuple[str, ...]
-    metadata: list[dict] = field(default_factory=list)
-    unpredicted: np.ndarray | None = None
-    boundary: np.ndarray | None = None
-    boundary_tolerance_um: float | None = None
-    confidence: np.ndarray | None = None
-    entropy: np.ndarray | None = None
+    names: list[str]  # R unique names of ROIs
+    matrices: np.ndarray  # (R, C, C) int64 pixels; rows are ground truth, columns prediction
+    classes: tuple[str, ...]  # C names
+    metadata: list[dict] = field(default_factory=list)  # R, with roi and, if known, patient, um_per_px, organ, ...
+    unpredicted: np.ndarray | None = None  # (R, C) int64, annotated pixels without a prediction; None if there are none
+    boundary: np.ndarray | None = None  # (R, C, 4) int64, see the module boundary
+    boundary_tolerance_um: float | None = None  # in micrometres
+    confidence: np.ndarray | None = None  # (R, 15, 3) float64, see the module calibration
+    entropy: np.ndarray | None = None  # (R, 20, 2) float64
 
     def __post_init__(self) -> None:
         self.metadata = self.metadata or [dict(roi=name) for name in self.names]
@@ -128,11 +115,9 @@ class Evaluation:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise IgniteError(f'the ROI {repeated[0]} is in two of the runs to pool: pool runs on different ROIs.')
         tolerances = {e.boundary_tolerance_um for e in evaluations}
-        for what, found in dict(
-            classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None}
-        ).items():
-            if len(found) > 1:
-                raise IgniteError(f'the runs to pool differ in {what}: score them with the same settings.')
+        settings = dict(classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None})
+        if differing := [key for key, values in settings.items() if len(values) > 1]:
+            raise IgniteError(f'the runs to pool differ in {differing[0]}: score them with the same settings.')
         order = np.argsort(names, kind='stable')
         metadata = [m for e in evaluations for m in e.metadata]
 

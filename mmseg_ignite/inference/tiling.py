@@ -26,14 +26,11 @@ def grid(side: int, crop: int, stride: int) -> list[Span]:
     Args:
         side: Image size in pixels, > 0.
         crop: Window size in pixels, > 0.
-        stride: Pixels between the starts of windows, 1 to ``crop``.
+        stride: Pixels between the starts of windows, 1 to ``crop``. IgniteError if a value is not an integer in range.
 
     Returns:
         (start, stop) of each window. The last window is moved back to end with the image, so all have the same length.
         An image smaller than the window gives one window of the size of the image.
-
-    Raises:
-        IgniteError: A value is not an integer or out of range.
 
     Example:
         >>> grid(100, 40, 30)
@@ -123,8 +120,8 @@ def slide_labels(
     out = np.empty(tiling.size, np.uint8) if out is None else out
     if out.shape != tiling.size or out.dtype != np.uint8:
         raise IgniteError(f'out is {out.dtype} {out.shape}; uint8 {tiling.size}, the size of the image, was expected.')
-    # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal for
-    # all classes at a pixel: the largest class stays the same, and no map of weights is needed.
+    # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal
+    # for all classes at a pixel: the largest class stays the same, and no map of weights is needed.
     sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
     covered = np.zeros(
         sums.shape[1:], bool

@@ -20,22 +20,12 @@ from ...inference.tiling import WEIGHTS, grid, slide_labels, slide_logits
 # Measured on an Aperio slide: windows without tissue have a median of 243, a standard deviation of 0.3 to 1.7, and fewer than
 # 0.1 % of pixels darker than 225 or with channels that differ by more than 18. The walls of fat cells and alveoli cover far
 # more than that, however pale the rest is. Thresholds are half-integers, because undoing the normalisation rounds.
-GLASS_LEVEL = 219.5
-"""0..255; every channel of glass is brighter."""
-GLASS_COLOUR = 20.5
-"""0..255; the brightest and the darkest channel of glass differ by less."""
-GLASS_SHARE = 0.999
-"""Minimum fraction of such pixels in a glass window."""
-GLASS_DEVIATION = 2.0
-"""0..255; maximum standard deviation of the grey values of a glass window."""
-_CHOICES = dict(
-    mode=('whole', 'slide'),
-    weights=WEIGHTS,
-    accumulator=(None, 'cpu'),
-    skip_glass=(True, False),
-    symmetries=NUMBERS,
-    keep_logits=(True, False),
-)
+GLASS_LEVEL = 219.5  # 0..255; every channel of glass is brighter
+GLASS_COLOUR = 20.5  # 0..255; the brightest and the darkest channel of glass differ by less
+GLASS_SHARE = 0.999  # minimum fraction of such pixels in a glass window
+GLASS_DEVIATION = 2.0  # 0..255; maximum standard deviation of the grey values of a glass window
+_CHOICES = dict(mode=('whole', 'slide'), weights=WEIGHTS, accumulator=(None, 'cpu'), symmetries=NUMBERS)
+_CHOICES |= dict.fromkeys(('skip_glass', 'keep_logits'), (True, False))
 
 
 @dataclass(frozen=True)
@@ -67,22 +57,16 @@ class InferenceSettings:
 
     @property
     def flips_at_once(self) -> int:
-        """Number of flipped copies of a window predicted per batch.
-
-        Up to all 4, with fewer windows instead: the sum of probabilities takes the memory of one copy of the windows.
-        """
+        """Number of flipped copies of a window per batch; more copies of fewer windows need less memory for their sum."""
         return min(4, self.symmetries, self.window_batch) if self.mode == 'slide' else 1
 
     def _check(self, out_channels: int) -> None:
-        rules = {
-            name: (
-                any(type(value) is type(c) and value == c for c in allowed),
-                f'one of {", ".join(map(repr, allowed))}',
+        rules = {'window_batch': (type(self.window_batch) is int and self.window_batch > 0, 'an integer above 0')}
+        for name, allowed in _CHOICES.items():
+            holds = any(
+                type(getattr(self, name)) is type(choice) and getattr(self, name) == choice for choice in allowed
             )
-            for name, allowed in _CHOICES.items()
-            for value in [getattr(self, name)]
-        }
-        rules['window_batch'] = (type(self.window_batch) is int and self.window_batch > 0, 'an integer above 0')
+            rules[name] = (holds, f'one of {", ".join(map(repr, allowed))}')
         for name in ('crop_size', 'stride') if self.mode == 'slide' else ():
             is_pair = isinstance(getattr(self, name), (tuple, list)) and len(getattr(self, name)) == 2
             rules[name] = (is_pair, 'a pair of integers (height, width) in px')
@@ -102,8 +86,7 @@ class InferenceSettings:
             )
         if out_channels == 1 and (self.skip_glass or self.symmetries > 1):
             raise IgniteError(
-                'test_cfg.skip_glass and test_cfg.symmetries require one output channel per class, but the decode head '
-                'has out_channels=1: omit them.'
+                'test_cfg.skip_glass and symmetries require a channel per class, not out_channels=1: omit them.'
             )
 
 
