@@ -30,8 +30,7 @@ def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'groupi
     ``classes`` are the class names in the order of the matrices; ``name`` is the name of the grouping for error messages.
 
     Raises:
-        IgniteError: The grouping is not such a mapping, a group is empty, a class is unknown or in two groups, or there are
-            two 'rest' groups.
+        IgniteError: It is not such a mapping, a group is empty, a class is unknown or in two groups, or two are 'rest'.
 
     Example:
         >>> group_members({'tumour': ['b'], 'other': 'rest'}, ['a', 'b', 'c'])

@@ -184,8 +184,7 @@ class Evaluation:
 
         Args:
             groupings: {grouping: {group: [class names] or 'rest'}}, in addition to the built-in ones.
-            samples: Number of bootstrap samples; 0 omits the intervals.
-            seed: Seed of the bootstrap.
+            samples, seed: Number of bootstrap samples, 0 to omit the intervals, and their seed.
 
         Raises:
             IgniteError: A grouping is invalid, or there are too few samples.
@@ -220,18 +219,14 @@ def write_run(
 ) -> dict:
     """Write ``confusion.npz``, ``per_roi.csv``, ``tables``, ``metrics.txt`` and finally ``metrics.json`` to a folder.
 
+    Return the contents of ``metrics.json``. Raise IgniteError if a grouping is invalid or the folder cannot be written.
+
     Args:
         context: Facts about the run: checkpoint, config, split, protocol, ...; ``provenance``, a dict of version, date,
             command, config_sha256, checkpoint_sha256, data_sha256 and seed, if known; ``seen_patients``, the scored patients
             on which the checkpoint was trained or validated; ``folds`` (see :func:`.per_roi.fold_scores`) and ``ensemble`` of
             a cross-validation.
         groupings, samples, seed: See :meth:`Evaluation.metrics`.
-
-    Returns:
-        The contents of ``metrics.json``.
-
-    Raises:
-        IgniteError: A grouping is invalid, or the folder cannot be written.
     """
     folder = Path(folder)
     result = {**evaluation.metrics(groupings, samples, seed), **context}

@@ -201,10 +201,7 @@ class _Tiling:
         self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
     def predict_row(
-        self,
-        row: Span,
-        advance: Callable[[int], object] | None,
-        skip: Callable[[Windows], bool | Tensor] | None = None,
+        self, row: Span, advance: Callable[[int], object] | None, skip: Callable[[Windows], bool | Tensor] | None = None
     ) -> Iterator[tuple[Span, Tensor]]:
         """Yield the (left, right) and the (C, h, w) logits of the windows of a row that are not skipped."""
         spans = [(column, slice(*row), slice(*column)) for column in self.columns]

@@ -79,9 +79,8 @@ class TissueMetric(BaseMetric):
                 )
             known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
             metadata = dict(roi=name, **known, **(sample.get('metadata') or {}))
-            truth, prediction = (
-                sample[key]['data'].squeeze(0).to(torch.uint8).cpu().numpy() for key in ('gt_sem_seg', 'pred_sem_seg')
-            )
+            maps = (sample[key]['data'].squeeze(0) for key in ('gt_sem_seg', 'pred_sem_seg'))
+            truth, prediction = (x.to(torch.uint8).cpu().numpy() for x in maps)
             probabilities = self._probabilities(sample) if self.calibration else None
             tolerance = self.boundary_tolerance_um
             self.results.append(score_roi(metadata, truth, prediction, len(classes), tolerance, probabilities))

@@ -82,12 +82,7 @@ class TissueLoss(nn.Module):
         return resized_loss(logits, labels, *settings, weight=weight, **geometry)
 
     def forward(
-        self,
-        cls_score: Tensor,
-        label: Tensor,
-        weight: Tensor | None = None,
-        ignore_index: int = 255,
-        **kwargs: object,
+        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **kwargs: object
     ) -> Tensor:
         """Compute the scalar loss for mmseg's heads.
 

@@ -80,10 +80,7 @@ class InferenceSettings:
             except IgniteError as error:
                 raise IgniteError(f'test_cfg.crop_size or test_cfg.stride is invalid: {error}') from error
         if self.skip_glass and (self.mode == 'whole' or self.keep_logits):
-            raise IgniteError(
-                'test_cfg.skip_glass skips windows, which requires mode="slide" and, because skipped glass has no logits, '
-                'keep_logits=False: change one of them.'
-            )
+            raise IgniteError('test_cfg.skip_glass requires mode="slide" and keep_logits=False: change one of them.')
         if out_channels == 1 and (self.skip_glass or self.symmetries > 1):
             raise IgniteError(
                 'test_cfg.skip_glass and symmetries require a channel per class, not out_channels=1: omit them.'
@@ -182,8 +179,7 @@ class TissueSegmentor(EncoderDecoder):
             raise IgniteError(f'the image is {dtype} of shape {shape}; (H, W, 3) uint8 RGB was expected: convert it.')
         if self.out_channels == 1:
             raise IgniteError('label_image requires a channel per class, but the decode head has out_channels=1.')
-        device = next(self.parameters()).device
-        whole = dict(crop_size=shape[:2], stride=shape[:2])
+        device, whole = next(self.parameters()).device, dict(crop_size=shape[:2], stride=shape[:2])
         return slide_labels(
             lambda windows: self._scores(self._preprocessed(windows, device), [{}], settings),
             image,
