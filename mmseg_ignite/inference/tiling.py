@@ -39,16 +39,18 @@ def grid(side: int, crop: int, stride: int) -> list[Span]:
     for name, value in (('image side', side), ('crop size', crop), ('stride', stride)):
         _check_integer(name, value)
     if stride > crop:
-        raise IgniteError(
-            f'the stride {stride} is larger than the crop size {crop}, which leaves gaps: use 1 to {crop}.'
-        )
+        raise IgniteError(f'the stride {stride} is larger than the crop size {crop}: use 1 to {crop} to leave no gaps.')
     stops = [min(start + crop, side) for start in range(0, max(side - crop + stride - 1, 0) + 1, stride)]
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
 def _check_integer(name: str, value: object, highest: float = math.inf, expected: str = 'an integer above 0') -> None:
     """Raise IgniteError unless the value is an integer, of any type but bool, in 1..highest."""
-    if isinstance(value, bool) or not hasattr(value, '__index__') or not 0 < operator.index(value) <= highest:
+    try:
+        valid = not isinstance(value, bool) and 0 < operator.index(value) <= highest
+    except TypeError:
+        valid = False
+    if not valid:
         raise IgniteError(f'the {name} is {value!r}; {expected} was expected.')
 
 
@@ -123,9 +125,7 @@ def slide_labels(
     # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal
     # for all classes at a pixel: the largest class stays the same, and no map of weights is needed.
     sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
-    covered = np.zeros(
-        sums.shape[1:], bool
-    )  # by a window that was not skipped; on the host, to save accelerator memory
+    covered = np.zeros(sums.shape[1:], bool)  # by windows that were not skipped; on the host, to save GPU memory
     for row, next_top in zip(tiling.rows, [*(top for top, _ in tiling.rows[1:]), tiling.size[0]]):
         for (left, right), logits in tiling.predict_row(row, advance, skip):
             _add(sums[:, :, left:right], logits, tiling.weight)
