@@ -11,7 +11,7 @@ from ..engine.distributed import is_main_process
 from ..engine.ensembles import write_ensemble
 from ..errors import IgniteError
 from ..evaluation import Evaluation
-from ..evaluation.folds import fold_scores
+from ..evaluation.per_roi import fold_scores
 from ..evaluation.run import METRICS
 from ..evaluation.text_table import table
 from ..files import check_outputs, link_file, writing

@@ -12,7 +12,7 @@ from ..datasets.prepared import CONTEXT, image_path, label_path, open_array, rea
 from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
-from ..evaluation.folds import FIGURES as FOLD_FIGURES
+from ..evaluation.confusion import FIGURES as FOLD_FIGURES
 from ..evaluation.label_files import find_prediction, read_prediction
 from ..evaluation.per_roi import worst_first
 from ..evaluation.run import METRICS, RUN_FILES, score_roi

@@ -2,7 +2,7 @@
 
 Pixels and ROIs of one patient are correlated, so patients are the resampling unit: a bootstrap sample draws as many patients
 as there are, with replacement, and pools the counts of all their ROIs. ``scipy.stats.bootstrap`` would copy and pool the
-counts of each sample; one matrix product of draws and counts per patient gives the same with less time and memory.
+counts of each sample; matrix products of draws and counts per patient give the same with less time and memory.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import IgniteError
-from .confusion import OVERALL, PER_CLASS, Marginals, score_arrays
-from .folds import FIGURES
+from .confusion import FIGURES, OVERALL, PER_CLASS, Marginals, score_arrays
 
 SAMPLES = 10_000
 LEVEL = 95
 FEW_PATIENTS = 5
+_BLOCK = 1000
+"""Number of samples scored at once, which bounds the memory."""
 
 
 def units(metadata: Sequence[dict]) -> tuple[str, list[str]]:
@@ -34,35 +35,39 @@ def sum_by_unit(matrices: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return sums
 
 
-def _scores(draws: np.ndarray, sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Score samples, given how often each contains each unit (S, P) and the sums of the units (P, 3 C)."""
+def check_bootstrap(samples: int, seed: int = 0) -> None:
+    """Raise :class:`IgniteError` if there are fewer than 100 samples or the seed is negative."""
+    if samples < 100:
+        raise IgniteError(f'{samples} bootstrap samples are too few for an interval: use 100 or more.')
+    if seed < 0:
+        raise IgniteError(f'the seed of the bootstrap is {seed}; 0 or more was expected: choose another.')
+
+
+def _scores(draws: np.ndarray, sums: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Score samples, (S,) or (S, C), given how often each contains each unit (S, P) and the sums of the units (P, 3 C)."""
     pooled = Marginals(*np.split(draws @ sums, 3, axis=-1))
+    found = score_arrays(pooled)
     # A class that is only predicted has an IoU of 0 in the means over all classes, but no score of its own.
-    absent = pooled.truth == 0
-    return {k: np.where(absent, np.nan, v) if k in PER_CLASS else v for k, v in score_arrays(pooled).items()}
+    return {k: np.where(pooled.truth == 0, np.nan, found[k]) if k in PER_CLASS else found[k] for k in keys}
 
 
 def _resample(
-    runs: Sequence[np.ndarray], metadata: Sequence[dict], samples: int, seed: int
-) -> tuple[dict, list[np.ndarray], list[dict[str, np.ndarray]]]:
-    """Draw the same bootstrap samples for each run.
-
-    Returns:
-        The properties of the bootstrap (level, samples, seed, unit, patients and perhaps note); for each run the sums of
-        :func:`sum_by_unit`; and for each run the scores of all samples, (S,) or (S, C).
-    """
+    sums: Sequence[np.ndarray], unit: str, samples: int, seed: int, keys: Sequence[str]
+) -> tuple[dict, list[dict[str, np.ndarray]]]:
+    """Return the properties of the bootstrap and the scores of the same samples for each run, given its sums by unit."""
     check_bootstrap(samples, seed)
-    unit, names = units(metadata)
-    sums = [sum_by_unit(matrices, names) for matrices in runs]
     count = len(sums[0])
-    generator = np.random.Generator(np.random.Philox(seed))
-    draws = generator.multinomial(count, np.full(count, 1 / count), samples).astype(np.float64)
+    generator, odds = np.random.Generator(np.random.Philox(seed)), np.full(count, 1 / count)
+    blocks = []
+    for start in range(0, samples, _BLOCK):
+        draws = generator.multinomial(count, odds, min(_BLOCK, samples - start)).astype(np.float64)
+        blocks.append([_scores(draws, s, keys) for s in sums])
     about = dict(level=LEVEL, samples=samples, seed=seed, unit=unit, patients=count)
     if unit != 'patient':
         about['note'] = 'patients are unknown, so ROIs were resampled instead: the intervals are too narrow.'
     elif count < FEW_PATIENTS:
         about['note'] = f'only {count} patient{"s" if count != 1 else ""}: the intervals are not reliable.'
-    return about, sums, [_scores(draws, s) for s in sums]
+    return about, [{k: np.concatenate([block.pop(k) for block in run]) for k in keys} for run in zip(*blocks)]
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
@@ -89,33 +94,22 @@ def intervals(
         matrices: (R, C, C) or (R, C, C + 1) int64, pixel counts per ROI.
         metadata: R dicts with ``roi`` and ``patient``.
         classes: C names of classes or groups.
-        samples: Number of bootstrap samples, at least 100.
-        seed: Seed of the draws, 0 or more.
+        samples, seed: Number of bootstrap samples and seed of the draws, see :func:`check_bootstrap`.
         keys: Scores to return, among the overall ones of :func:`.confusion.score_arrays`.
 
     Returns:
         level, samples, seed, unit, patients, note (if the intervals are unreliable), ``figures``: {key: [low, high]} and
         ``classes``: {name: {IoU, Dice, patients}}. An interval is None if no sample has the score.
-
-    Raises:
-        IgniteError: Fewer than 100 samples, or a negative seed.
     """
-    result, (sums,), (found,) = _resample([matrices], metadata, samples, seed)
-    patients = (sums[:, : len(classes)] > 0).sum(0)
+    unit, names = units(metadata)
+    sums = sum_by_unit(matrices, names)
+    result, (found,) = _resample([sums], unit, samples, seed, (*keys, 'IoU', 'Dice'))
     result['figures'] = {k: _interval(found[k]) for k in keys}
     result['classes'] = {
-        name: {**{k: _interval(found[k][:, i]) for k in ('IoU', 'Dice')}, 'patients': int(patients[i])}
+        name: {**{k: _interval(found[k][:, i]) for k in ('IoU', 'Dice')}, 'patients': int((sums[:, i] > 0).sum())}
         for i, name in enumerate(classes)
     }
     return result
-
-
-def check_bootstrap(samples: int, seed: int = 0) -> None:
-    """Raise :class:`IgniteError` if there are fewer than 100 samples or the seed is negative."""
-    if samples < 100:
-        raise IgniteError(f'{samples} bootstrap samples are too few for an interval: use 100 or more.')
-    if seed < 0:
-        raise IgniteError(f'the seed of the bootstrap is {seed}; 0 or more was expected: choose another.')
 
 
 def paired(
@@ -128,21 +122,17 @@ def paired(
 ) -> dict:
     """Compare two runs on the same ROIs, in the same order, by a paired bootstrap.
 
-    Both runs are scored on the same resampled patients, so variation that they share cancels out.
-
-    Args:
-        a, b: (R, C, C) or (R, C, C + 1) int64, pixel counts per ROI.
-        metadata, classes, samples, seed: See :func:`intervals`.
+    Both runs are scored on the same resampled patients, so variation that they share cancels out. ``a`` and ``b`` are pixel
+    counts like ``matrices`` of :func:`intervals`, as are the other arguments and the errors.
 
     Returns:
         level, samples, seed, unit, patients, perhaps note, and ``figures`` and ``classes`` (IoU): {name: {a, b, difference
         (B - A, percentage points), interval, b_better (percentage of samples, ties count half)}}.
-
-    Raises:
-        IgniteError: Fewer than 100 samples, or a negative seed.
     """
-    result, sums, found = _resample([a, b], metadata, samples, seed)
-    observed = [_scores(np.ones((1, len(s))), s) for s in sums]
+    unit, names = units(metadata)
+    sums, keys = [sum_by_unit(matrices, names) for matrices in (a, b)], (*FIGURES, 'IoU')
+    result, found = _resample(sums, unit, samples, seed, keys)
+    observed = [_scores(np.ones((1, len(s))), s, keys) for s in sums]
 
     def row(key: str, index: int | tuple = ()) -> dict:
         score_a, score_b = (float(run[key].T[index][0]) for run in observed)

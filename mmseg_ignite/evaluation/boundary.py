@@ -27,15 +27,7 @@ COUNTS = ('truth', 'truth_matched', 'predicted', 'predicted_matched')
 
 
 def edges(labels: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """Find the boundary pixels of all classes.
-
-    Args:
-        labels: (H, W) class ids.
-        annotated: (H, W) bool, pixels that count.
-
-    Returns:
-        (H, W) bool.
-    """
+    """Find the boundary pixels of all classes, (H, W) bool, in labels (H, W) where ``annotated``, (H, W) bool."""
     found = np.zeros(labels.shape, bool)
     # Transposed views share the memory, so the second pass compares and marks horizontal neighbours.
     for ids, valid, edge in ((labels, annotated, found), (labels.T, annotated.T, found.T)):
@@ -64,8 +56,7 @@ def boundary_counts(
     Args:
         truth: (H, W) uint8 train ids, 255 unannotated.
         prediction: (H, W) uint8 train ids, 255 where nothing was predicted (treated as a class of its own).
-        classes: C.
-        tolerance_um: Tolerance in micrometres.
+        tolerance_um: Positive length in micrometres.
         um_per_px: Resolution in micrometres per pixel.
         roi: Name for error messages.
 
@@ -82,9 +73,8 @@ def boundary_counts(
     limit = math.sqrt(math.floor((tolerance_um / um_per_px) ** 2 * (1 + 1e-9)) + 0.5)
     annotated = truth != IGNORE
     points = [_points(np.where(edges(m, annotated), m, IGNORE), classes) for m in (truth, prediction)]
-    return np.array(
-        [(len(t), _matched(t, p, limit), len(p), _matched(p, t, limit)) for t, p in zip(*points)], np.int64
-    ).reshape(classes, len(COUNTS))
+    rows = [(len(t), _matched(t, p, limit), len(p), _matched(p, t, limit)) for t, p in zip(*points)]
+    return np.array(rows, np.int64).reshape(classes, len(COUNTS))
 
 
 def _points(labels: np.ndarray, classes: int) -> list[np.ndarray]:
@@ -105,14 +95,9 @@ def _matched(points: np.ndarray, others: np.ndarray, limit: float) -> int:
 
 
 def boundary_scores(counts: np.ndarray, names: Sequence[str], tolerance_um: float) -> dict:
-    """Compute boundary scores in percent from pooled counts.
+    """Compute boundary scores in percent from the pooled counts (C, 4) of the C ``names``; copy the tolerance.
 
     A class without a boundary in the ground truth is absent: its scores are None and excluded from the means.
-
-    Args:
-        counts: (C, 4) int64, see :func:`boundary_counts`.
-        names: C class names.
-        tolerance_um: Tolerance at which the pixels were counted, copied to the result.
     """
     classes = {name: dict(boundary_F1=None, NSD=None) for name in names}
     for row, (truth, truth_hit, predicted, predicted_hit) in zip(classes.values(), counts.astype(np.float64)):
@@ -121,9 +106,8 @@ def boundary_scores(counts: np.ndarray, names: Sequence[str], tolerance_um: floa
             both = recall + precision
             row['boundary_F1'] = 200 * recall * precision / both if both else 0.0
             row['NSD'] = 100 * (truth_hit + predicted_hit) / (truth + predicted)
-
-    def mean(key: str) -> float | None:
+    means = {}
+    for key in ('boundary_F1', 'NSD'):
         values = [row[key] for row in classes.values() if row[key] is not None]
-        return number(np.mean(values)) if values else None
-
-    return dict(tolerance_um=tolerance_um, classes=classes, mean_boundary_F1=mean('boundary_F1'), mean_NSD=mean('NSD'))
+        means[f'mean_{key}'] = number(np.mean(values)) if values else None
+    return dict(tolerance_um=tolerance_um, classes=classes, **means)

@@ -28,15 +28,13 @@ def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np
         - confidence: (15, 3) float64; per bin of the largest probability: pixels, sum of confidences, correct pixels.
         - entropy: (20, 2) float64; per bin of the entropy divided by ln C: pixels, wrong pixels.
     """
-    probabilities, truth = np.asarray(probabilities), np.asarray(truth).reshape(-1)
-    classes = len(probabilities)
-    flat = probabilities.reshape(classes, -1)
+    classes, truth = len(probabilities), np.asarray(truth).reshape(-1)
+    flat = np.asarray(probabilities).reshape(classes, -1)
     confidence, entropy = np.zeros((CONFIDENCE_BINS, 3)), np.zeros((ENTROPY_BINS, 2))
     for first in range(0, truth.size, _BLOCK):
         labels = truth[first : first + _BLOCK]
         p = flat[:, first : first + _BLOCK].astype(np.float32)
-        annotated = labels != IGNORE
-        if not annotated.all():
+        if not (annotated := labels != IGNORE).all():
             p, labels = p[:, annotated], labels[annotated]
         largest, correct = p.max(0), p.argmax(0) == labels
         relative_entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(0) / np.log(max(classes, 2))
@@ -46,10 +44,7 @@ def calibration_counts(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np
 
 
 def calibration_scores(confidence: np.ndarray, entropy: np.ndarray) -> dict:
-    """Compute the expected calibration error (Guo et al. 2017) and both curves in percent from pooled counts.
-
-    Args:
-        confidence, entropy: Sums over ROIs of the results of :func:`calibration_counts`.
+    """Compute the expected calibration error (Guo et al. 2017) and both curves, in percent, from summed counts.
 
     Returns:
         ``ece``, the mean over pixels of the |accuracy - confidence| of their bin; ``bins``: [{from, to, pixels, confidence,
@@ -60,12 +55,8 @@ def calibration_scores(confidence: np.ndarray, entropy: np.ndarray) -> dict:
 
     def rows(counts: np.ndarray, **columns: np.ndarray) -> list[dict]:
         return [
-            {
-                'from': i / len(counts),
-                'to': (i + 1) / len(counts),
-                'pixels': int(n),
-                **{k: float(v[i]) if n else None for k, v in columns.items()},
-            }
+            {'from': i / len(counts), 'to': (i + 1) / len(counts), 'pixels': int(n)}
+            | {k: float(v[i]) if n else None for k, v in columns.items()}
             for i, n in enumerate(counts)
         ]
 

@@ -12,10 +12,7 @@ def _list(names: set[str]) -> str:
 
 
 def compare(a: Evaluation, b: Evaluation, samples: int = SAMPLES, seed: int = 0) -> dict:
-    """Compute B - A with intervals over patients; ROIs are matched by name.
-
-    Returns:
-        ``rois`` and the results of :func:`.bootstrap.paired`.
+    """Return ``rois`` and :func:`.bootstrap.paired` of two runs, B - A with intervals; ROIs are matched by name.
 
     Raises:
         IgniteError: The runs differ in ROIs, classes or ground truth.
@@ -31,19 +28,16 @@ def compare(a: Evaluation, b: Evaluation, samples: int = SAMPLES, seed: int = 0)
     if a.classes != b.classes:
         difference = _list(set(a.classes) ^ set(b.classes)) or 'their order'
         raise IgniteError(f'the runs have different classes ({difference}): compare runs with the same classes.')
-    index = {name: i for i, name in enumerate(b.names)}
-    order = [index[name] for name in a.names]
+    order = [b.names.index(name) for name in a.names]
     counts_a, counts_b = a.counts, b.counts[order]
-    differ = (counts_a.sum(-1) != counts_b.sum(-1)).any(-1)
-    if differ.any():
-        names = {a.names[i] for i in np.flatnonzero(differ)}
+    if names := {a.names[i] for i in np.flatnonzero((counts_a.sum(-1) != counts_b.sum(-1)).any(-1))}:
         raise IgniteError(f'the ground truth of {_list(names)} differs between the runs: score both on the same data.')
     metadata = a.metadata if all('patient' in m for m in a.metadata) else [b.metadata[i] for i in order]
     return dict(rois=len(a.names), **paired(counts_a, counts_b, metadata, a.classes, samples, seed))
 
 
 def comparison_table(result: dict, a: str = 'A', b: str = 'B') -> str:
-    """Format the result of :func:`compare` as text, with the names of both runs."""
+    """Format the result of :func:`compare` as text, with the names of both runs; end with which has a better mIoU."""
     head = f'{"":<22}{"A":>8}{"B":>8}{"B - A":>9}{"95 % interval":>20}{"B better in":>13}'
     rule = '-' * len(head)
     lines = [f'A  {a}', f'B  {b}', '', head, rule]
@@ -56,20 +50,13 @@ def comparison_table(result: dict, a: str = 'A', b: str = 'B') -> str:
             values = f'{row["a"]:>8.2f}{row["b"]:>8.2f}{row["difference"]:>+9.2f}'
             interval = '{:+.2f} .. {:+.2f}'.format(*row['interval'])
             lines.append(f'{name:<22}{values}{interval:>20}{row["b_better"]:>11.1f} %')
-    lines += [
-        rule,
-        f'{result["rois"]} ROIs, {result["patients"]} {result["unit"]}s resampled {result["samples"]:,} times',
-    ]
-    if 'note' in result:
-        lines.append(f'note: {result["note"]}')
-    return '\n'.join([*lines, verdict(result)])
-
-
-def verdict(result: dict) -> str:
-    """Say in one sentence whether B has a better mIoU and by how much."""
+    units = f'{result["patients"]} {result["unit"]}s'
+    lines += [rule, f'{result["rois"]} ROIs, {units} resampled {result["samples"]:,} times']
+    lines += [f'note: {result["note"]}'] if 'note' in result else []
     row = result['figures']['mIoU']
     if row['difference'] is None:
-        return 'No annotated pixel: nothing to compare.'
+        return '\n'.join([*lines, 'No annotated pixel: nothing to compare.'])
     low, high = row['interval']
     finding = 'B is better than A' if low > 0 else 'B is worse than A' if high < 0 else 'No clear difference'
-    return f'{finding}: mIoU {row["difference"]:+.2f} points (95 % interval {low:+.2f} .. {high:+.2f}).'
+    lines.append(f'{finding}: mIoU {row["difference"]:+.2f} points (95 % interval {low:+.2f} .. {high:+.2f}).')
+    return '\n'.join(lines)

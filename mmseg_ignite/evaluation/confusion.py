@@ -13,6 +13,8 @@ import numpy as np
 from ..labels import IGNORE
 
 PER_CLASS = ('IoU', 'Dice', 'Precision', 'Recall')
+FIGURES = ('mIoU', 'mDice', 'aAcc')
+"""The scores of folds, strata and paired runs."""
 OVERALL = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'mIoU_all_classes', 'mDice_all_classes', 'fwIoU', 'kappa')
 
 
@@ -22,7 +24,6 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) ->
     Args:
         truth: Integer train ids 0..C-1, or 255 to ignore the pixel; any shape.
         prediction: Integer train ids of the same shape, 0..C-1 where the truth is not 255.
-        classes: C.
 
     Returns:
         (C, C) int64; rows are ground truth, columns prediction.
@@ -46,10 +47,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) ->
 
 
 class Marginals(NamedTuple):
-    """Pixel counts per class, each (..., C): all that the scores need of a confusion matrix.
-
-    They add up over ROIs, so the bootstrap resamples 3 C numbers per patient instead of a matrix.
-    """
+    """Pixel counts per class, each (..., C), which add up over ROIs: all that the scores need of a confusion matrix."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -58,9 +56,8 @@ class Marginals(NamedTuple):
     @classmethod
     def of(cls, matrices: np.ndarray) -> Marginals:
         """Return the marginals of matrices (..., C, C) or (..., C, C + 1)."""
-        classes = matrices.shape[-2]
-        hit = np.diagonal(matrices, axis1=-2, axis2=-1)
-        return cls(matrices.sum(-1), matrices.sum(-2)[..., :classes], hit)
+        predicted = matrices.sum(-2)[..., : matrices.shape[-2]]
+        return cls(matrices.sum(-1), predicted, np.diagonal(matrices, axis1=-2, axis2=-1))
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -70,7 +67,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Average the masked entries along the last axis; NaN if there are none."""
+    """Average along the last axis; NaN if no entry is masked."""
     return ratio(np.where(mask, values, 0).sum(-1), mask.sum(-1))
 
 
@@ -85,11 +82,9 @@ def score_arrays(pooled: Marginals) -> dict[str, np.ndarray]:
       2 sum(hit) / (sum(truth) + sum(predicted)); ``kappa`` in -1..1 (Cohen 1960).
     """
     truth, predicted, hit = (np.asarray(x, np.float64) for x in pooled)
-    present, pixels = truth > 0, truth.sum(-1)
-    iou, dice = ratio(100 * hit, truth + predicted - hit), ratio(200 * hit, truth + predicted)
-    recall = ratio(100 * hit, truth)
-    accuracy = ratio(hit.sum(-1), pixels)
-    chance = ratio((truth * predicted).sum(-1), pixels**2)
+    present, either, pixels = truth > 0, truth + predicted, truth.sum(-1)
+    iou, dice, recall = ratio(100 * hit, either - hit), ratio(200 * hit, either), ratio(100 * hit, truth)
+    accuracy, chance = ratio(hit.sum(-1), pixels), ratio((truth * predicted).sum(-1), pixels**2)
     return dict(
         IoU=iou,
         Dice=dice,
@@ -98,8 +93,8 @@ def score_arrays(pooled: Marginals) -> dict[str, np.ndarray]:
         mIoU=_masked_mean(iou, present),
         mDice=_masked_mean(dice, present),
         mAcc=_masked_mean(recall, present),
-        mIoU_all_classes=_masked_mean(iou, truth + predicted > 0),
-        mDice_all_classes=_masked_mean(dice, truth + predicted > 0),
+        mIoU_all_classes=_masked_mean(iou, either > 0),
+        mDice_all_classes=_masked_mean(dice, either > 0),
         micro_dice=ratio(200 * hit.sum(-1), pixels + predicted.sum(-1)),
         aAcc=100 * accuracy,
         fwIoU=ratio((truth * np.where(present, iou, 0)).sum(-1), pixels),
@@ -113,22 +108,18 @@ def number(value: float) -> float | None:
 
 
 def scores(confusion: np.ndarray, names: tuple[str, ...]) -> dict:
-    """Compute unrounded scores from one pooled matrix, in percent except kappa (-1..1); see :func:`score_arrays`.
+    """Compute unrounded scores from one pooled matrix, (C, C) or (C, C + 1) int64, and the names of its classes.
 
+    Scores are in percent except kappa (-1..1); see :func:`score_arrays` for the definitions.
     A class without ground-truth pixels is absent: its scores are None, and only the ``*_all_classes`` means include it.
     Pixels predicted as an absent class still lower the scores of the classes that they belong to.
-
-    Args:
-        confusion: (C, C) or (C, C + 1) int64.
-        names: C class names.
 
     Returns:
         The scores in ``OVERALL``, ``classes_present`` and ``classes``: {name: {IoU, Dice, Precision, Recall, pixels,
         predicted_pixels}}. Precision is None if the class was never predicted.
     """
     pooled = Marginals.of(confusion)
-    found = score_arrays(pooled)
-    present = pooled.truth > 0
+    found, present = score_arrays(pooled), pooled.truth > 0
     classes = {
         name: {
             **{k: number(found[k][i]) if present[i] else None for k in PER_CLASS},

@@ -10,7 +10,7 @@ from .bootstrap import intervals
 from .confusion import Marginals, number, score_arrays, scores
 
 REST = 'rest'
-"""Value that stands for all classes that are in no other group."""
+"""Stands for all classes that are in no other group."""
 IGNITE_6 = {
     'Background': ['Background'],
     'Tumor': ['Tumor epithelium'],
@@ -25,16 +25,12 @@ _GROUP_FIGURES = ('mIoU', 'mDice', 'mAcc', 'aAcc')
 
 
 def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'grouping') -> dict[str, list[int]]:
-    """Check a grouping and return the class ids of each group.
+    """Check a grouping, {group: [class names]}, and return the class ids of each group; one group may be 'rest'.
 
-    Args:
-        grouping: {group: [class names]}; one group may be 'rest' instead of a list.
-        classes: Class names in the order of the matrices.
-        name: Name of the grouping for error messages.
+    ``classes`` are the class names in the order of the matrices; ``name`` is the name of the grouping for error messages.
 
     Raises:
-        IgniteError: The grouping is not such a mapping, a group is empty, a class is unknown or in two groups, or there are
-            two 'rest' groups.
+        IgniteError: It is not such a mapping, a group is empty, a class is unknown or in two groups, or two are 'rest'.
 
     Example:
         >>> group_members({'tumour': ['b'], 'other': 'rest'}, ['a', 'b', 'c'])
@@ -42,32 +38,24 @@ def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'groupi
     """
     if not isinstance(grouping, Mapping) or not grouping:
         raise IgniteError(f'{name} is {grouping!r}; {{group: [class names]}} was expected: correct the grouping.')
-    group_of: dict[str, str] = {}
-    for group, members in grouping.items():
-        if members == REST:
-            continue
-        if isinstance(members, str) or not isinstance(members, Sequence) or not members:
-            raise IgniteError(
-                f'{name}: the group {group!r} is {members!r}; a list of class names was expected: correct it.'
-            )
-        for member in members:
-            if member not in classes:
-                raise IgniteError(
-                    f'{name}: the group {group!r} names {member!r}; the classes are {", ".join(classes)}.'
-                )
-            if member in group_of:
-                raise IgniteError(f'{name}: {member!r} is in {group_of[member]!r} and in {group!r}: name it once.')
-            group_of[member] = group
     rests = [group for group, members in grouping.items() if members == REST]
     if len(rests) > 1:
         raise IgniteError(f'{name}: the groups {rests[0]!r} and {rests[1]!r} are both {REST!r}: only one can be.')
+    group_of: dict[str, str] = {}
+    for group, members in grouping.items():
+        if (isinstance(members, str) and members != REST) or not isinstance(members, Sequence) or not members:
+            raise IgniteError(f'{name}: {group!r} is {members!r}; a list of class names was expected: correct it.')
+        for member in members if members != REST else ():
+            if member not in classes:
+                raise IgniteError(f'{name}: {group!r} names {member!r}; the classes are {", ".join(classes)}.')
+            if member in group_of:
+                raise IgniteError(f'{name}: {member!r} is in {group_of[member]!r} and in {group!r}: name it once.')
+            group_of[member] = group
     remaining = [c for c in classes if c not in group_of]
     if rests and not remaining:
         raise IgniteError(f'{name}: no class is left for the group {rests[0]!r}: omit it.')
-    return {
-        str(group): [classes.index(m) for m in (remaining if members == REST else members)]
-        for group, members in grouping.items()
-    }
+    named = {str(group): remaining if members == REST else members for group, members in grouping.items()}
+    return {group: [classes.index(member) for member in members] for group, members in named.items()}
 
 
 def group_matrix(matrices: np.ndarray, members: Mapping[str, list[int]]) -> np.ndarray:
@@ -85,13 +73,9 @@ def group_matrix(matrices: np.ndarray, members: Mapping[str, list[int]]) -> np.n
 
 
 def check_groupings(groupings: Mapping | None, classes: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    """Check groupings and add the built-in ones that fit the classes; equal names replace built-in groupings.
+    """Check groupings and return {grouping: {group: [class ids]}}; raise the errors of :func:`group_members`.
 
-    Returns:
-        {grouping: {group: [class ids]}}.
-
-    Raises:
-        IgniteError: See :func:`group_members`.
+    The built-in groupings are included if they fit the classes and no other has their name.
     """
     if groupings is not None and not isinstance(groupings, Mapping):
         raise IgniteError(f'groupings is {groupings!r}; {{name: {{group: [class names]}}}} was expected: correct it.')
@@ -109,9 +93,8 @@ def group_scores(
     """Compute the pooled scores of a grouping and, with ``samples``, their intervals.
 
     Args:
-        matrices: (R, C, C) or (R, C, C + 1) int64, pixel counts per ROI.
         members: {group: [class ids]}.
-        metadata, samples, seed: See :func:`.bootstrap.intervals`; 0 samples omit the intervals.
+        matrices, metadata, samples, seed: See :func:`.bootstrap.intervals`; 0 samples omit the intervals.
 
     Returns:
         ``groups``: {group: scores as of a class}, mIoU, mDice, mAcc, aAcc, classes_present and perhaps ``intervals``:
@@ -151,15 +134,13 @@ def published_scores(matrices: np.ndarray, metadata: Sequence[dict] = (), sample
         ('classes', '', kept, CLASSES),
         ('groups', 'groups_', group_matrix(kept, members), tuple(members)),
     ):
-        pooled = Marginals.of(counts.sum(0))
-        found = score_arrays(pooled)
+        found = score_arrays(pooled := Marginals.of(counts.sum(0)))
+        means = {f'{prefix}micro_dice': 'micro_dice', f'{prefix}mean_dice': 'mDice'}
         result[key] = {n: number(dice) if t else None for n, dice, t in zip(names, found['Dice'], pooled.truth)}
-        result[f'{prefix}micro_dice'] = number(found['micro_dice'])
-        result[f'{prefix}mean_dice'] = number(found['mDice'])
+        result |= {name: number(found[mean]) for name, mean in means.items()}
         if samples:
-            resampled = intervals(counts, metadata, names, samples, seed, ('micro_dice', 'mDice'))
+            resampled = intervals(counts, metadata, names, samples, seed, tuple(means.values()))
             spread[key] = {name: row['Dice'] for name, row in resampled['classes'].items()}
             spread['patients'][key] = {name: row['patients'] for name, row in resampled['classes'].items()}
-            spread[f'{prefix}micro_dice'] = resampled['figures']['micro_dice']
-            spread[f'{prefix}mean_dice'] = resampled['figures']['mDice']
+            spread |= {name: resampled['figures'][mean] for name, mean in means.items()}
     return {**result, 'intervals': spread} if samples else result

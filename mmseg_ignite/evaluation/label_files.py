@@ -22,18 +22,17 @@ def read_labels(path: str | Path) -> np.ndarray:
         IgniteError: The file is missing, not a complete PNG, or not 8-bit with one channel.
     """
     try:
-        content = Path(path).read_bytes()
-        header = check_png(content)
-        if header.bits != 8 or header.colour not in ('grayscale', 'palette'):
-            raise IgniteError(
-                f'{path} is {header.colour} of {header.bits} bits; an 8-bit label PNG with one channel was expected: '
-                'save the class ids without conversion.'
-            )
-        return decode(content, header)
+        header = check_png(content := Path(path).read_bytes())
+        if header.bits == 8 and header.colour in ('grayscale', 'palette'):
+            return decode(content, header)
     except OSError as error:
         raise IgniteError(f'{path} cannot be read ({error.strerror or error}): check the file.') from error
     except DamagedPicture as error:
         raise IgniteError(f'{path} is not a complete PNG ({error}): write it again.') from error
+    raise IgniteError(
+        f'{path} is {header.colour} of {header.bits} bits; an 8-bit label PNG with one channel was expected: save the class '
+        'ids without conversion.'
+    )
 
 
 def find_prediction(folder: str | Path, name: str) -> Path | None:
@@ -46,7 +45,7 @@ def read_prediction(path: Path, shape: tuple[int, int], encoding: str, context: 
     """Read a label PNG as train ids, (H, W) uint8, 255 where nothing was predicted.
 
     Args:
-        path: File; NAME_with_context.png is cropped to the ROI.
+        path: NAME_with_context.png is cropped to the ROI.
         shape: (H, W) of the ROI in pixels.
         encoding: 'raw' (ids 1..16, 0 where nothing was predicted) or 'train' (ids 0..15, 255 where nothing was predicted).
         context: ``context`` of the ROI's index entry: ``height`` and ``width`` (px) of the image with context, and
@@ -55,23 +54,20 @@ def read_prediction(path: Path, shape: tuple[int, int], encoding: str, context: 
     Raises:
         IgniteError: The file is missing or damaged, or has a wrong size or invalid values.
     """
-    stored, has_context = read_labels(path), path.stem.endswith(CONTEXT)
-    if has_context and context is None:
-        raise IgniteError(
-            f'{path} includes the tissue around its ROI, but the position of the ROI in it is unknown: prepare the data '
-            'again without --no-context.'
-        )
-    expected = (context['height'], context['width']) if has_context else shape
+    stored, expected, which, (y, x) = read_labels(path), shape, 'its ROI', (0, 0)
+    if path.stem.endswith(CONTEXT):
+        if context is None:
+            raise IgniteError(
+                f'{path} includes the tissue around its ROI, but the position of the ROI in it is unknown: prepare the data '
+                'again without --no-context.'
+            )
+        expected, which, (y, x) = (context['height'], context['width']), 'the ROI with context', context['origin']
     if stored.shape != expected:
         found, wanted = (' x '.join(map(str, s)) for s in (stored.shape, expected))
-        which = 'the ROI with context' if has_context else 'its ROI'
         raise IgniteError(f'{path} has {found} px (H x W), {which} {wanted}: predict at that size.')
-    if has_context:
-        y, x = context['origin']
-        stored = np.ascontiguousarray(stored[y : y + shape[0], x : x + shape[1]])
-    is_raw, train_ids = encoding == 'raw', np.arange(NUM_CLASSES)
-    table = np.full(256, _INVALID, np.uint8)
-    table[train_ids + is_raw], table[0 if is_raw else IGNORE] = train_ids, IGNORE
+    stored = np.ascontiguousarray(stored[y : y + shape[0], x : x + shape[1]])
+    is_raw, table = encoding == 'raw', np.full(256, _INVALID, np.uint8)
+    table[is_raw : NUM_CLASSES + is_raw], table[0 if is_raw else IGNORE] = range(NUM_CLASSES), IGNORE
     ids = cv2.LUT(stored, table)
     if ids.max() >= _INVALID and (ids == _INVALID).any():  # the maximum is cheaper, and settles it for most files
         valid = f'0..{NUM_CLASSES}' if is_raw else f'0..{NUM_CLASSES - 1} or 255'

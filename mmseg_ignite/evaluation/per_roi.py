@@ -1,12 +1,11 @@
-"""Scores of single ROIs, the worst ROIs, and pooled scores of strata (ROIs that share a metadata value)."""
+"""Scores of parts of a run: single ROIs, the worst ROIs, strata (ROIs that share a metadata value) and folds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .bootstrap import intervals, sum_by_unit, units
-from .confusion import Marginals, number, score_arrays, scores
-from .folds import FIGURES
+from .confusion import FIGURES, Marginals, number, score_arrays, scores
 
 WORST = 10
 NOTHING = 'nothing'
@@ -53,44 +52,23 @@ def worst_first(matrices: np.ndarray, metadata: Sequence[dict]) -> list[int]:
     return sorted(range(len(metadata)), key=lambda r: (score[r], metadata[r]['roi']))
 
 
-def commonest_error(matrix: np.ndarray) -> tuple[int, int, float] | None:
-    """Find the most frequent confusion in a matrix (C, C) or (C, C + 1).
-
-    Returns:
-        Ids of the true and the predicted class (C: no prediction) and the percentage of all pixels; None without errors.
-    """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong[:, : len(matrix)], 0)
-    if not wrong.any():
-        return None
-    truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    return int(truth), int(predicted), float(100 * wrong[truth, predicted] / matrix.sum())
-
-
 def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
-    """Return up to ten ROIs with annotated pixels by ascending mIoU.
-
-    Args:
-        matrices, metadata, classes: See :func:`per_roi`.
+    """Return up to ten ROIs with annotated pixels by ascending mIoU; see :func:`per_roi` for the arguments.
 
     Returns:
         [{roi, patient, mIoU, aAcc, confused}], where ``confused`` is the most frequent error [truth, predicted, percentage of
         the annotated pixels] or None.
     """
-    found = score_arrays(Marginals.of(matrices))
-    names = (*classes, NOTHING)
-    rows = []
+    names, rows = (*classes, NOTHING), []
     for r in worst_first(matrices, metadata)[:WORST]:
-        if np.isfinite(found['mIoU'][r]):
-            error = commonest_error(matrices[r])
-            rows.append(
-                dict(
-                    roi=metadata[r]['roi'],
-                    patient=metadata[r].get('patient'),
-                    **{key: number(found[key][r]) for key in ('mIoU', 'aAcc')},
-                    confused=[names[error[0]], names[error[1]], error[2]] if error else None,
-                )
-            )
+        found, wrong, confused = score_arrays(Marginals.of(matrices[r])), matrices[r].copy(), None
+        np.fill_diagonal(wrong[:, : len(wrong)], 0)
+        if wrong.any():
+            truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+            confused = [names[truth], names[predicted], float(100 * wrong.max() / matrices[r].sum())]
+        if np.isfinite(found['mIoU']):
+            known = dict(roi=metadata[r]['roi'], patient=metadata[r].get('patient'))
+            rows.append({**known, **{key: number(found[key]) for key in ('mIoU', 'aAcc')}, 'confused': confused})
     return rows
 
 
@@ -114,26 +92,45 @@ def strata(
     for column in dict.fromkeys(key for m in metadata for key in m if key not in _NO_STRATA):
         values = [str(v) if (v := m.get(column)) not in (None, '') else 'unknown' for m in metadata]
         distinct = sorted(set(values), key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
-        if column != 'patient' and len(distinct) in (1, len(values)):
-            continue
-        chosen = {value: [r for r, v in enumerate(values) if v == value] for value in distinct}
-        result[column] = {
-            value: _stratum(matrices[rois], [metadata[r] for r in rois], classes, samples, seed)
-            for value, rois in chosen.items()
-        }
+        if column == 'patient' or len(distinct) not in (1, len(values)):
+            chosen = {value: [r for r, v in enumerate(values) if v == value] for value in distinct}
+            result[column] = {
+                value: _stratum(matrices[rois], [metadata[r] for r in rois], classes, samples, seed)
+                for value, rois in chosen.items()
+            }
     return result
 
 
 def _stratum(matrices: np.ndarray, metadata: list[dict], classes: Sequence[str], samples: int, seed: int) -> dict:
     found = scores(matrices.sum(0), tuple(classes))
-    result = dict(
-        rois=len(metadata),
-        patients=len({m.get('patient') for m in metadata}),
-        pixels=int(matrices.sum()),
-        **{key: found[key] for key in (*FIGURES, 'classes_present')},
-    )
+    patients = len({m.get('patient') for m in metadata})
+    result = dict(rois=len(metadata), patients=patients, pixels=int(matrices.sum()))
+    result |= {key: found[key] for key in (*FIGURES, 'classes_present')}
     if samples and len(set(units(metadata)[1])) > 1:
         resampled = intervals(matrices, metadata, classes, samples, seed, FIGURES)
         result['intervals'] = resampled['figures']
         result |= {key: resampled[key] for key in ('note',) if key in resampled}
     return result
+
+
+def fold_scores(folds: Mapping[str, dict]) -> dict:
+    """Collect the scores of the folds of a cross-validation with their mean and standard deviation.
+
+    The scores of a fold are pooled over its own ROIs. The mean over folds differs from the score pooled over the ROIs of all
+    folds, because every fold has the same weight, however few ROIs or classes it has.
+
+    Args:
+        folds: {fold name: contents of ``metrics.json``}.
+
+    Returns:
+        ``rows``: [{fold, rois, patients, classes_present, mIoU, mDice, aAcc}], in percent; ``mean`` and ``sd`` (n - 1):
+        {mIoU, mDice, aAcc}, None if no fold, or for ``sd`` fewer than two, has the score.
+    """
+    keys = ('rois', 'patients', 'classes_present', *FIGURES)
+    rows = [dict(fold=name, **{key: found[key] for key in keys}) for name, found in folds.items()]
+    values = {key: [row[key] for row in rows if row[key] is not None] for key in FIGURES}
+    return dict(
+        rows=rows,
+        mean={key: float(np.mean(v)) if v else None for key, v in values.items()},
+        sd={key: float(np.std(v, ddof=1)) if len(v) > 1 else None for key, v in values.items()},
+    )

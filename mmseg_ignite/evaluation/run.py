@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import IgniteError
-from ..files import atomic_file, write_json
+from ..files import atomic_file, write_json, writing
 from ..labels import CLASSES, IGNORE, histogram
 from .bootstrap import SAMPLES, intervals, units
 from .boundary import boundary_counts, boundary_scores
@@ -44,21 +44,15 @@ def score_roi(
         metadata: With ``roi``, and ``um_per_px`` if boundaries are counted.
         truth: (H, W) uint8 train ids, 255 unannotated.
         prediction: (H, W) uint8 train ids, 255 where nothing was predicted.
-        classes: C.
         boundary_tolerance_um: Also count boundaries, at this tolerance in micrometres.
         probabilities: (C, H, W) float, to count by confidence and entropy too.
     """
-    predicted_truth, unpredicted = truth, np.zeros(classes, np.int64)
-    if prediction.max(initial=0) == IGNORE:
-        missing = prediction == IGNORE
-        unpredicted += histogram(truth[missing])[:classes]
-        predicted_truth = np.where(missing, IGNORE, truth)
-    matrix = confusion_matrix(predicted_truth, prediction, classes)
-    result = dict(metadata=metadata, matrix=matrix, unpredicted=unpredicted)
+    missing = prediction == IGNORE
+    matrix = confusion_matrix(np.where(missing, IGNORE, truth) if missing.any() else truth, prediction, classes)
+    result = dict(metadata=metadata, matrix=matrix, unpredicted=histogram(truth[missing])[:classes])
     if boundary_tolerance_um is not None:
-        result['boundary'] = boundary_counts(
-            truth, prediction, classes, boundary_tolerance_um, metadata.get('um_per_px'), metadata['roi']
-        )
+        um_per_px, roi = metadata.get('um_per_px'), metadata['roi']
+        result['boundary'] = boundary_counts(truth, prediction, classes, boundary_tolerance_um, um_per_px, roi)
     if probabilities is not None:
         result['confidence'], result['entropy'] = calibration_counts(probabilities, truth)
     return result
@@ -66,44 +60,29 @@ def score_roi(
 
 @dataclass
 class Evaluation:
-    """Pixel counts of each ROI of a run.
-
-    Attributes:
-        names: R unique names of ROIs.
-        matrices: (R, C, C) int64 pixels; rows are ground truth, columns prediction.
-        classes: C names.
-        metadata: R dicts with ``roi`` and, if known, ``patient``, ``um_per_px``, ``organ``, ...
-        unpredicted: (R, C) int64, annotated pixels without a prediction; None if there are none.
-        boundary: (R, C, 4) int64, see :mod:`.boundary`; or None.
-        boundary_tolerance_um: Tolerance of ``boundary`` in micrometres; or None.
-        confidence, entropy: (R, 15, 3) and (R, 20, 2) float64, see :mod:`.calibration`; or None.
-
-    Raises:
-        ValueError: Sizes or names contradict each other.
+    """Pixel counts of each ROI of a run; ValueError if sizes or names contradict each other.
 
     Example:
         >>> Evaluation.load('work_dirs/run').metrics(samples=0)['mIoU']
     """
 
-    names: list[str]
-    matrices: np.ndarray
-    classes: tuple[str, ...]
-    metadata: list[dict] = field(default_factory=list)
-    unpredicted: np.ndarray | None = None
-    boundary: np.ndarray | None = None
-    boundary_tolerance_um: float | None = None
-    confidence: np.ndarray | None = None
-    entropy: np.ndarray | None = None
+    names: list[str]  # R unique names of ROIs
+    matrices: np.ndarray  # (R, C, C) int64 pixels; rows are ground truth, columns prediction
+    classes: tuple[str, ...]  # C names
+    metadata: list[dict] = field(default_factory=list)  # R, with roi and, if known, patient, um_per_px, organ, ...
+    unpredicted: np.ndarray | None = None  # (R, C) int64, annotated pixels without a prediction; None if there are none
+    boundary: np.ndarray | None = None  # (R, C, 4) int64, see the module boundary
+    boundary_tolerance_um: float | None = None  # in micrometres
+    confidence: np.ndarray | None = None  # (R, 15, 3) float64, see the module calibration
+    entropy: np.ndarray | None = None  # (R, 20, 2) float64
 
     def __post_init__(self) -> None:
         self.metadata = self.metadata or [dict(roi=name) for name in self.names]
         count, classes, shape = len(self.names), len(self.classes), np.shape(self.matrices)
         if len(set(self.names)) != count:
             raise ValueError('an ROI occurs twice')
-        if shape != (count, classes, classes) or len(self.metadata) != count or not count:
-            raise ValueError(
-                f'{count} names, {len(self.metadata)} metadata and {classes} classes do not match matrices of shape {shape}'
-            )
+        if shape != (count, classes, classes) or not count:
+            raise ValueError(f'{count} names and {classes} classes do not match matrices of shape {shape}')
         if [m.get('roi') for m in self.metadata] != self.names:
             raise ValueError('the metadata belong to other ROIs')
         for key in _OPTIONAL:
@@ -119,17 +98,11 @@ class Evaluation:
         def stacked(key: str) -> np.ndarray | None:
             return np.stack([r[key] for r in results]) if results and all(key in r for r in results) else None
 
-        optional = {key: stacked(key) for key in _OPTIONAL}
+        optional, metadata = {key: stacked(key) for key in _OPTIONAL}, [r['metadata'] for r in results]
         if optional['unpredicted'] is not None and not optional['unpredicted'].any():
             optional['unpredicted'] = None
-        return cls(
-            names=[r['metadata']['roi'] for r in results],
-            matrices=stacked('matrix'),
-            classes=tuple(classes),
-            metadata=[r['metadata'] for r in results],
-            boundary_tolerance_um=boundary_tolerance_um if optional['boundary'] is not None else None,
-            **optional,
-        )
+        optional['boundary_tolerance_um'] = boundary_tolerance_um if optional['boundary'] is not None else None
+        return cls([m['roi'] for m in metadata], stacked('matrix'), tuple(classes), metadata, **optional)
 
     @classmethod
     def merge(cls, evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -142,41 +115,35 @@ class Evaluation:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise IgniteError(f'the ROI {repeated[0]} is in two of the runs to pool: pool runs on different ROIs.')
         tolerances = {e.boundary_tolerance_um for e in evaluations}
-        differing = dict(classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None})
-        for what, found in differing.items():
-            if len(found) > 1:
-                raise IgniteError(f'the runs to pool differ in {what}: score them with the same settings.')
+        settings = dict(classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None})
+        if differing := [key for key, values in settings.items() if len(values) > 1]:
+            raise IgniteError(f'the runs to pool differ in {differing[0]}: score them with the same settings.')
         order = np.argsort(names, kind='stable')
         metadata = [m for e in evaluations for m in e.metadata]
 
         def joined(key: str) -> np.ndarray | None:
             values = [getattr(e, key) for e in evaluations]
             if key == 'unpredicted' and any(v is not None for v in values):  # None means 0 here
-                zeros = (np.zeros(e.matrices.shape[:2], np.int64) for e in evaluations)
-                values = [z if v is None else v for v, z in zip(values, zeros)]
+                values = [np.zeros_like(e.matrices[:, 0]) if v is None else v for v, e in zip(values, evaluations)]
             return None if any(v is None for v in values) else np.concatenate(values)[order]
 
         return cls(
-            names=[names[i] for i in order],
-            matrices=joined('matrices'),
-            classes=evaluations[0].classes,
-            metadata=[metadata[i] for i in order],
+            [names[i] for i in order],
+            joined('matrices'),
+            evaluations[0].classes,
+            [metadata[i] for i in order],
             boundary_tolerance_um=None if None in tolerances else tolerances.pop(),
             **{key: joined(key) for key in _OPTIONAL},
         )
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read ``confusion.npz`` or the run folder that holds it; the metadata that old files lack are optional.
-
-        Raises:
-            IgniteError: The file is missing or invalid.
-        """
+        """Read ``confusion.npz``, perhaps without metadata, or its run folder; raise IgniteError if missing or invalid."""
         path = Path(path)
         path = path / RAW if path.is_dir() else path
         if not path.is_file():
             raise IgniteError(
-                f'{path} does not exist; {RAW} of a run of tools/test.py or tools/evaluate.py was expected: check the path.'
+                f'{path} does not exist; {RAW} of tools/test.py or tools/evaluate.py was expected: check it.'
             )
         try:
             with np.load(path) as data:
@@ -195,16 +162,11 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write ``confusion.npz`` atomically, without counts that are None."""
-        optional = {key: getattr(self, key) for key in (*_OPTIONAL, 'boundary_tolerance_um')}
+        arrays = {key: getattr(self, key) for key in ('names', 'matrices', 'classes')}
+        arrays['metadata'] = json.dumps(self.metadata, ensure_ascii=False)
+        arrays |= {k: v for k in (*_OPTIONAL, 'boundary_tolerance_um') if (v := getattr(self, k)) is not None}
         with atomic_file(path) as partial:
-            np.savez_compressed(
-                partial,
-                names=np.array(self.names),
-                matrices=self.matrices,
-                classes=np.array(self.classes),
-                metadata=np.array(json.dumps(self.metadata, ensure_ascii=False)),
-                **{key: value for key, value in optional.items() if value is not None},
-            )
+            np.savez_compressed(partial, **arrays)
 
     @property
     def counts(self) -> np.ndarray:
@@ -222,8 +184,7 @@ class Evaluation:
 
         Args:
             groupings: {grouping: {group: [class names] or 'rest'}}, in addition to the built-in ones.
-            samples: Number of bootstrap samples; 0 omits the intervals.
-            seed: Seed of the bootstrap.
+            samples, seed: Number of bootstrap samples, 0 to omit the intervals, and their seed.
 
         Raises:
             IgniteError: A grouping is invalid, or there are too few samples.
@@ -258,30 +219,22 @@ def write_run(
 ) -> dict:
     """Write ``confusion.npz``, ``per_roi.csv``, ``tables``, ``metrics.txt`` and finally ``metrics.json`` to a folder.
 
+    Return the contents of ``metrics.json``. Raise IgniteError if a grouping is invalid or the folder cannot be written.
+
     Args:
-        folder: Run folder.
-        evaluation: Counts of the run.
         context: Facts about the run: checkpoint, config, split, protocol, ...; ``provenance``, a dict of version, date,
             command, config_sha256, checkpoint_sha256, data_sha256 and seed, if known; ``seen_patients``, the scored patients
-            on which the checkpoint was trained or validated; ``folds`` (see :func:`.folds.fold_scores`) and ``ensemble`` of a
-            cross-validation.
+            on which the checkpoint was trained or validated; ``folds`` (see :func:`.per_roi.fold_scores`) and ``ensemble`` of
+            a cross-validation.
         groupings, samples, seed: See :meth:`Evaluation.metrics`.
-
-    Returns:
-        The contents of ``metrics.json``.
-
-    Raises:
-        IgniteError: A grouping is invalid, or the folder cannot be written.
     """
     folder = Path(folder)
     result = {**evaluation.metrics(groupings, samples, seed), **context}
-    try:
+    with writing(folder):
         evaluation.save(folder / RAW)
         write_csv(folder / 'per_roi.csv', per_roi(evaluation.counts, evaluation.metadata, evaluation.classes))
         write_tables(folder, result)
         with atomic_file(folder / 'metrics.txt') as partial:
             partial.write_text(table(result) + '\n', encoding='utf-8', errors='backslashreplace')
         write_json(folder / METRICS, result)
-    except OSError as error:
-        raise IgniteError(f'{folder} cannot be written ({error.strerror or error}): choose another folder.') from error
     return result

@@ -6,23 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..files import atomic_file, is_ours, result_file
-from .confusion import PER_CLASS
-from .folds import FIGURES
+from .confusion import FIGURES, OVERALL
 
 FOLDER = 'tables'
 _FORMULA = re.compile(r'[=+\-@\t\n]')
 _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?')
-_LATEX = {c: rf'\{c}' for c in '&%$#_{}'} | {
-    '\\': r'\textbackslash{}',
-    '~': r'\textasciitilde{}',
-    '^': r'\textasciicircum{}',
-    '<': r'\textless{}',
-    '>': r'\textgreater{}',
-    '|': r'\textbar{}',
-    '"': r'\textquotedbl{}',
-    'µ': r'\textmu{}',
-}
-_OVERALL = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'fwIoU', 'kappa', 'mIoU_all_classes', 'mDice_all_classes')
+_NAMES = dict(zip('\\~^<>|"µ', 'backslash asciitilde asciicircum less greater bar quotedbl mu'.split()))
+_LATEX = str.maketrans({c: rf'\{c}' for c in '&%$#_{}'} | {c: rf'\text{name}{{}}' for c, name in _NAMES.items()})
+_OVERALL = sorted(OVERALL, key=lambda key: key.endswith('all_classes'))
 
 Row = dict[str, object]
 
@@ -50,15 +41,13 @@ def write_csv(path: str | Path, rows: list[Row]) -> None:
 
 def latex_text(text: str) -> str:
     """Escape the special characters of LaTeX and join lines."""
-    return ' '.join(text.split()).translate(str.maketrans(_LATEX))
+    return ' '.join(text.split()).translate(_LATEX)
 
 
 def _latex_cell(value: object, digits: int = 1) -> str:
-    if value is None:
-        return '--'
     if isinstance(value, float):
         return f'${value:.{digits}f}$'
-    return f'{value:,}' if isinstance(value, int) else latex_text(str(value))
+    return '--' if value is None else f'{value:,}' if isinstance(value, int) else latex_text(str(value))
 
 
 def _latex_row(row: Row, columns: list[str]) -> Iterator[str]:
@@ -86,27 +75,19 @@ def write_tables(folder: str | Path, metrics: dict) -> None:
     """Write ``tables/NAME.csv`` and ``.tex`` of a run: overall, classes, groupings, published, subgroups, folds.
 
     Tables without rows are not written, and removed if an earlier run left them. LaTeX tables omit rows that have neither a
-    score nor predicted pixels, such as absent classes.
-
-    Args:
-        folder: Run folder.
-        metrics: Contents of ``metrics.json``.
-
-    Raises:
-        OSError: The folder cannot be written.
+    score nor predicted pixels, such as absent classes. ``metrics`` are the contents of ``metrics.json``.
     """
     for name, make in _TABLES.items():
         rows, paths = list(make(metrics)), [Path(folder) / FOLDER / f'{name}.{suffix}' for suffix in ('csv', 'tex')]
         if rows:
             write_csv(paths[0], rows)
-            write_latex(paths[1], [row for row in rows if _is_informative(row)] or rows)
+            scored = [
+                row for row in rows if any(isinstance(v, float) for v in row.values()) or row.get('predicted pixels')
+            ]
+            write_latex(paths[1], scored or rows)
         else:
             for path in filter(is_ours, paths):
                 path.unlink(missing_ok=True)
-
-
-def _is_informative(row: Row) -> bool:
-    return any(isinstance(value, float) for value in row.values()) or bool(row.get('predicted pixels'))
 
 
 def _get(metrics: dict, *keys: str) -> dict:
@@ -130,11 +111,10 @@ def _overall(metrics: dict) -> Iterator[Row]:
 def _class_row(row: dict, intervals: dict) -> Row:
     """Return the scores of a class or group, without intervals if only one patient has it."""
     patients = intervals.get('patients')
-    found: Row = {}
-    for key in PER_CLASS:
-        interval = intervals.get(key) if patients != 1 else None
-        found |= _scored(key, row[key], interval) if key in ('IoU', 'Dice') else {key: row[key]}
-    return {**found, 'pixels': row['pixels'], 'predicted pixels': row['predicted_pixels'], 'patients': patients}
+    known = intervals if patients != 1 else {}
+    scored = {**_scored('IoU', row['IoU'], known.get('IoU')), **_scored('Dice', row['Dice'], known.get('Dice'))}
+    counts = {'pixels': row['pixels'], 'predicted pixels': row['predicted_pixels'], 'patients': patients}
+    return {**scored, 'Precision': row['Precision'], 'Recall': row['Recall'], **counts}
 
 
 def _classes(metrics: dict) -> Iterator[Row]:
@@ -174,8 +154,7 @@ def _folds(metrics: dict) -> Iterator[Row]:
     if not (folds := metrics.get('folds')):
         return
     rows = [*folds['rows'], dict(fold='mean', **folds['mean']), dict(fold='SD', **folds['sd'])]
-    if metrics.get('ensemble'):
-        rows.append(dict(metrics['ensemble'], fold='ensemble, test part'))
+    rows += [dict(metrics['ensemble'], fold='ensemble, test part')] if metrics.get('ensemble') else []
     for row in rows:
         yield {key: row.get(key) for key in ('fold', *FIGURES, 'classes_present', 'rois', 'patients')}
 

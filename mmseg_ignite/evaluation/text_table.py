@@ -2,22 +2,24 @@
 
 from collections.abc import Iterable, Iterator
 
-from .folds import FIGURES
+from .confusion import FIGURES
 
 
 def table(result: dict) -> str:
     """Format scores as a table with one row per class, followed by one line per further result.
 
     Classes that were predicted but have no ground truth are marked as absent; classes in neither are listed below the table.
-
-    Args:
-        result: Contents of ``metrics.json``, or the return value of :func:`.confusion.scores`.
+    ``result`` holds the contents of ``metrics.json``, or the return value of :func:`.confusion.scores`.
     """
     boundary = result.get('boundary')
     headings = ['IoU', 'Dice', 'Acc', *(['bnd F1', 'NSD'] if boundary else [])]
     head = f'{"class":<22}' + ''.join(f'{text:>8}' for text in headings) + f'{"pixels":>13}'
     rule = '-' * len(head)
-    lines = [*_seen_warning(result), head, rule]
+    lines = [head, rule]
+    if seen := set(result.get('seen_patients') or ()):
+        patients = f'{len(seen)} of {result.get("patients") or len(seen)} test patients'
+        problem = 'were used to train or to choose this checkpoint; these scores are too high.'
+        lines = [f'WARNING: {patients} {problem}', '', *lines]
     for name, row in result['classes'].items():
         values = [row[key] for key in ('IoU', 'Dice', 'Recall')]
         values += [boundary['classes'][name][key] for key in ('boundary_F1', 'NSD')] if boundary else []
@@ -36,17 +38,6 @@ def table(result: dict) -> str:
 
 def _cells(values: Iterable[float | None]) -> str:
     return ''.join(f'{"-" if value is None else format(value, ".2f"):>8}' for value in values)
-
-
-def _seen_warning(result: dict) -> list[str]:
-    """Warn if the checkpoint has seen patients on which it is scored."""
-    if not (seen := set(result.get('seen_patients') or ())):
-        return []
-    return [
-        f'WARNING: {len(seen)} of {result.get("patients") or len(seen)} test patients were used to train or to choose this '
-        'checkpoint; these scores are too high.',
-        '',
-    ]
 
 
 def _remarks(result: dict) -> Iterator[str]:
@@ -74,8 +65,7 @@ def _remarks(result: dict) -> Iterator[str]:
         yield ''
         yield f'{"fold":<22}' + ''.join(f'{key:>8}' for key in FIGURES) + f'{"ROIs":>8}{"patients":>10}'
         rows = {row['fold']: row for row in folds['rows']} | {'mean': folds['mean'], 'SD': folds['sd']}
-        if ensemble := result.get('ensemble'):
-            rows['ensemble, test part'] = ensemble
+        rows |= {'ensemble, test part': result['ensemble']} if result.get('ensemble') else {}
         for name, row in rows.items():
             cells = _cells(row[key] for key in FIGURES)
             yield f'{name:<22}{cells}{row.get("rois") or "":>8}{row.get("patients") or "":>10}'

@@ -19,18 +19,13 @@ def average_symmetries(
     Probabilities are added as they are computed, so memory holds one sum rather than ``number`` predictions.
 
     Args:
-        predict: Function from (B, 3, h, w) windows to (B, C, h, w) logits; with ``number=8`` also called with (B, 3, w, h).
-        windows: (B, 3, h, w) float.
+        predict: Function from ``windows``, (B, 3, h, w), to logits (B, C, h, w); for 8 also called with (B, 3, w, h).
         number: 1: original windows; 2: also flipped horizontally; 4: also flipped vertically and both; 8: also each of these
-            transposed, which includes the quarter turns.
+            transposed, which includes the quarter turns. Any other raises IgniteError.
         at_once: Number of flipped copies, 1 to 4, predicted as one batch of ``at_once`` * B windows.
 
     Returns:
-        (B, C, h, w) mean softmax probabilities in 0..1, float32 (float64 for float64 logits). With ``number=1``, the
-        unchanged logits of ``predict``.
-
-    Raises:
-        IgniteError: ``number`` is not 1, 2, 4 or 8.
+        (B, C, h, w) mean softmax probabilities in 0..1, float32 (float64 for float64 logits); for 1 the unchanged logits.
 
     Example:
         >>> labels = average_symmetries(model, torch.rand(2, 3, 512, 512), number=4).argmax(1)
@@ -39,8 +34,7 @@ def average_symmetries(
         raise IgniteError(f'the number of symmetries is {number!r}; 1, 2, 4 or 8 was expected.')
     if number == 1:
         return predict(windows)
-    total = None
-    flips = _FLIPS[:number]
+    total, flips = None, _FLIPS[:number]
     for transpose in (False, True)[: max(number // 4, 1)]:
         source = windows.transpose(2, 3) if transpose else windows
         for group in (flips[i : i + at_once] for i in range(0, len(flips), at_once)):
@@ -48,9 +42,8 @@ def average_symmetries(
             if total is None:
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = torch.zeros(len(windows), *logits.shape[1:], dtype=dtype, device=logits.device)
-            # One window at a time, so that probabilities and their flipped copy take the memory of one window.
             for axes, part in zip(group, logits.split(len(windows))):
-                for window_sum, window_logits in zip(total, part):
+                for window_sum, window_logits in zip(total, part):  # one at a time, to save memory
                     probabilities = window_logits.softmax(0, dtype=total.dtype).flip(axes)
                     window_sum.add_(probabilities.transpose(1, 2) if transpose else probabilities)
             del logits

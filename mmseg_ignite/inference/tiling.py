@@ -1,11 +1,10 @@
 """Sliding windows at a cost that grows with the image area and with memory that does not grow with the image height.
 
-The logits of a window are added only where the window is. Pixel rows that no later row of windows covers become labels
-immediately, and their logits are dropped.
-
-MONAI's ``sliding_window_inference`` and mmseg's ``slide_inference`` hold the logits of the whole image.
+The logits of a window are added only where the window is. Pixel rows that no later row of windows covers become labels, and
+their logits are dropped; MONAI's ``sliding_window_inference`` and mmseg's ``slide_inference`` hold those of the whole image.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,51 +26,41 @@ def grid(side: int, crop: int, stride: int) -> list[Span]:
     Args:
         side: Image size in pixels, > 0.
         crop: Window size in pixels, > 0.
-        stride: Pixels between the starts of windows, 1 to ``crop``.
+        stride: Pixels between the starts of windows, 1 to ``crop``. IgniteError if a value is not an integer in range.
 
     Returns:
         (start, stop) of each window. The last window is moved back to end with the image, so all have the same length.
         An image smaller than the window gives one window of the size of the image.
-
-    Raises:
-        IgniteError: A value is not an integer or out of range.
 
     Example:
         >>> grid(100, 40, 30)
         [(0, 40), (30, 70), (60, 100)]
     """
     for name, value in (('image side', side), ('crop size', crop), ('stride', stride)):
-        if not _is_positive_integer(value):
-            raise IgniteError(f'the {name} is {value!r}; an integer above 0 was expected.')
+        _check_integer(name, value)
     if stride > crop:
-        raise IgniteError(
-            f'the stride {stride} is larger than the crop size {crop} and would leave pixels uncovered: '
-            f'use a stride of 1 to {crop}.'
-        )
+        raise IgniteError(f'the stride {stride} is larger than the crop size {crop}: use 1 to {crop} to leave no gaps.')
     stops = [min(start + crop, side) for start in range(0, max(side - crop + stride - 1, 0) + 1, stride)]
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
-def _is_positive_integer(value: object) -> bool:
+def _check_integer(name: str, value: object, highest: float = math.inf, expected: str = 'an integer above 0') -> None:
+    """Raise IgniteError unless the value is an integer, of any type but bool, in 1..highest."""
     try:
-        return not isinstance(value, bool) and operator.index(value) > 0
+        valid = not isinstance(value, bool) and 0 < operator.index(value) <= highest
     except TypeError:
-        return False
+        valid = False
+    if not valid:
+        raise IgniteError(f'the {name} is {value!r}; {expected} was expected.')
 
 
 def window_weights(shape: tuple[int, int], kind: str) -> Tensor:
-    """Return the weights of a window's pixels where windows overlap.
+    """Return the weights of a window's pixels where windows overlap: (h, w) float32, above 0, with a maximum of 1.
 
     Args:
         shape: (h, w) of the window in pixels.
         kind: 'uniform', or 'gaussian': centred on the window with sigma of 1/8 of each side, as in nnU-Net (Isensee et al.
-            2021) and MONAI, because pixels near the border have the least context.
-
-    Returns:
-        (h, w) float32 in 0 < weight <= 1 with a maximum of 1.
-
-    Raises:
-        IgniteError: Unknown kind.
+            2021) and MONAI, because pixels near the border have the least context. IgniteError if it is another.
     """
     if kind == 'uniform':
         return torch.ones(*shape)
@@ -97,9 +86,7 @@ def slide_labels(
     out: np.ndarray | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Label an image by sliding windows, with the logits of one row of windows in memory.
-
-    These are ``classes`` x crop height x image width float32 values.
+    """Label an image by sliding windows, with C x crop height x image width float32 logits in memory.
 
     Args:
         predict: Function that returns (B, C, h, w) logits or probabilities of any float type for B windows: a (B, 3, h, w)
@@ -112,36 +99,38 @@ def slide_labels(
         stride: (y, x) pixels between windows, at most the crop size.
         window_batch: Number of windows of a row predicted at once.
         weights: See :func:`window_weights`.
-        device: Device on which the logits are added. Defaults to None: that of the image, the CPU for arrays.
+        device: Device on which the logits are added; by default that of the image, the CPU for arrays.
         skip: Function that decides whether to skip a window (3, h, w) or (h, w, 3), as a bool or a tensor with one element.
-            Tensors are synchronised once per row of windows. Defaults to None.
-        skip_label: Label, 0..255, of pixels that are only in skipped windows. Defaults to 0, Background.
-        out: (H, W) uint8 array to write to, e.g. memory-mapped. Defaults to None: a new array.
-        advance: Callback that receives the number of finished or skipped windows after each batch. Defaults to None.
+            Tensors are synchronised once per row of windows.
+        skip_label: Label, 0..255, of pixels that are only in skipped windows; 0 is Background.
+        out: (H, W) uint8 array to write to, e.g. memory-mapped; by default a new one.
+        advance: Callback that receives the number of finished or skipped windows after each batch.
 
     Returns:
         (H, W) uint8 labels 0..C-1; ``out`` if given.
 
     Raises:
-        IgniteError: A setting is out of range, the image or ``out`` has a wrong shape or type, or the logits have a wrong
-            shape.
+        IgniteError: A setting is out of range, or the image, ``out`` or the logits have a wrong shape or type.
 
     Example:
         >>> slide = np.load('slide.npy', mmap_mode='r')  # (H, W, 3) uint8
         >>> labels = slide_labels(predict, slide, classes=16, crop_size=(512, 512), stride=(384, 384))
     """
     tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
-    if skip_label != 0 and not (_is_positive_integer(skip_label) and skip_label < 256):
-        raise IgniteError(f'the skip_label is {skip_label!r}; 0 to 255 was expected.')
+    if skip_label != 0:
+        _check_integer('skip_label', skip_label, 255, '0 to 255')
     out = np.empty(tiling.size, np.uint8) if out is None else out
     if out.shape != tiling.size or out.dtype != np.uint8:
         raise IgniteError(f'out is {out.dtype} {out.shape}; uint8 {tiling.size}, the size of the image, was expected.')
-    height, width = tiling.size
-    band = _Band(classes, tiling.rows[0][1], width, tiling.device)
-    for row, (next_top, _) in zip(tiling.rows, [*tiling.rows[1:], (height, height)]):
-        for span, logits in tiling.predict_row(row, advance, skip):
-            band.add(span, logits, tiling.weight)
-        out[row[0] : next_top] = band.pop(next_top - row[0], skip_label)
+    # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal
+    # for all classes at a pixel: the largest class stays the same, and no map of weights is needed.
+    sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
+    covered = np.zeros(sums.shape[1:], bool)  # by windows that were not skipped; on the host, to save GPU memory
+    for row, next_top in zip(tiling.rows, [*(top for top, _ in tiling.rows[1:]), tiling.size[0]]):
+        for (left, right), logits in tiling.predict_row(row, advance, skip):
+            _add(sums[:, :, left:right], logits, tiling.weight)
+            covered[:, left:right] = True
+        out[row[0] : next_top] = _pop(sums, covered, next_top - row[0], skip_label)
     return out
 
 
@@ -157,16 +146,12 @@ def slide_logits(
     device: torch.device | str | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Average the logits of sliding windows over the whole image, which are kept in memory.
+    """Average the logits of sliding windows, with those of the whole image in memory.
 
-    Args:
-        predict, image, classes, crop_size, stride, window_batch, weights, device, advance: See :func:`slide_labels`.
+    Arguments and errors are those of :func:`slide_labels`.
 
     Returns:
         (C, H, W) float32 on ``device``: per pixel the weighted mean of the outputs of ``predict`` over its windows.
-
-    Raises:
-        IgniteError: See :func:`slide_labels`.
     """
     tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
     total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
@@ -184,7 +169,7 @@ def _device(image: Windows, device: torch.device | str | None) -> torch.device:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Allocate a large buffer; the only allocation of this kind in the module."""
+    """Allocate a large buffer."""
     return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
@@ -206,12 +191,8 @@ class _Tiling:
         if len(shape) != 3 or 0 in shape:
             form = '(3, H, W) tensor' if self.is_tensor else '(H, W, 3) array'
             raise IgniteError(f'the image has the shape {shape}; a {form} was expected.')
-        if not _is_positive_integer(self.classes) or self.classes > 256:
-            raise IgniteError(
-                f'the number of classes is {self.classes!r}; 1 to 256 were expected, as labels are uint8.'
-            )
-        if not _is_positive_integer(self.window_batch):
-            raise IgniteError(f'the window_batch is {self.window_batch!r}; an integer above 0 was expected.')
+        _check_integer('number of classes', self.classes, 256, '1 to 256 (labels are uint8)')
+        _check_integer('window_batch', self.window_batch)
         self.size = shape[1:] if self.is_tensor else shape[:2]
         self.rows, self.columns = (grid(*axis) for axis in zip(self.size, self.crop_size, self.stride))
         self.device = _device(self.image, self.device)
@@ -220,13 +201,11 @@ class _Tiling:
         self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
     def predict_row(
-        self,
-        row: Span,
-        advance: Callable[[int], object] | None,
-        skip: Callable[[Windows], bool | Tensor] | None = None,
+        self, row: Span, advance: Callable[[int], object] | None, skip: Callable[[Windows], bool | Tensor] | None = None
     ) -> Iterator[tuple[Span, Tensor]]:
         """Yield the (left, right) and the (C, h, w) logits of the windows of a row that are not skipped."""
-        windows = [(span, self._window(row, span)) for span in self.columns]
+        spans = [(column, slice(*row), slice(*column)) for column in self.columns]
+        windows = [(c, self.image[:, y, x] if self.is_tensor else np.asarray(self.image[y, x])) for c, y, x in spans]
         if skip is not None:
             flags = [skip(window) for _, window in windows]
             # One synchronisation per row if the flags are computed on an accelerator.
@@ -244,11 +223,6 @@ class _Tiling:
             if advance is not None:
                 advance(len(batch))
 
-    def _window(self, row: Span, column: Span) -> Windows:
-        if self.is_tensor:
-            return self.image[:, slice(*row), slice(*column)]
-        return np.asarray(self.image[slice(*row), slice(*column)])
-
 
 def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
     """Add logits as float32, after moving them to the target's device in their own, possibly half, precision."""
@@ -256,35 +230,14 @@ def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
     target += logits if weight is None else logits.float() * weight
 
 
-class _Band:
-    """Sums of logits, (C, crop height, W), of the pixel rows that one row of windows covers.
-
-    The sums are not divided by the weights at a pixel: the weights are equal for all classes, so the division would not
-    change the largest class, and no map of weights is needed.
-    """
-
-    def __init__(self, classes: int, height: int, width: int, device: torch.device) -> None:
-        self.sums = _zeros((classes, height, width), device)
-        # Pixels in a window that was not skipped. Kept on the host, to use no accelerator memory.
-        self.covered = np.zeros((height, width), bool)
-
-    def add(self, span: Span, logits: Tensor, weight: Tensor | None) -> None:
-        """Add the logits (C, h, w) of the window from left to right."""
-        _add(self.sums[:, :, slice(*span)], logits, weight)
-        self.covered[:, slice(*span)] = True
-
-    def pop(self, rows: int, blank: int) -> np.ndarray:
-        """Remove the top pixel rows and return their labels (rows, W) uint8, ``blank`` where no window was added."""
-        labels = np.full((rows, self.covered.shape[1]), blank, np.uint8)
-        covered = self.covered[:rows]
-        if covered.any():
-            # max returns the same indices as argmax, which is several times slower on a CPU.
-            found = self.sums[:, :rows].max(0).indices.to(torch.uint8).cpu().numpy()
-            np.copyto(labels, found, where=covered)
-        if rows < len(self.covered):
-            for plane in self.sums:  # one class at a time, so that the temporary copy is of one class
-                plane[:-rows] = plane[rows:].clone()
-            self.covered[:-rows] = self.covered[rows:].copy()
-        self.sums[:, -rows:] = 0
-        self.covered[-rows:] = False
-        return labels
+def _pop(sums: Tensor, covered: np.ndarray, rows: int, blank: int) -> np.ndarray:
+    """Remove the top pixel rows and return their labels (rows, W) uint8, ``blank`` where no window was added."""
+    labels = np.full((rows, covered.shape[1]), blank, np.uint8)
+    if covered[:rows].any():  # max returns the same indices as argmax, which is several times slower on a CPU
+        np.copyto(labels, sums[:, :rows].max(0).indices.to(torch.uint8).cpu().numpy(), where=covered[:rows])
+    if rows < len(covered):
+        for plane in sums:  # one class at a time, so that the temporary copy is of one class
+            plane[:-rows] = plane[rows:].clone()
+        covered[:-rows] = covered[rows:].copy()
+    sums[:, -rows:], covered[-rows:] = 0, False
+    return labels

@@ -16,13 +16,12 @@ def fold(module: ConvModule, x: Tensor | None = None) -> tuple[Tensor, Tensor | 
 
     Args:
         module: Convolution, normalisation and activation.
-        x: (N, C, H, W) input of the convolution. Defaults to None: fold fixed statistics only.
+        x: (N, C, H, W) input of the convolution; without it, fold fixed statistics only.
 
     Returns:
         Weight, bias, and whether they include the normalisation.
     """
-    conv = module.conv
-    norm = module.norm if module.with_norm else None
+    conv, norm = module.conv, module.norm if module.with_norm else None
     if not isinstance(norm, _BatchNorm):
         return conv.weight, conv.bias, False
     if not norm.training and norm.track_running_stats:
@@ -31,7 +30,8 @@ def fold(module: ConvModule, x: Tensor | None = None) -> tuple[Tensor, Tensor | 
         return conv.weight, conv.bias, False
     with torch.autocast(x.device.type, enabled=False):
         mean, variance = _output_statistics(conv.weight, x)
-        _update_running_statistics(norm, mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        if norm.track_running_stats:
+            _update_running_statistics(norm, mean.detach(), variance.detach(), x.numel() // x.shape[1])
         return *_scaled(conv, norm, mean, variance), True
 
 
@@ -56,8 +56,7 @@ def _statistics_follow_from_input(conv: nn.Conv2d, norm: _BatchNorm, x: Tensor) 
 def _output_statistics(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and the biased variance, (C_out,), of the output of a pointwise convolution."""
     values = x.permute(0, 2, 3, 1).flatten(0, 2)
-    values = values if values.dtype == torch.float64 else values.float()
-    weight = weight.flatten(1)
+    values, weight = values if values.dtype == torch.float64 else values.float(), weight.flatten(1)
     mean = values.mean(0)
     values = values - mean  # otherwise, squares of values far from 0 would lose the variance to rounding
     covariance = values.t() @ values / len(values)
@@ -66,8 +65,6 @@ def _output_statistics(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
-    if not norm.track_running_stats:
-        return
     norm.num_batches_tracked.add_(1)
     momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.evaluation import Evaluation, compare, scores
+from mmseg_ignite.evaluation import Evaluation, bootstrap, compare, scores
 from mmseg_ignite.evaluation.bootstrap import intervals, paired
 from mmseg_ignite.evaluation.comparison import comparison_table
 from mmseg_ignite.labels import CLASSES
@@ -38,6 +38,14 @@ def test_intervals_match_a_loop_over_samples(extra):
         else:
             assert found['classes'][name]['IoU'] is None
     assert (found['unit'], found['patients'], found['level'], 'note' in found) == ('patient', 6, 95, False)
+
+
+def test_samples_are_scored_in_blocks_of_bounded_size(monkeypatch):
+    matrices, metadata = random_counts(np.random.default_rng())
+    sizes, score = [], bootstrap.score_arrays
+    monkeypatch.setattr(bootstrap, 'score_arrays', lambda pooled: sizes.append(len(pooled.truth)) or score(pooled))
+    intervals(matrices, metadata, CLASSES, 25_500)
+    assert max(sizes) <= 1000 and sum(sizes) == 25_500
 
 
 def test_intervals_depend_on_the_seed_but_not_on_the_order():

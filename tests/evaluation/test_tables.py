@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmseg_ignite.evaluation import Evaluation, write_run
-from mmseg_ignite.evaluation.folds import fold_scores
+from mmseg_ignite.evaluation.per_roi import fold_scores
 from mmseg_ignite.evaluation.tables import TABLE_FILES, csv_cell, latex_text, write_csv, write_latex, write_tables
 from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.labels import CLASSES

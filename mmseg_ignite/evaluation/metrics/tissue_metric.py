@@ -26,16 +26,15 @@ class TissueMetric(BaseMetric):
     :func:`mmseg_ignite.evaluation.write_run`, which computes the intervals.
 
     Args:
-        groupings (dict, optional): {grouping: {group: [class names] or 'rest'}}, in addition to the built-in ones. Defaults
-            to None.
-        boundary_tolerance_um (float, optional): Also count boundaries, at this tolerance in micrometres. Defaults to None.
-        calibration (bool): Also count pixels by confidence. Requires samples with ``seg_probabilities``, (C, H, W) float in
-            0..1, or ``seg_logits``, (C, H, W) float, to which a softmax is applied. A TissueSegmentor with
+        groupings: {grouping: {group: [class names] or 'rest'}}, in addition to the built-in ones.
+        boundary_tolerance_um: Also count boundaries, at this tolerance in micrometres.
+        calibration: Also count pixels by confidence. Requires samples with ``seg_probabilities``, (C, H, W) float in 0..1, or
+            ``seg_logits``, (C, H, W) float, to which a softmax is applied. A TissueSegmentor with
             ``test_cfg.keep_logits=True`` stores logits; with symmetries or as an ensemble it stores the logarithm of mean
-            probabilities, which the softmax inverts. Defaults to False.
-        bootstrap_samples (int): Number of samples for the intervals; 0 for none. Defaults to 10,000.
-        collect_device (str): 'cpu' or 'gpu', where results of distributed processes are collected. Defaults to 'cpu'.
-        prefix (str, optional): Prefix of the names of the logged scores. Defaults to None.
+            probabilities, which the softmax inverts.
+        bootstrap_samples: Number of samples for the intervals; 0 for none.
+        collect_device: 'cpu' or 'gpu', where results of distributed processes are collected.
+        prefix: Prefix of the names of the logged scores.
 
     Raises:
         IgniteError: The tolerance is not a positive length, or there are too few samples.
@@ -69,27 +68,19 @@ class TissueMetric(BaseMetric):
         return list(zip(self.evaluation.names, self.evaluation.matrices)) if self.evaluation else []
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of each sample of a batch.
-
-        Raises:
-            IgniteError: A sample has no name or, for calibration, no scores of every class; or a grouping does not fit the
-                classes.
-        """
+        """Count the pixels of each sample; raise IgniteError if it lacks what the settings require."""
         classes = self.dataset_meta['classes']
         if not self.results:
             check_groupings(self.options['groupings'], classes)
         for sample in data_samples:
-            name = sample.get('roi') or sample.get('img_path')
-            if not name:
+            if not (name := sample.get('roi') or sample.get('img_path')):
                 raise IgniteError(
-                    "a sample has neither 'roi' nor 'img_path', which identify the ROI: add one to the meta_keys of "
-                    'PackSegInputs.'
+                    "a sample has neither 'roi' nor 'img_path': add one to the meta_keys of PackSegInputs."
                 )
             known = {key: sample[key] for key in ('patient', 'um_per_px') if sample.get(key) is not None}
             metadata = dict(roi=name, **known, **(sample.get('metadata') or {}))
-            truth, prediction = (
-                sample[key]['data'].squeeze(0).to(torch.uint8).cpu().numpy() for key in ('gt_sem_seg', 'pred_sem_seg')
-            )
+            maps = (sample[key]['data'].squeeze(0) for key in ('gt_sem_seg', 'pred_sem_seg'))
+            truth, prediction = (x.to(torch.uint8).cpu().numpy() for x in maps)
             probabilities = self._probabilities(sample) if self.calibration else None
             tolerance = self.boundary_tolerance_um
             self.results.append(score_roi(metadata, truth, prediction, len(classes), tolerance, probabilities))
@@ -121,8 +112,7 @@ class TissueMetric(BaseMetric):
     def compute_metrics(self, results: list) -> dict:
         """Pool the counts and return the scores to log, in percent except kappa."""
         by_name = {r['metadata']['roi']: r for r in reversed(results)}
-        self.evaluation = Evaluation.collect(
-            [by_name[name] for name in sorted(by_name)], self.dataset_meta['classes'], self.boundary_tolerance_um
-        )
+        unique = [by_name[name] for name in sorted(by_name)]
+        self.evaluation = Evaluation.collect(unique, self.dataset_meta['classes'], self.boundary_tolerance_um)
         self.summary = self.evaluation.scores()
         return {k: self.summary[k] if self.summary[k] is not None else float('nan') for k in LOGGED}

@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 class FastMixVisionTransformer(MixVisionTransformer):
     """Faster MixVisionTransformer (Xie et al. 2021) with the arguments, weights and outputs of mmseg's.
 
-    Modules and state dict are mmseg's; only the forward pass differs. Works with AMP, DDP, ``torch.compile``, gradient
-    checkpointing (``with_cp``) and inputs of any size.
+    Only the forward pass differs. Works with AMP, DDP, ``torch.compile``, ``with_cp`` and inputs of any size.
 
     Example:
         >>> maps = FastMixVisionTransformer(embed_dims=32, num_heads=[1, 2, 5, 8])(torch.rand(1, 3, 512, 512))
@@ -32,17 +31,15 @@ class FastMixVisionTransformer(MixVisionTransformer):
         """Encode images (N, 3, H, W) as channels-last maps (N, C_i, H_i, W_i) of the stages in ``out_indices``."""
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
-        for number, (embed, blocks, norm) in enumerate(self.layers):
+        for embed, blocks, norm in self.layers:
             x, size = embed(x)
             for block in blocks:
                 if block.with_cp and x.requires_grad:
                     x = checkpoint(_block, block, x, size, use_reentrant=False)
                 else:
                     x = _block(block, x, size)
-            x = _as_map(norm(x), size)
-            if number in self.out_indices:
-                maps.append(x)
-        return maps
+            maps.append(x := _as_map(norm(x), size))
+        return [x for number, x in enumerate(maps) if number in self.out_indices]
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -56,10 +53,7 @@ def _as_tokens(x: Tensor) -> Tensor:
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a linear layer to the channels of a map.
-
-    A convolution, because on AMD processors oneDNN's convolution is faster than MKL's matrix product.
-    """
+    """Apply a linear layer to the channels of a map; oneDNN's convolution is faster than MKL's product on AMD processors."""
     return F.conv2d(x, weight.flatten(1)[:, :, None, None], bias)
 
 

@@ -21,22 +21,18 @@ class FastSegformerHead(SegformerHead):
     mmseg upsamples four maps to the finest size, concatenates them and applies the 1 x 1 fusion convolution. Interpolation
     acts on each channel and the convolution on each pixel separately, so they commute: here each map passes through its
     slice of the fusion weight at its own resolution, and the results are upsampled and added. Bias, normalisation and
-    activation follow the sum. Batch normalisation is folded into the weights if possible, see
-    :func:`fold <mmseg_ignite.models.folding.fold>`.
+    activation follow the sum. Batch normalisation is folded into the weights if possible, see :func:`.folding.fold`.
 
-    With a :class:`TissueLoss <mmseg_ignite.models.losses.TissueLoss>` or mmseg's unweighted softmax cross-entropy, logits at
-    full resolution are not kept for the backward pass, see :func:`resized_loss
-    <mmseg_ignite.models.losses.resized_loss>`. Other losses and pixel samplers are computed by mmseg.
+    With a TissueLoss or mmseg's unweighted softmax cross-entropy, logits at full resolution are not kept for the backward
+    pass, see :func:`mmseg_ignite.models.losses.resized_loss`. Other losses and pixel samplers are computed by mmseg.
     """
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """Compute logits (N, classes, H / 4, W / 4) from the maps of the encoder."""
         if not all(_is_plain(module) for module in (*self.convs, self.fusion_conv)):
             return super().forward(inputs)
-        inputs = self._transform_inputs(inputs)
-        fusion = self.fusion_conv
+        inputs, fusion, total = self._transform_inputs(inputs), self.fusion_conv, None
         weight, bias, fusion_is_normalised = fold(fusion)
-        total = None
         for x, conv, part in zip(inputs, self.convs, weight.split(self.channels, dim=1)):
             *folded, is_normalised = fold(conv, x)
             x = F.conv2d(x, *folded)
@@ -53,8 +49,7 @@ class FastSegformerHead(SegformerHead):
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Compute the same losses and accuracy as mmseg."""
-        criterion = self.loss_decode
-        is_tissue_loss = isinstance(criterion, TissueLoss)
+        is_tissue_loss = isinstance(criterion := self.loss_decode, TissueLoss)
         if self.sampler is not None or not (is_tissue_loss or _is_plain_cross_entropy(criterion)):
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)

@@ -3,6 +3,7 @@
 The gradients are written out, because autograd would keep or recompute several (N, C, H, W) tensors.
 """
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import torch
@@ -12,32 +13,18 @@ from torch.autograd.function import once_differentiable
 
 
 class ResizedLoss(NamedTuple):
-    """Results of :func:`resized_loss`: float scalars, of which only ``total`` has a gradient.
+    """Results of :func:`resized_loss`: float scalars, of which only ``total`` has a gradient."""
 
-    Attributes:
-        total: Weighted sum of both terms.
-        cross_entropy: Unweighted cross-entropy or focal term in nats per pixel.
-        dice: Unweighted Dice term in 0..1; 0 if its weight is 0.
-        accuracy: Percentage of the annotated pixels that are labelled correctly, shape (1,).
-    """
-
-    total: Tensor
-    cross_entropy: Tensor
-    dice: Tensor
-    accuracy: Tensor
+    total: Tensor  # weighted sum of both terms
+    cross_entropy: Tensor  # unweighted cross-entropy or focal term in nats per pixel
+    dice: Tensor  # unweighted Dice term in 0..1; 0 if its weight is 0
+    accuracy: Tensor  # percentage of the annotated pixels that are labelled correctly, shape (1,)
 
 
-class _Terms(NamedTuple):
-    """Settings of the loss, see :func:`resized_loss`."""
-
-    cross_entropy: float
-    dice: float
-    class_weight: Tensor | None
-    gamma: float
-    smooth: float
-    ignore_index: int
-    align_corners: bool
-    avg_non_ignore: bool
+_Terms = namedtuple(
+    '_Terms', 'cross_entropy dice class_weight gamma smooth ignore_index align_corners avg_non_ignore pixels'
+)
+"""Settings of :func:`resized_loss`, and the number of pixels over which CE is averaged."""
 
 
 def resized_loss(
@@ -73,22 +60,21 @@ def resized_loss(
     Args:
         logits: (N, C, h, w) of any float type; computed in float32 (float64 for float64).
         labels: (N, H, W) integer, 0..C-1 or ``ignore_index``.
-        cross_entropy: Weight of CE, 0 or more.
-        dice: Weight of Dice, 0 or more.
-        class_weight: (C,) float, 0 or more. Defaults to None: all 1.
+        cross_entropy, dice: Weights of the terms, 0 or more.
+        class_weight: (C,) float, 0 or more; None for all 1.
         gamma: 0 for cross-entropy, else 1 or more.
         smooth: s in pixels.
         ignore_index: Label of pixels to ignore.
         align_corners: See ``F.interpolate``.
         avg_non_ignore: Average CE over annotated pixels; if False, over all pixels.
-        weight: (N, H, W) float, 0 or more, weight of each pixel, e.g. of a pixel sampler. Defaults to None: all 1.
+        weight: (N, H, W) float, 0 or more, weight of each pixel, e.g. of a pixel sampler; None for all 1.
 
     Example:
         >>> logits = torch.randn(2, 16, 128, 128, requires_grad=True)
         >>> labels = torch.randint(16, (2, 512, 512))
         >>> resized_loss(logits, labels, dice=1.0).total.backward()
     """
-    terms = _Terms(cross_entropy, dice, class_weight, gamma, smooth, ignore_index, align_corners, avg_non_ignore)
+    terms = _Terms(cross_entropy, dice, class_weight, gamma, smooth, ignore_index, align_corners, avg_non_ignore, None)
     total, own, overlap, correct = _ResizedLoss.apply(logits, labels, weight, terms)
     # As in mmseg, which adds eps so that a batch of ignored pixels does not divide by 0.
     eps = torch.finfo(torch.float32).eps
@@ -137,24 +123,24 @@ def _batch(
     weight = annotated.to(logits.dtype) if weight is None else annotated * weight.to(logits.dtype)
     table = None if terms.class_weight is None else terms.class_weight.to(logits)
     class_weighted = weight if table is None else weight * table[index]
-    number = class_weighted.sum() if terms.avg_non_ignore else weight.new_tensor(labels.numel())
-    number = number + torch.finfo(torch.float32).eps
+    pixels = class_weighted.sum() if terms.avg_non_ignore else weight.new_tensor(labels.numel())
+    terms = terms._replace(class_weight=table, pixels=pixels + torch.finfo(torch.float32).eps)
     own_sum, correct = logits.new_zeros(()), torch.zeros((), dtype=torch.long, device=logits.device)
     overlap, slopes = own_sum.new_zeros(()), None
     images, gradients = [], []
-    for low, is_annotated, *pixels, pixel_weight in zip(logits.split(1), annotated, index, weight, class_weighted):
-        image, hits = _score(low, is_annotated, *pixels, terms)
+    for *scored, pixel_weight in zip(logits.split(1), annotated, index, weight, class_weighted):
+        image, hits = _score(*scored, terms)
         correct += hits
         own_sum -= (image.own * pixel_weight * (1 if image.focus is None else image.focus**terms.gamma)).sum()
         if terms.dice:
             images.append(image)
         elif differentiate:
-            gradients.append(_gradient(image, slopes, number, table, logits.shape, terms))
+            gradients.append(_gradient(image, slopes, logits.shape, terms))
     if terms.dice:
         overlap, slopes = _dice(images, terms.smooth)
     while differentiate and images:  # popped, to free the memory of each image after its turn
-        gradients.append(_gradient(images.pop(0), slopes, number, table, logits.shape, terms))
-    own = own_sum / number
+        gradients.append(_gradient(images.pop(0), slopes, logits.shape, terms))
+    own = own_sum / terms.pixels
     total = terms.cross_entropy * own + terms.dice * overlap
     return (total, own, overlap, correct), torch.cat(gradients) if differentiate else None
 
@@ -189,23 +175,16 @@ def _dice(images: list[_Image], smooth: float) -> tuple[Tensor, tuple[Tensor, Te
     return (share * (1 - score)).sum(), (-2 * share / size, share * score / size)
 
 
-def _gradient(
-    image: _Image,
-    slopes: tuple[Tensor, Tensor] | None,
-    number: Tensor,
-    table: Tensor | None,
-    shape: tuple[int, ...],
-    terms: _Terms,
-) -> Tensor:
+def _gradient(image: _Image, slopes: tuple[Tensor, Tensor] | None, shape: tuple[int, ...], terms: _Terms) -> Tensor:
     """Return the gradient (1, C, h, w) of the total with respect to the logits of one image.
 
     For a softmax, d p_k / d z_c = p_k ([k = c] - p_c). With u_c, the derivative of the total with respect to p_c, the
     gradient is p_c (u_c - sum of p u). For a term f(log p_own) with derivative -r it is r (p_c - [c = own]).
     """
     probability, own, index, weight, focus = image
-    pull = (terms.cross_entropy / number).expand_as(own)
-    if table is not None:
-        pull = pull * table[index]
+    pull = (terms.cross_entropy / terms.pixels).expand_as(own)
+    if terms.class_weight is not None:
+        pull = pull * terms.class_weight[index]
     if focus is not None:
         pull = pull * (focus**terms.gamma - terms.gamma * own.exp() * focus ** (terms.gamma - 1) * own)
     if slopes is None:
@@ -215,8 +194,8 @@ def _gradient(
         by_own, by_any = (terms.dice * slope for slope in slopes)
         of_own = by_own[index] * own.exp()
         # Divide by the weight, which the probabilities already include.
-        tiny = torch.finfo(weight.dtype).tiny
-        mean = of_own + torch.einsum('c,chw->hw', by_any, probability) / weight.clamp_min(tiny)
+        divisor = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        mean = of_own + torch.einsum('c,chw->hw', by_any, probability) / divisor
         at_own = (of_own - pull) * weight
         probability.mul_((pull - mean) + by_any[:, None, None])
     gradient = probability.scatter_add_(0, index[None], at_own[None])[None]

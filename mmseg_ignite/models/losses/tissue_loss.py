@@ -20,17 +20,15 @@ class TissueLoss(nn.Module):
     In distributed training, each process computes Dice over its own batch.
 
     Args:
-        cross_entropy (float): Weight of the cross-entropy. Defaults to 1.
-        dice (float): Weight of Dice. Defaults to 1.
-        temperature (float): Weight each class's cross-entropy in proportion to 1 / pixels ** temperature, 0..4; 0 weights all
-            classes equally. Defaults to 0.
-        class_weight (Sequence[float], optional): Fixed weights, one per class, instead. Defaults to None.
-        gamma (float): Exponent of the focal loss, 0 or at least 1. Defaults to 0: cross-entropy.
-        smooth (float): Constant added to numerator and denominator of Dice, in pixels. Defaults to 1.
-        loss_name (str): Name in the log; must start with 'loss_' to be optimised. Defaults to 'loss_tissue'.
-        class_pixels (Sequence[int], optional): Pixels of each class in the training ROIs, required with a temperature.
-            tools/train.py fills them in from the index of the data set; in other programs pass
-            ``IGNITEDataset(data_root=..., split='train').class_pixels.tolist()``. Defaults to None.
+        cross_entropy, dice: Weights of the two terms.
+        temperature: Weight each class's cross-entropy in proportion to 1 / pixels ** temperature, 0..4; 0 weights all classes
+            equally.
+        class_weight: Fixed weights, one per class, instead.
+        gamma: Exponent of the focal loss, at least 1, or 0 for cross-entropy.
+        smooth: Constant added to numerator and denominator of Dice, in pixels.
+        loss_name: Name in the log; must start with 'loss_' to be optimised.
+        class_pixels: Pixels of each class in the training ROIs, required with a temperature. tools/train.py fills them in;
+            in other programs pass ``IGNITEDataset(data_root=..., split='train').class_pixels.tolist()``.
 
     Raises:
         IgniteError: An argument is out of range.
@@ -51,15 +49,15 @@ class TissueLoss(nn.Module):
         class_pixels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check(
-            {
-                'cross_entropy and dice': (min(cross_entropy, dice) >= 0 < max(cross_entropy, dice), 'one above 0'),
-                'temperature': (0 <= temperature <= 4, '0 to 4'),
-                'temperature and class_weight': (not temperature or class_weight is None, 'one of the two'),
-                'gamma': (gamma == 0 or gamma >= 1, '0 or at least 1'),
-                'smooth': (smooth >= 0, '0 or more'),
-            }
-        )
+        for name, holds, expected in (
+            ('cross_entropy and dice', min(cross_entropy, dice) >= 0 < max(cross_entropy, dice), 'one above 0'),
+            ('temperature', 0 <= temperature <= 4, '0 to 4'),
+            ('temperature and class_weight', not temperature or class_weight is None, 'one of the two'),
+            ('gamma', gamma == 0 or gamma >= 1, '0 or at least 1'),
+            ('smooth', smooth >= 0, '0 or more'),
+        ):
+            if not holds:
+                raise IgniteError(f'TissueLoss has an invalid {name}; {expected} was expected: correct loss_decode.')
         self.cross_entropy, self.dice, self.gamma, self.smooth = cross_entropy, dice, gamma, smooth
         self.temperature, self.loss_name = temperature, loss_name
         if temperature and class_pixels is not None:
@@ -80,32 +78,16 @@ class TissueLoss(nn.Module):
                 f'TissueLoss has {len(self.class_weight)} class weights, the network has {logits.shape[1]} classes: give '
                 'one per class.'
             )
-        return resized_loss(
-            logits,
-            labels,
-            self.cross_entropy,
-            self.dice,
-            self.class_weight,
-            self.gamma,
-            self.smooth,
-            weight=weight,
-            **geometry,
-        )
+        settings = (self.cross_entropy, self.dice, self.class_weight, self.gamma, self.smooth)
+        return resized_loss(logits, labels, *settings, weight=weight, **geometry)
 
     def forward(
-        self,
-        cls_score: Tensor,
-        label: Tensor,
-        weight: Tensor | None = None,
-        ignore_index: int = 255,
-        **kwargs: object,
+        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **kwargs: object
     ) -> Tensor:
-        """Compute the scalar loss; called by mmseg's heads.
+        """Compute the scalar loss for mmseg's heads.
 
-        Args:
-            cls_score: (N, C, H, W) logits.
-            label: (N, H, W) integer, 0..C-1 or ``ignore_index``.
-            weight: (N, H, W) float, weight of each pixel, as computed by pixel samplers.
+        ``cls_score`` are (N, C, H, W) logits, ``label`` (N, H, W) integers 0..C-1 or ``ignore_index``, and ``weight``
+        (N, H, W) the weights of pixels from a pixel sampler.
         """
         if kwargs:
             raise IgniteError(f'TissueLoss does not support {", ".join(kwargs)}: omit it.')
@@ -120,19 +102,10 @@ class TissueLoss(nn.Module):
 def class_weights(pixels: Sequence[int], temperature: float) -> list[float]:
     """Return the weight of each class, proportional to 1 / pixels ** temperature.
 
-    A pixel weighs 1 on average over the training data; a class without pixels weighs 0.
-
-    Raises:
-        IgniteError: no class has a pixel.
+    A pixel weighs 1 on average over the training data; a class without pixels weighs 0, IgniteError if none has any.
     """
     pixels = np.asarray(pixels, np.float64)
     if not pixels.any():
         raise IgniteError('the training data have no annotated pixel: prepare other ROIs.')
     weight = np.where(pixels > 0, np.maximum(pixels, 1) ** -temperature, 0)
     return (weight * pixels.sum() / (weight * pixels).sum()).tolist()
-
-
-def _check(rules: dict[str, tuple[bool, str]]) -> None:
-    for name, (holds, expected) in rules.items():
-        if not holds:
-            raise IgniteError(f'TissueLoss has an invalid {name}; {expected} was expected: correct loss_decode.')

@@ -16,12 +16,11 @@ from .tissue_segmentor import TissueSegmentor
 class TissueEnsemble(TissueSegmentor):
     """A TissueSegmentor whose logits are the logarithm of the mean of its members' probabilities.
 
-    Sliding windows, symmetries and the rest of ``test_cfg`` work as with a single network. Members predict one after the
-    other, so the extra memory is the float32 sum of their probabilities for one batch of windows. An ensemble of one returns
-    the logits of its member.
+    ``test_cfg`` works as with a single network. Members predict one after the other, so the extra memory is the float32 sum
+    of their probabilities for one batch of windows. An ensemble of one returns the logits of its member.
 
     Args:
-        size (int): Number of members. Each is built from the other arguments, which are those of TissueSegmentor.
+        size: Number of members. Each is built from the other arguments, which are those of TissueSegmentor.
 
     Raises:
         IgniteError: The size is below 1, the decode head has one output channel, or the ensemble is trained.
@@ -37,8 +36,7 @@ class TissueEnsemble(TissueSegmentor):
         super().__init__(*args, **kwargs)
         if self.out_channels == 1:
             raise IgniteError(
-                'TissueEnsemble averages the probabilities of one output channel per class, but the decode head has '
-                'out_channels=1: predict with the members one by one.'
+                'TissueEnsemble requires a channel per class, not out_channels=1: predict with each member.'
             )
         self.others = nn.ModuleList(TissueSegmentor(*a, **k) for a, k in others)
 

@@ -20,14 +20,12 @@ from ...inference.tiling import WEIGHTS, grid, slide_labels, slide_logits
 # Measured on an Aperio slide: windows without tissue have a median of 243, a standard deviation of 0.3 to 1.7, and fewer than
 # 0.1 % of pixels darker than 225 or with channels that differ by more than 18. The walls of fat cells and alveoli cover far
 # more than that, however pale the rest is. Thresholds are half-integers, because undoing the normalisation rounds.
-GLASS_LEVEL = 219.5
-"""0..255; every channel of glass is brighter."""
-GLASS_COLOUR = 20.5
-"""0..255; the brightest and the darkest channel of glass differ by less."""
-GLASS_SHARE = 0.999
-"""Minimum fraction of such pixels in a glass window."""
-GLASS_DEVIATION = 2.0
-"""0..255; maximum standard deviation of the grey values of a glass window."""
+GLASS_LEVEL = 219.5  # 0..255; every channel of glass is brighter
+GLASS_COLOUR = 20.5  # 0..255; the brightest and the darkest channel of glass differ by less
+GLASS_SHARE = 0.999  # minimum fraction of such pixels in a glass window
+GLASS_DEVIATION = 2.0  # 0..255; maximum standard deviation of the grey values of a glass window
+_CHOICES = dict(mode=('whole', 'slide'), weights=WEIGHTS, accumulator=(None, 'cpu'), symmetries=NUMBERS)
+_CHOICES |= dict.fromkeys(('skip_glass', 'keep_logits'), (True, False))
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,9 @@ class InferenceSettings:
 
     @classmethod
     def of(cls, test_cfg: dict | None, out_channels: int) -> InferenceSettings:
-        """Read a ``test_cfg``, ignoring unknown keys.
-
-        Raises:
-            IgniteError: A value is invalid, or two values contradict each other.
-        """
+        """Read a ``test_cfg``, ignoring unknown keys; raise IgniteError if values are invalid or contradict each other."""
         settings = cls(**{k: v for k, v in (test_cfg or {}).items() if k in cls.__dataclass_fields__})
-        settings._check_choices()
-        settings._check_combinations(out_channels)
+        settings._check(out_channels)
         return settings
 
     @property
@@ -64,54 +57,33 @@ class InferenceSettings:
 
     @property
     def flips_at_once(self) -> int:
-        """Number of flipped copies of a window predicted per batch.
-
-        Up to all 4, with fewer windows instead: the sum of probabilities takes the memory of one copy of the windows.
-        """
+        """Number of flipped copies of a window per batch; more copies of fewer windows need less memory for their sum."""
         return min(4, self.symmetries, self.window_batch) if self.mode == 'slide' else 1
 
-    def _check_choices(self) -> None:
-        choices = dict(
-            mode=('whole', 'slide'),
-            weights=WEIGHTS,
-            accumulator=(None, 'cpu'),
-            skip_glass=(True, False),
-            symmetries=NUMBERS,
-            keep_logits=(True, False),
-        )
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if not any(type(value) is type(choice) and value == choice for choice in allowed):
-                raise IgniteError(
-                    f'test_cfg.{name} is {value!r}; one of {", ".join(map(repr, allowed))} was expected: correct it.'
-                )
-        if type(self.window_batch) is not int or self.window_batch < 1:
-            raise IgniteError(
-                f'test_cfg.window_batch is {self.window_batch!r}; an integer above 0 was expected: correct it.'
+    def _check(self, out_channels: int) -> None:
+        rules = {'window_batch': (type(self.window_batch) is int and self.window_batch > 0, 'an integer above 0')}
+        for name, allowed in _CHOICES.items():
+            holds = any(
+                type(getattr(self, name)) is type(choice) and getattr(self, name) == choice for choice in allowed
             )
-
-    def _check_combinations(self, out_channels: int) -> None:
+            rules[name] = (holds, f'one of {", ".join(map(repr, allowed))}')
+        for name in ('crop_size', 'stride') if self.mode == 'slide' else ():
+            is_pair = isinstance(getattr(self, name), (tuple, list)) and len(getattr(self, name)) == 2
+            rules[name] = (is_pair, 'a pair of integers (height, width) in px')
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise IgniteError(f'test_cfg.{name} is {getattr(self, name)!r}; {expected} was expected: correct it.')
         if self.mode == 'slide':
-            for name in ('crop_size', 'stride'):
-                value = getattr(self, name)
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise IgniteError(
-                        f'test_cfg.{name} is {value!r}; two integers (height, width) in px were expected: give them.'
-                    )
             try:
                 for crop, stride in zip(self.crop_size, self.stride):
                     grid(crop, crop, stride)
             except IgniteError as error:
                 raise IgniteError(f'test_cfg.crop_size or test_cfg.stride is invalid: {error}') from error
         if self.skip_glass and (self.mode == 'whole' or self.keep_logits):
-            raise IgniteError(
-                'test_cfg.skip_glass skips windows, which requires mode="slide" and, because skipped glass has no logits, '
-                'keep_logits=False: change one of them.'
-            )
+            raise IgniteError('test_cfg.skip_glass requires mode="slide" and keep_logits=False: change one of them.')
         if out_channels == 1 and (self.skip_glass or self.symmetries > 1):
             raise IgniteError(
-                'test_cfg.skip_glass and test_cfg.symmetries require one output channel per class, but the decode head '
-                'has out_channels=1: omit them.'
+                'test_cfg.skip_glass and symmetries require a channel per class, not out_channels=1: omit them.'
             )
 
 
@@ -121,14 +93,13 @@ class TissueSegmentor(EncoderDecoder):
 
     Besides mmseg's ``mode``, ``crop_size`` and ``stride``, ``test_cfg`` supports:
 
-    - window_batch (int): Number of windows predicted at once. Defaults to 4.
-    - weights (str): 'uniform' as in mmseg, or 'gaussian', see :func:`mmseg_ignite.inference.window_weights`. Defaults to
-      'uniform'.
-    - accumulator (str, optional): 'cpu' to add the logits of windows in host memory. Defaults to None: on the model's device.
-    - skip_glass (bool): Do not predict windows of bare glass; pixels that are only in such windows get label 0, Background.
-      Images that are flipped back or resized are predicted completely. Defaults to False.
-    - symmetries (int): 1, 2, 4 or 8, see :func:`mmseg_ignite.inference.average_symmetries`. Defaults to 1.
-    - keep_logits (bool): Store ``seg_logits`` as mmseg does, e.g. for SegTTAModel or an ensemble. Defaults to False.
+    - window_batch: Number of windows predicted at once; 4 by default.
+    - weights: 'uniform' (default) as in mmseg, or 'gaussian', see :func:`mmseg_ignite.inference.window_weights`.
+    - accumulator: 'cpu' to add the logits of windows in host memory; by default on the model's device.
+    - skip_glass: Do not predict windows of bare glass; pixels that are only in such windows get label 0, Background. Images
+      that are flipped back or resized are predicted completely. False by default.
+    - symmetries: 1 (default), 2, 4 or 8, see :func:`mmseg_ignite.inference.average_symmetries`.
+    - keep_logits: Store ``seg_logits`` as mmseg does, e.g. for SegTTAModel or an ensemble. False by default.
 
     Predicted samples have ``pred_sem_seg``, (1, H, W) uint8 on the device of the inputs and, with keep_logits,
     ``seg_logits``, (C, H, W) on the accumulator's device. With symmetries above 1, logits are the logarithm of mean
@@ -155,11 +126,8 @@ class TissueSegmentor(EncoderDecoder):
 
         Args:
             inputs: (N, 3, H, W) float, normalised.
-            data_samples: N samples. As in mmseg, their padding is removed, flips are undone, and logits are resized to
-                ``ori_shape``. Defaults to None: the labels are of size (H, W).
-
-        Returns:
-            N samples with predictions, see the class.
+            data_samples: N samples to which the predictions are added, see the class. As in mmseg, their padding is removed,
+                flips are undone, and logits are resized to ``ori_shape``. Without samples, the labels are of size (H, W).
         """
         settings = self.test_settings()
         boxes = [_labelled_box(inputs, sample) for sample in data_samples or [None] * len(inputs)]
@@ -176,11 +144,9 @@ class TissueSegmentor(EncoderDecoder):
         return samples
 
     def labels_raw_images(self, inputs: Tensor, sample: SegDataSample) -> bool:
-        """Return whether :meth:`label_image` gives the labels that :meth:`predict` would give for a packed image.
+        """Return whether :meth:`label_image` would label an image like :meth:`predict` labels it packed, (3, H, W).
 
-        Args:
-            inputs: (3, H, W), what the test pipeline gives.
-            sample: its sample; a resized, flipped or padded image is predicted by :meth:`predict` only.
+        Resized, flipped or padded images are labelled by :meth:`predict` only.
         """
         pads = getattr(self.data_preprocessor, 'test_cfg', None)
         whole = _labelled_box(inputs[None], sample) == (slice(0, inputs.shape[1]), slice(0, inputs.shape[2]))
@@ -195,8 +161,8 @@ class TissueSegmentor(EncoderDecoder):
 
         Args:
             image: (H, W, 3) uint8 RGB, possibly memory-mapped.
-            out: (H, W) uint8 array to write to. Defaults to None: a new array.
-            on_progress: Callback that receives the number of newly finished windows after each batch. Defaults to None.
+            out: (H, W) uint8 array to write to; by default a new one.
+            on_progress: Callback that receives the number of newly finished windows after each batch.
 
         Returns:
             (H, W) uint8 labels 0..C-1.
@@ -210,15 +176,10 @@ class TissueSegmentor(EncoderDecoder):
         settings = self.test_settings()
         dtype, shape = getattr(image, 'dtype', type(image).__name__), tuple(getattr(image, 'shape', ()))
         if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
-            raise IgniteError(
-                f'the image has {dtype} values of shape {shape}; (H, W, 3) uint8 RGB was expected: convert it.'
-            )
+            raise IgniteError(f'the image is {dtype} of shape {shape}; (H, W, 3) uint8 RGB was expected: convert it.')
         if self.out_channels == 1:
-            raise IgniteError(
-                'label_image requires one output channel per class, but the decode head has out_channels=1.'
-            )
-        device = next(self.parameters()).device
-        whole = dict(crop_size=shape[:2], stride=shape[:2])
+            raise IgniteError('label_image requires a channel per class, but the decode head has out_channels=1.')
+        device, whole = next(self.parameters()).device, dict(crop_size=shape[:2], stride=shape[:2])
         return slide_labels(
             lambda windows: self._scores(self._preprocessed(windows, device), [{}], settings),
             image,
@@ -233,16 +194,7 @@ class TissueSegmentor(EncoderDecoder):
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Compute mmseg's logits (N, C, H, W) at linear cost, float32 on the accumulator's device."""
         settings = self.test_settings()
-        logits = [
-            slide_logits(
-                lambda windows, meta=meta: self._scores(windows, [meta], settings),
-                image,
-                self.out_channels,
-                **settings.tiling,
-                device=settings.accumulator,
-            )
-            for image, meta in zip(inputs, batch_img_metas)
-        ]
+        logits = [self._slide(slide_logits, *item, settings) for item in zip(inputs, batch_img_metas)]
         # Avoid a copy of the logits of a single image.
         return _to_logits(logits[0][None] if len(logits) == 1 else torch.stack(logits), settings)
 
@@ -256,18 +208,15 @@ class TissueSegmentor(EncoderDecoder):
         metas = [sample.metainfo for sample in samples]
         if settings.mode == 'whole':
             return list(self._scores(inputs, metas, settings).max(1).indices.to(torch.uint8))
-        labels = (
-            slide_labels(
-                lambda windows, meta=meta: self._scores(windows, [meta], settings),
-                image,
-                self.out_channels,
-                **settings.tiling,
-                device=settings.accumulator,
-                skip=self._is_glass if settings.skip_glass else None,
-            )
-            for image, meta in zip(inputs, metas)
-        )
-        return [torch.from_numpy(one).to(inputs.device, non_blocking=True) for one in labels]
+        skip = self._is_glass if settings.skip_glass else None
+        labels = (self._slide(slide_labels, *item, settings, skip=skip) for item in zip(inputs, metas))
+        return [torch.from_numpy(x).to(inputs.device, non_blocking=True) for x in labels]
+
+    def _slide(
+        self, slide: Callable, image: Tensor, meta: dict, settings: InferenceSettings, **options: object
+    ) -> Tensor | np.ndarray:
+        options |= dict(settings.tiling, device=settings.accumulator)
+        return slide(lambda windows: self._scores(windows, [meta], settings), image, self.out_channels, **options)
 
     def _scores(self, inputs: Tensor, metas: list[dict], settings: InferenceSettings) -> Tensor:
         """Compute logits, or with symmetries probabilities, (N, C, H, W) of images, or of windows of one image."""
@@ -285,16 +234,13 @@ class TissueSegmentor(EncoderDecoder):
         x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True)
         return self.data_preprocessor(dict(inputs=list(x), data_samples=None))['inputs']
 
-    @property
-    def _normalises(self) -> bool:
-        return hasattr(self.data_preprocessor, 'mean')
-
     def _is_glass(self, window: Tensor | np.ndarray) -> Tensor:
         """Decide whether a window, (3, h, w) normalised or (h, w, 3) uint8, is bare glass: white, colourless and flat."""
+        x, preprocessor = window, self.data_preprocessor
         if isinstance(window, np.ndarray):
             x = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float()
-        else:
-            x = window * self.data_preprocessor.std + self.data_preprocessor.mean if self._normalises else window
+        elif hasattr(preprocessor, 'mean'):  # it normalises
+            x = window * preprocessor.std + preprocessor.mean
         low, high = x.amin(0), x.amax(0)
         white = (low > GLASS_LEVEL) & (high - low < GLASS_COLOUR)
         return (white.float().mean() >= GLASS_SHARE) & (x.mean(0).std(correction=0) <= GLASS_DEVIATION)
