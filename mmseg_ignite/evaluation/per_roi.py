@@ -52,6 +52,20 @@ def worst_first(matrices: np.ndarray, metadata: Sequence[dict]) -> list[int]:
     return sorted(range(len(metadata)), key=lambda r: (score[r], metadata[r]['roi']))
 
 
+def commonest_error(matrix: np.ndarray) -> tuple[int, int, float] | None:
+    """Return the most frequent confusion in a matrix (C, C) or (C, C + 1); None without errors.
+
+    Returns:
+        Ids of the true and the predicted class (C: no prediction), and the percentage of all pixels.
+    """
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong[:, : len(matrix)], 0)
+    if not wrong.any():
+        return None
+    truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    return int(truth), int(predicted), float(100 * wrong.max() / matrix.sum())
+
+
 def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence[str]) -> list[dict]:
     """Return up to ten ROIs with annotated pixels by ascending mIoU; see :func:`per_roi` for the arguments.
 
@@ -61,11 +75,8 @@ def worst_rois(matrices: np.ndarray, metadata: Sequence[dict], classes: Sequence
     """
     names, rows = (*classes, NOTHING), []
     for r in worst_first(matrices, metadata)[:WORST]:
-        found, wrong, confused = score_arrays(Marginals.of(matrices[r])), matrices[r].copy(), None
-        np.fill_diagonal(wrong[:, : len(wrong)], 0)
-        if wrong.any():
-            truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-            confused = [names[truth], names[predicted], float(100 * wrong.max() / matrices[r].sum())]
+        found, error = score_arrays(Marginals.of(matrices[r])), commonest_error(matrices[r])
+        confused = error and [names[error[0]], names[error[1]], error[2]]
         if np.isfinite(found['mIoU']):
             known = dict(roi=metadata[r]['roi'], patient=metadata[r].get('patient'))
             rows.append({**known, **{key: number(found[key]) for key in ('mIoU', 'aAcc')}, 'confused': confused})

@@ -121,7 +121,9 @@ def test_predictions_with_context_that_cannot_be_cropped_are_refused(prepared, p
         (data / 'index.json').write_text(json.dumps(index))
         (data / 'labels').symlink_to(prepared / 'labels')
     assert evaluate(data, write(tmp_path / 'in', maps), tmp_path / 'out') == 2
-    wanted = dict(both='keep one kind', either='keep one kind', size='ROI with context', unknown='without --no-context')
+    wanted = dict(
+        both='keep only one kind', either='keep one kind', size='ROI with context', unknown='without --no-context'
+    )
     assert wanted[mixed] in single_error(capsys)
     assert not (tmp_path / 'out').exists()
 
@@ -259,7 +261,7 @@ def damage(kind, folder, predicted):
     elif kind == 'ambiguous':
         for file in folder.glob('*.png'):
             Image.fromarray(np.minimum(np.array(Image.open(file)), 15)).save(file)
-        return 'cannot be told'
+        return 'is ambiguous'
     return f'{name}.png'
 
 
