@@ -122,7 +122,7 @@ def test_predictions_with_context_that_cannot_be_cropped_are_refused(prepared, p
         (data / 'labels').symlink_to(prepared / 'labels')
     assert evaluate(data, write(tmp_path / 'in', maps), tmp_path / 'out') == 2
     wanted = dict(
-        both='keep only one kind', either='keep one kind', size='ROI with context', unknown='without --no-context'
+        both='keep only one kind', either='keep only one kind', size='ROI with context', unknown='without --no-context'
     )
     assert wanted[mixed] in single_error(capsys)
     assert not (tmp_path / 'out').exists()

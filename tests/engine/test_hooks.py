@@ -41,7 +41,7 @@ def test_non_finite_score_is_skipped_and_logged_once(request, tmp_path, wrong):
             assert metrics['mIoU_smoothed'] == pytest.approx(expected)
         else:
             assert math.isnan(metrics['mIoU_smoothed'])
-    assert (tmp_path / 'log').read_text().count('leaves such validations out') == 1
+    assert (tmp_path / 'log').read_text().count('skips such validations') == 1
     hub.message_hub.update_info('mIoU_smoothed', (math.nan, 0.5))
     hook.after_val_epoch(hub, metrics := dict(mIoU=30.0))
     assert metrics['mIoU_smoothed'] == pytest.approx(30)
