@@ -49,7 +49,7 @@ def cross_validate(
         only: numbers of the folds to run. Defaults to None: the fold in the environment variable SLURM_ARRAY_TASK_ID if set,
             else all.
         resume: continue unfinished folds from their latest checkpoints.
-        amp, weights, minutes: of each training, see :func:`train`.
+        amp, weights, minutes: of each training, see :func:`.training.train`.
         report: language of the reports, 'en' or 'ko'; None for no reports.
         say: called with each message, a line or a table.
 
@@ -58,8 +58,8 @@ def cross_validate(
         distributed run.
 
     Raises:
-        IgniteError: see :func:`train` and :func:`test`; there is no such fold, the data have no folds, or a fold was started
-            with other settings, or is unfinished and ``resume`` is False.
+        IgniteError: see :func:`.training.train` and :func:`.testing.test`; there is no such fold, the data have no folds, or
+            a fold was started with other settings, or is unfinished and ``resume`` is False.
     """
     say = say if is_main_process() else lambda line: None
     chosen = _chosen(folds, only, say)

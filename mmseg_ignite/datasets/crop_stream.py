@@ -291,7 +291,7 @@ def _window(array: np.ndarray, first: np.ndarray, last: np.ndarray, mirror: bool
 
 @DATA_SAMPLERS.register_module()
 class CropStreamSampler(Sampler):
-    """Request crops 0, 1, 2, ... of a seed from :class:`IGNITECropDataset`, endlessly.
+    """Request crops 0, 1, 2, ... of a seed from :class:`.ignite.IGNITECropDataset`, endlessly.
 
     Each of W processes takes every W-th number, so together they see the same crops as one process with a batch W times as
     large. A resumed run skips ahead at no cost, as with mmengine's InfiniteSampler. mmengine passes the run's ``seed``.

@@ -25,8 +25,8 @@ class IGNITEDataset(BaseSegDataset):
     """ROIs of a prepared IGNITE data set (see ``tools/prepare_ignite.py``).
 
     Labels are train ids 0..15; 255 marks unannotated pixels. LoadImageFromFile and LoadAnnotations of a pipeline read the
-    prepared arrays here, :class:`LoadIGNITERegion` reads both; any transform of mmseg may follow. Each sample also has
-    ``roi`` (its name), ``patient``, ``um_per_px`` and ``metadata`` (organ, scanner, ... from the release).
+    prepared arrays here, :class:`.transforms.LoadIGNITERegion` reads both; any transform of mmseg may follow. Each sample
+    also has ``roi`` (its name), ``patient``, ``um_per_px`` and ``metadata`` (organ, scanner, ... from the release).
 
     Args:
         data_root: prepared folder, with ``index.json``.
@@ -80,7 +80,7 @@ class IGNITEDataset(BaseSegDataset):
         return np.bincount(new_ids, pixels, IGNORE)[: len(self.metainfo['classes'])].astype(np.int64)
 
     def get_data_info(self, idx: int) -> dict:
-        """Return the information on ROI number ``idx``; raise IgniteError if a :class:`CropStreamSampler` asks for a pair."""
+        """Return the information on ROI number ``idx``; raise IgniteError if a CropStreamSampler asks for a pair."""
         if isinstance(idx, tuple):
             remedy = 'set the sampler to dict(type="InfiniteSampler"), or use IGNITECropDataset'
             raise IgniteError(f'IGNITEDataset was asked for sample {idx} by a CropStreamSampler: {remedy}.')
@@ -118,9 +118,9 @@ _CROP_SETTINGS = [key for key in inspect.signature(CropStream).parameters if key
 class IGNITECropDataset(IGNITEDataset):
     """An endless stream of training crops of a prepared IGNITE data set.
 
-    Use with :class:`CropStreamSampler`, which requests crop n of a seed. Image and labels of a sample are read before the
-    pipeline, which holds augmentations only, mmseg's or ours. They get the same random numbers for the same (seed, n) in any
-    worker or process.
+    Use with :class:`.crop_stream.CropStreamSampler`, which requests crop n of a seed. Image and labels of a sample are read
+    before the pipeline, which holds augmentations only, mmseg's or ours. They get the same random numbers for the same
+    (seed, n) in any worker or process.
 
     A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
     ``ori_shape``, ``roi``, ``patient``, ``um_per_px`` (of the crop), ``img_path``, ``seg_map_path``, ``crop`` (its

@@ -148,7 +148,7 @@ class Ensemble:
         return seen
 
     def checksums(self) -> dict:
-        """SHA-256 of the file and, for an ensemble, of its members, as :func:`provenance` takes them."""
+        """Return SHA-256 of the file and, for an ensemble, of its members, for :func:`mmseg_ignite.provenance.provenance`."""
         members = None if self.is_single else [file_sha256(member) for member in self.members]
         return dict(checkpoint_sha256=file_sha256(self.path), members_sha256=members)
 

@@ -40,7 +40,7 @@ def audit_roi(
     """Audit the files of an ROI and, if ``out`` is given and there is no error, write its arrays.
 
     Args:
-        sources: see :meth:`RoiRecord.sources`.
+        sources: see :meth:`.release.RoiRecord.sources`.
         out: prepared folder to write to; None only audits.
         old: prepared folder of an earlier run, whose facts of this ROI are ``known``: if the checksums of the sources and of
             the arrays are unchanged, its arrays are linked instead of decoding again.

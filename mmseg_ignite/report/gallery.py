@@ -41,7 +41,7 @@ def encode_item(item: GalleryItem, matrix: np.ndarray, classes: tuple[str, ...])
     fingerprinting, would change pictures.
 
     Args:
-        matrix: confusion matrix at full size, (C, C) or (C, C + 1) int64 (see :func:`.report.write_report`).
+        matrix: confusion matrix at full size, (C, C) or (C, C + 1) int64 (see :func:`.page.write_report`).
         classes: C names.
 
     Raises:

@@ -17,7 +17,7 @@ from ..prepared import open_array
 class LoadIGNITERegion(LoadImageFromFile):
     """Read a whole ROI with its labels from the prepared arrays, or an ordinary image file like mmseg.
 
-    For training crops use :class:`IGNITECropDataset`, which reads only the crop.
+    For training crops use :class:`mmseg_ignite.datasets.IGNITECropDataset`, which reads only the crop.
 
     Required keys: ``img_path``, an array (.npy) of a prepared data set or an image file, or ``img``, the image. Optional
     keys: ``seg_map_path``, an array of a prepared data set; ``label_map``, {train id: new id}; ``roi_box``, (top, left,

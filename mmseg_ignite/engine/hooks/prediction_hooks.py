@@ -23,7 +23,7 @@ from ..compatibility import is_training, visualization_backends
 def predicted_roi(
     sample: SegDataSample, classes: Sequence[str], shift: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image, ground truth and prediction of a predicted sample of an :class:`IGNITEDataset`.
+    """Return image, ground truth and prediction of a predicted sample of an IGNITEDataset.
 
     Tissue around the ROI is cropped away, and the ids of a model with fewer classes are mapped to train ids.
 

@@ -21,7 +21,8 @@ class FastSegformerHead(SegformerHead):
     mmseg upsamples four maps to the finest size, concatenates them and applies the 1 x 1 fusion convolution. Interpolation
     acts on each channel and the convolution on each pixel separately, so they commute: here each map passes through its
     slice of the fusion weight at its own resolution, and the results are upsampled and added. Bias, normalisation and
-    activation follow the sum. Batch normalisation is folded into the weights if possible, see :func:`.folding.fold`.
+    activation follow the sum. Batch normalisation is folded into the weights if possible, see
+    :func:`mmseg_ignite.models.folding.fold`.
 
     With a TissueLoss or mmseg's unweighted softmax cross-entropy, logits at full resolution are not kept for the backward
     pass, see :func:`mmseg_ignite.models.losses.resized_loss`. Other losses and pixel samplers are computed by mmseg.
