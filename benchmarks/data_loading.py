@@ -230,7 +230,7 @@ def build(work: Path, rois: int, console: Console) -> tuple[Path, Path]:
                 (2000, 2400),
                 0,
                 rare=(RARE, SHARE),
-                advance=lambda: progress.advance(task),
+                on_progress=lambda: progress.advance(task),
             )
     prepare(release, data, console=Console(quiet=True))
     return release, data
@@ -254,7 +254,7 @@ def main() -> None:
     ):
         console.print(f'{title} ...')
         rows += measure()
-    columns = ('what', 'ours', 'beside', 'ratio', 'goal')
+    columns = ('what', 'ours', 'compared with', 'ratio', 'goal')
     table = Table(*columns, title=f'data loading, {platform.machine()}, {cores()} cores')
     for what, ours, baseline, ratio, goal in rows:
         table.add_row(what, ours, baseline, f'{ratio:.1f}x' if ratio else '', goal)

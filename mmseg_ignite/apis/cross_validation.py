@@ -34,7 +34,7 @@ def cross_validate(
     minutes: float | None = None,
     report: str | None = 'en',
     launcher: str = 'none',
-    say: Callable[[str], None] = print,
+    on_message: Callable[[str], None] = print,
 ) -> dict:
     """Train the folds of a prepared data set and score each on its own ``val`` part with its last checkpoint.
 
@@ -51,7 +51,7 @@ def cross_validate(
         resume: continue unfinished folds from their latest checkpoints.
         amp, weights, minutes: of each training, see :func:`.training.train`.
         report: language of the reports, 'en' or 'ko'; None for no reports.
-        say: called with each message, a line or a table.
+        on_message: called with each message, a line or a table.
 
     Returns:
         The content of ``metrics.json`` of the work dir; empty while folds are missing, and in the other processes of a
@@ -61,8 +61,8 @@ def cross_validate(
         IgniteError: see :func:`.training.train` and :func:`.testing.test`; there is no such fold, the data have no folds, or
             a fold was started with other settings, or is unfinished and ``resume`` is False.
     """
-    say = say if is_main_process() else lambda line: None
-    chosen = _chosen(folds, only, say)
+    on_message = on_message if is_main_process() else lambda line: None
+    chosen = _chosen(folds, only, on_message)
     options = options or {}
     folder = Path(work_dir or f'{load_config(config, options).work_dir}-folds')
     load_config(config, options, str(folder))  # raises if the work dir is a file
@@ -81,24 +81,24 @@ def cross_validate(
     for number in chosen:
         if is_main_process() and not every[number].finished:
             (folder / ENSEMBLE).unlink(missing_ok=True)  # it belongs to other trainings
-        every[number].run(resume, report, say)
+        every[number].run(resume, report, on_message)
     if not is_main_process():
         return {}
     if missing := [str(fold.number) for fold in every if not fold.finished]:
-        say(
+        on_message(
             f'folds {", ".join(missing)} are not finished; the process that finishes the last one pools all in {folder}'
         )
         return {}
     result = _pooled(folder, report) or _pool(every, folder, report)
-    say(
+    on_message(
         f'\nall ROIs outside the test part, each predicted by the fold that has not seen its patient:\n\n{table(result)}\n'
     )
-    say(f'written: {folder}' + ('' if report is None else f', see {REPORT} in it'))
-    _suggest_ensemble(config, folder, options, say)
+    on_message(f'written: {folder}' + ('' if report is None else f', see {REPORT} in it'))
+    _suggest_ensemble(config, folder, options, on_message)
     return result
 
 
-def _chosen(folds: int, only: list[int] | None, say: Callable[[str], None]) -> list[int]:
+def _chosen(folds: int, only: list[int] | None, on_message: Callable[[str], None]) -> list[int]:
     """Return the sorted numbers of the folds to run."""
     if folds != len(FOLDS):
         raise IgniteError(
@@ -117,15 +117,15 @@ def _chosen(folds: int, only: list[int] | None, say: Callable[[str], None]) -> l
             f'{source} is {wrong[0] if wrong else "empty"}; numbers of folds, 0 to {len(FOLDS) - 1}, were expected: {advice}.'
         )
     if only is None:
-        say(f'{ARRAY_TASK} is {numbers[0]}: only that fold is run')
+        on_message(f'{ARRAY_TASK} is {numbers[0]}: only that fold is run')
     return sorted({int(n) for n in numbers})
 
 
-def _suggest_ensemble(config: str | Path, folder: Path, options: dict, say: Callable[[str], None]) -> None:
+def _suggest_ensemble(config: str | Path, folder: Path, options: dict, on_message: Callable[[str], None]) -> None:
     settings = {**options, 'protocol': FOLDS[0]}
     settings = ' '.join(shlex.quote(f'{key}={value}') for key, value in settings.items())
     ensemble = shlex.join([str(config), str(folder / ENSEMBLE)])
-    say(
+    on_message(
         'score the ensemble on the test part, which no fold has seen (then run this command again to add it to the table of '
         'the folds), or predict with it:\n'
         f'    python tools/test.py {ensemble} --work-dir {shlex.quote(str(folder / "test"))} --cfg-options {settings}\n'

@@ -162,22 +162,22 @@ class Fold:
                 f'{self.folder} contains an unfinished training: continue it with --resume, or delete the folder.'
             )
 
-    def run(self, resume: bool, report: str | None, say: Callable[[str], None]) -> None:
+    def run(self, resume: bool, report: str | None, on_message: Callable[[str], None]) -> None:
         """Train and score the fold, skipping what is finished."""
         head = f'fold {self.number} of 0 to {len(FOLDS) - 1}'
         if self.finished:
-            say(f'{head}: already finished, skipped')
+            on_message(f'{head}: already finished, skipped')
             return
         checkpoint = self.checkpoint
         if checkpoint is None:
-            say(f'{head}: training in {self.folder}')
+            on_message(f'{head}: training in {self.folder}')
             self._write()
             train(self._load('train'), resume, **self.training)
             gc.collect()  # the reference cycles of the runner keep the model, its optimizer and the workers
             barrier()  # the last checkpoint is written
             checkpoint = latest_checkpoint(self.folder)
             self._write(checkpoint=checkpoint.name)
-        say(f'{head}: scoring its val part with {checkpoint.name}')
+        on_message(f'{head}: scoring its val part with {checkpoint.name}')
         # The last checkpoint was not selected by its validation patients, so they count as unseen.
         test(self._load('test'), checkpoint, report=report, count_validation=False)
         gc.collect()

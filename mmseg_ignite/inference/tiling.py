@@ -84,7 +84,7 @@ def slide_labels(
     skip: Callable[[Windows], bool | Tensor] | None = None,
     skip_label: int = 0,
     out: np.ndarray | None = None,
-    advance: Callable[[int], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """Label an image by sliding windows, with C x crop height x image width float32 logits in memory.
 
@@ -104,7 +104,7 @@ def slide_labels(
             Tensors are synchronised once per row of windows.
         skip_label: Label, 0..255, of pixels that are only in skipped windows; 0 is Background.
         out: (H, W) uint8 array to write to, e.g. memory-mapped; by default a new one.
-        advance: Callback that receives the number of finished or skipped windows after each batch.
+        on_progress: Callback that receives the number of finished or skipped windows after each batch.
 
     Returns:
         (H, W) uint8 labels 0..C-1; ``out`` if given.
@@ -127,7 +127,7 @@ def slide_labels(
     sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
     covered = np.zeros(sums.shape[1:], bool)  # by windows that were not skipped; on the host, to save GPU memory
     for row, next_top in zip(tiling.rows, [*(top for top, _ in tiling.rows[1:]), tiling.size[0]]):
-        for (left, right), logits in tiling.predict_row(row, advance, skip):
+        for (left, right), logits in tiling.predict_row(row, on_progress, skip):
             _add(sums[:, :, left:right], logits, tiling.weight)
             covered[:, left:right] = True
         out[row[0] : next_top] = _pop(sums, covered, next_top - row[0], skip_label)
@@ -144,7 +144,7 @@ def slide_logits(
     window_batch: int = 4,
     weights: str = 'uniform',
     device: torch.device | str | None = None,
-    advance: Callable[[int], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Average the logits of sliding windows, with those of the whole image in memory.
 
@@ -156,7 +156,7 @@ def slide_logits(
     tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
     total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
     for top, bottom in tiling.rows:
-        for (left, right), logits in tiling.predict_row((top, bottom), advance):
+        for (left, right), logits in tiling.predict_row((top, bottom), on_progress):
             _add(total[:, top:bottom, left:right], logits, tiling.weight)
             count[top:bottom, left:right] += 1 if tiling.weight is None else tiling.weight
     return total.div_(count)
@@ -201,7 +201,10 @@ class _Tiling:
         self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
     def predict_row(
-        self, row: Span, advance: Callable[[int], object] | None, skip: Callable[[Windows], bool | Tensor] | None = None
+        self,
+        row: Span,
+        on_progress: Callable[[int], object] | None,
+        skip: Callable[[Windows], bool | Tensor] | None = None,
     ) -> Iterator[tuple[Span, Tensor]]:
         """Yield the (left, right) and the (C, h, w) logits of the windows of a row that are not skipped."""
         spans = [(column, slice(*row), slice(*column)) for column in self.columns]
@@ -211,8 +214,8 @@ class _Tiling:
             # One synchronisation per row if the flags are computed on an accelerator.
             flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
             windows = [item for item, skipped in zip(windows, flags) if not skipped]
-            if advance is not None and len(windows) < len(flags):
-                advance(len(flags) - len(windows))
+            if on_progress is not None and len(windows) < len(flags):
+                on_progress(len(flags) - len(windows))
         for start in range(0, len(windows), self.window_batch):
             spans, batch = zip(*windows[start : start + self.window_batch])
             logits = self.predict(torch.stack(batch) if self.is_tensor else np.stack(batch))
@@ -220,8 +223,8 @@ class _Tiling:
             if tuple(logits.shape) != expected:
                 raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
             yield from zip(spans, logits)
-            if advance is not None:
-                advance(len(batch))
+            if on_progress is not None:
+                on_progress(len(batch))
 
 
 def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:

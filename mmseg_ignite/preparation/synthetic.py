@@ -165,7 +165,7 @@ def write_synthetic_release(
     seed: int = 0,
     encoding: str = 'complement',
     rare: tuple[int, float] | None = None,
-    advance: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a synthetic release; the same arguments give the same bytes.
 
@@ -177,7 +177,7 @@ def write_synthetic_release(
         encoding: of the ROI masks, 'complement' as in the known release or 'direct'.
         rare: (class id 1..16, share up to 0.2): the class occurs only in every fourth ROI, in groups of small islands, and
             covers about this share of all pixels.
-        advance: called after each ROI.
+        on_progress: called after each ROI.
 
     Raises:
         IgniteError: invalid numbers, or an output folder that must not be written.
@@ -206,7 +206,7 @@ def write_synthetic_release(
             image, labels = _render(rng, [seed, 1, number % patients], labels)
             rows.append(_row(number, patients, (shape[0] - 2 * MARGIN, shape[1] - 2 * MARGIN)))
             _write_roi(folder, rows[-1]['name'], image, labels, encoding)
-            advance()
+            on_progress()
         (folder / LABEL_MAP).write_text(json.dumps(RAW_LABEL_MAP, indent=4) + '\n', encoding='utf-8')
         with (folder / OVERVIEW).open('w', newline='', encoding='utf-8') as stream:
             writer = csv.DictWriter(stream, COLUMNS)

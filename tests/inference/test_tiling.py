@@ -145,7 +145,7 @@ def test_windows_of_a_row_are_batched(weights):
         seen.append(tuple(windows.shape))
         return windows
 
-    slide_labels(predict, torch.rand(3, 30, 70), 3, (20, 20), (10, 10), 4, weights, advance=done.append)
+    slide_labels(predict, torch.rand(3, 30, 70), 3, (20, 20), (10, 10), 4, weights, on_progress=done.append)
     assert seen == [(4, 3, 20, 20), (2, 3, 20, 20)] * 2
     assert done == [4, 2, 4, 2]
 
@@ -210,7 +210,7 @@ def test_skipped_windows_are_not_predicted(as_tensor):
         return windows + torch.tensor([0.0, 0, 9])[:, None, None]
 
     labels = slide_labels(
-        predict, image, 3, (10, 10), (5, 5), window_batch=3, skip=skip, skip_label=7, advance=done.append
+        predict, image, 3, (10, 10), (5, 5), window_batch=3, skip=skip, skip_label=7, on_progress=done.append
     )
     windows = list(stock_windows((60, 60), (10, 10), (5, 5)))
     kept = [(a, b, c, d) for a, b, c, d in windows if image[:, a:b, c:d].any()]

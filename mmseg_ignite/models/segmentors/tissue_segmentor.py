@@ -188,7 +188,7 @@ class TissueSegmentor(EncoderDecoder):
             device=settings.accumulator or device,
             skip=self._is_glass if settings.skip_glass else None,
             out=out,
-            advance=on_progress,
+            on_progress=on_progress,
         )
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:

@@ -103,7 +103,9 @@ def test_randstainna_produces_the_sampled_statistics():
     clipped = 0.954  # standard deviation of a normal number clipped at two of them
     np.testing.assert_allclose(np.std([f.mean for f in found], 0), np.array([3, 2, 2]) * clipped, rtol=0.16)
     np.testing.assert_allclose(np.mean([f.mean for f in found], 0), own.mean, atol=0.8)
-    expected = (own.spread + 0.5) * own.spread / np.maximum(own.spread, 1)  # an image with less spread is not stretched more
+    expected = (
+        (own.spread + 0.5) * own.spread / np.maximum(own.spread, 1)
+    )  # an image with less spread is not stretched more
     np.testing.assert_allclose(np.mean([f.spread for f in found], 0), expected, rtol=0.05)
 
 
