@@ -35,15 +35,26 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) ->
         >>> confusion_matrix(np.array([0, 0, 1, 255]), np.array([0, 1, 1, 0]), classes=2).tolist()
         [[1, 1], [0, 1]]
     """
+    matrix, unpredicted = count_pairs(truth, prediction, classes)
+    if unpredicted.any():
+        raise ValueError(f'the prediction holds ids outside 0..{classes - 1}')
+    return matrix
+
+
+def count_pairs(truth: np.ndarray, prediction: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the :func:`confusion_matrix`, and the pixels (C,) int64 of each class whose prediction is 255."""
     if truth.shape != prediction.shape:
         raise ValueError(f'the truth has shape {truth.shape}, the prediction {prediction.shape}')
-    annotated = truth != IGNORE
-    rows, columns = truth[annotated], prediction[annotated]
-    for what, ids in (('truth', rows), ('prediction', columns)):
-        if ids.size and not 0 <= ids.min() <= ids.max() < classes:
+    ids = [
+        x if x.dtype == np.uint8 else np.where((x >= 0) & (x < IGNORE), x, IGNORE - (x != IGNORE))
+        for x in (truth, prediction)
+    ]
+    codes = (ids[0].astype(np.uint16) << 8) | ids[1].astype(np.uint8)  # counted at once, and checked by their counts
+    pairs = np.bincount(codes.ravel(), minlength=1 << 16).reshape(256, 256)
+    for what, wrong in (('truth', pairs[classes:IGNORE]), ('prediction', pairs[:classes, classes:IGNORE])):
+        if wrong.any():
             raise ValueError(f'the {what} holds ids outside 0..{classes - 1}')
-    pairs = rows.astype(np.int64) * classes + columns.astype(np.int64)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return pairs[:classes, :classes].copy(), pairs[:classes, IGNORE].copy()
 
 
 class Marginals(NamedTuple):

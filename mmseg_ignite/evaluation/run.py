@@ -12,11 +12,11 @@ import numpy as np
 
 from ..errors import IgniteError
 from ..files import atomic_file, write_json, writing
-from ..labels import CLASSES, IGNORE, histogram
+from ..labels import CLASSES
 from .bootstrap import SAMPLES, intervals, units
 from .boundary import boundary_counts, boundary_scores
 from .calibration import calibration_counts, calibration_scores
-from .confusion import confusion_matrix, scores
+from .confusion import count_pairs, scores
 from .groupings import check_groupings, group_scores, published_scores
 from .per_roi import per_roi, strata, worst_rois
 from .tables import TABLE_FILES, write_csv, write_tables
@@ -47,9 +47,8 @@ def score_roi(
         boundary_tolerance_um: Also count boundaries, at this tolerance in micrometres.
         probabilities: (C, H, W) float, to count by confidence and entropy too.
     """
-    missing = prediction == IGNORE
-    matrix = confusion_matrix(np.where(missing, IGNORE, truth) if missing.any() else truth, prediction, classes)
-    result = dict(metadata=metadata, matrix=matrix, unpredicted=histogram(truth[missing])[:classes])
+    matrix, unpredicted = count_pairs(truth, prediction, classes)
+    result = dict(metadata=metadata, matrix=matrix, unpredicted=unpredicted)
     if boundary_tolerance_um is not None:
         um_per_px, roi = metadata.get('um_per_px'), metadata['roi']
         result['boundary'] = boundary_counts(truth, prediction, classes, boundary_tolerance_um, um_per_px, roi)
