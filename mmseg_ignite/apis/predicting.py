@@ -96,6 +96,9 @@ def predict_files(
         IgniteError: before anything is predicted: a path does not exist, a folder contains no image, an option is
             implausible, or outputs may not be written (see :func:`mmseg_ignite.files.check_outputs`). Afterwards:
             ``run.json`` cannot be written, e.g. because the disk is full.
+
+    Example:
+        >>> predict_files(Predictor(config, checkpoint), ['slides/'], 'predictions')
     """
     files = _Files(paths, out)
     _check_options(um_per_px, palette, max_pixels)

@@ -99,6 +99,10 @@ def regions(
 
     Raises:
         IgniteError: a file is missing or damaged, or belongs to another prediction or ground truth than was scored.
+
+    Example:
+        >>> run = Evaluation.load('work_dirs/b0')
+        >>> worst = next(regions(run, 'data/ignite', 'work_dirs/b0/predictions'))
     """
     table = _train_id_table(evaluation.classes)
     contexts = {roi['name']: roi.get('context') for roi in read_index(data)['rois']}

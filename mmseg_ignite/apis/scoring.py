@@ -53,6 +53,9 @@ def rescore(
 
     Raises:
         IgniteError: there is no such run, or a grouping is wrong.
+
+    Example:
+        >>> rescore('work_dirs/b0', groupings={'tumour': {'tumour': ['Tumor epithelium'], 'other': 'rest'}})
     """
     evaluation, run = Evaluation.load(run), Path(run)
     folder = run if run.is_dir() else run.parent
@@ -223,6 +226,10 @@ def compare_runs(
     Raises:
         IgniteError: there are no such runs, they are not comparable, or one scored patients that its checkpoint was trained
             on and ``allow_seen_patients`` is False.
+
+    Example:
+        >>> result = compare_runs('work_dirs/b0', 'work_dirs/b2')
+        >>> print(comparison_table(result))  # from mmseg_ignite.evaluation.comparison
     """
     for run in (a, b):
         folder = Path(run) if Path(run).is_dir() else Path(run).parent
@@ -245,6 +252,9 @@ def read_groupings(path: str | Path) -> dict:
 
     Raises:
         IgniteError: there is no such file, or it is not JSON.
+
+    Example:
+        >>> rescore('work_dirs/b0', groupings=read_groupings('groupings.json'))
     """
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))

@@ -149,9 +149,9 @@ class IGNITECropDataset(IGNITEDataset):
 
     def full_init(self) -> None:
         """Read the index and the points."""
-        if self._fully_initialized:
-            return
         super().full_init()
+        if hasattr(self, 'stream'):
+            return
         if unknown := sorted(self._crops.keys() - set(_CROP_SETTINGS)):
             known = ', '.join(_CROP_SETTINGS)
             raise IgniteError(f'crops of the data set has the unknown setting {unknown[0]}: choose from {known}.')

@@ -1,6 +1,6 @@
 """What the supported versions of mmengine and torch need, and every private field of mmengine that this package uses.
 
-Tested with mmengine 0.10.7 and onedl-mmengine; a test fails where a field is missing.
+Tested with mmengine 0.10.7 and onedl-mmengine 0.10.12; a test fails if a field is missing.
 """
 
 from collections.abc import Callable

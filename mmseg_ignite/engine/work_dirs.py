@@ -69,7 +69,8 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     """Clear a work dir for a new training that is built inside the context, so that files of two runs never mix.
 
     Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is
-    moved aside, deleted on success, and restored if an exception ends the context.
+    moved aside, deleted on success, and restored if an exception ends the context; a new folder that is still empty is then
+    removed.
 
     Args:
         overwrite: replace the earlier run: its checkpoints, logs, curves, scores and predictions. Other files stay.
@@ -79,6 +80,7 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
             training writes, or cannot be written.
     """
     folder = Path(work_dir)
+    created = not folder.exists()
     check_writable(folder)
     used = [path for path in sorted(folder.glob('*.pth')) if path.is_file() and _CHECKPOINT.fullmatch(path.name)]
     if used and not overwrite:
@@ -91,7 +93,13 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     logs = [path for path in folder.iterdir() if _LOGS.fullmatch(path.name) and (path / 'vis_data').is_dir()]
     if not overwrite:
         _move(logs, folder, folder / ABORTED)
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # a folder with files stays
+                if created:
+                    folder.rmdir()
+            raise
         return
     aside = folder / REPLACED
     if aside.exists():

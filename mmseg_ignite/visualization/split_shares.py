@@ -32,7 +32,7 @@ def plot_split_shares(index: dict, path: str | Path) -> None:
     for axis in axes.flat[len(splits) :]:
         axis.set_visible(False)
     handles = [*axes[0, 0].containers, axes[0, 0].collections[0]]
-    figure.legend(handles, [*PARTS, 'wanted'], loc='outside upper center', ncols=len(handles), frameon=False)
+    figure.legend(handles, [*PARTS, 'target'], loc='outside upper center', ncols=len(handles), frameon=False)
     text = f"share of the class's pixels (%)\n{absent_classes(shown)}"
     figure.supxlabel(text.rstrip(), fontsize='medium')
     with atomic_file(path) as partial:

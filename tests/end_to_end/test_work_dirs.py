@@ -223,6 +223,12 @@ def test_training_that_cannot_start_replaces_nothing(prepared, trained, tmp_path
     assert not (run / '.replaced').exists()
 
 
+def test_training_that_cannot_start_leaves_no_new_folder(prepared, tmp_path):
+    with pytest.raises(IgniteError, match='none.pth'):
+        train(config(prepared, tmp_path / 'new'), weights=str(tmp_path / 'none.pth'))
+    assert not (tmp_path / 'new').exists()
+
+
 def test_foreign_files_in_a_work_dir_are_kept(prepared, tmp_path):
     run = tmp_path / 'run'
     for name in ('progress/thesis.txt', '20200101_000000/photo.jpg', 'best_mIoU_of_mine.pth', 'aborted/notes.txt'):

@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.visualization import LocalVisBackend
 
 import mmseg_ignite
@@ -28,3 +30,6 @@ def test_installed_mmengine_has_these_attributes(tmp_path):
     assert not compatibility.is_training(runner)
     assert [type(backend) for backend in compatibility.visualization_backends(runner)] == [LocalVisBackend]
     assert callable(compatibility.local_checkpoint_loader())
+    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    compatibility.set_last_iteration(SimpleNamespace(train_loop=loop), 7)
+    assert loop.max_iters == 7
