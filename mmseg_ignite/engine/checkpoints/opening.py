@@ -10,8 +10,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ..errors import IgniteError
-from .compatibility import local_checkpoint_loader
+from ...errors import IgniteError
+from ..compatibility import local_checkpoint_loader
 
 try:  # NumPy 2 moved its private reconstruction function; checkpoints of both versions exist
     from numpy._core.multiarray import _reconstruct, scalar
