@@ -18,6 +18,6 @@ with _quiet_imports():
     from .errors import IgniteError
     from .packaged import config_path
 
-_compatibility.apply(engine.checkpoints.SAFE_GLOBALS)
+_compatibility.apply()
 
 __all__ = ['IgniteError', '__version__', 'config_path', 'datasets', 'engine', 'evaluation', 'models']

@@ -1,4 +1,5 @@
 default_scope = 'mmseg'
+runner_type = 'TissueRunner'
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

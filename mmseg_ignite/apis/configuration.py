@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
 from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.distributed import is_main_process, prepare_launch
-from ..engine.runner import QuietRunner
+from ..engine.runner import TissueRunner
 from ..errors import IgniteError
 from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
 from .checks import LOADERS, check_config, config_name, our_datasets
@@ -125,7 +125,7 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
     """
     prepare_launch(cfg)
     with building(cfg):
-        runner = QuietRunner.from_cfg(cfg)
+        runner = TissueRunner.from_cfg(cfg)
         if training:  # in the order of Runner.train, which skips what is already built
             runner.train_loop  # noqa: B018  builds the loop and its data set
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

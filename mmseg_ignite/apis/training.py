@@ -14,7 +14,8 @@ from ..engine.checkpoints import open_checkpoint, safe_checkpoints
 from ..engine.distributed import is_main_process
 from ..engine.encoder_weights import inherit_records, set_encoder_weights
 from ..engine.hooks.time_budget_hook import ENDLESS
-from ..engine.work_dirs import checkpoints, find_checkpoint, fresh_start, latest_checkpoint, replaced_files
+from ..engine.work_dir_lock import locked
+from ..engine.work_dirs import find_checkpoint, fresh_start, replaced_files, resumable_checkpoint
 from ..errors import IgniteError
 from ..files import check_output_folder, printable
 from .checks import check_run, heads
@@ -69,17 +70,18 @@ def train(
     _set_hooks(cfg)
     _set_class_pixels(cfg)
     cfg.resume = resume or bool(cfg.get('resume'))
-    resumed = _set_start(cfg, weights, overwrite)
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # required by deterministic CUDA matrix products
-    fresh = not resumed and is_main_process()
-    with fresh_start(cfg.work_dir, overwrite) if fresh else contextlib.nullcontext():
-        if not cfg.get('load_from'):
-            with building(cfg):
-                set_encoder_weights(cfg, weights)
-            inherit_records(cfg)
-        runner = build_runner(cfg, training=True)
-    runner.train()
+    with locked(cfg.work_dir):
+        resumed = _set_start(cfg, weights, overwrite)
+        fresh = not resumed and is_main_process()
+        with fresh_start(cfg.work_dir, overwrite) if fresh else contextlib.nullcontext():
+            if not cfg.get('load_from'):
+                with building(cfg):
+                    set_encoder_weights(cfg, weights)
+                inherit_records(cfg)
+            runner = build_runner(cfg, training=True)
+        runner.train()
     return runner
 
 
@@ -89,9 +91,8 @@ def _set_start(cfg: Config, weights: str | None, overwrite: bool) -> bool:
     Returns:
         Whether an earlier training in the work dir is continued.
     """
-    latest = latest_checkpoint(cfg.work_dir) if cfg.resume else None
+    latest = resumable_checkpoint(cfg.work_dir) if cfg.resume else None
     if latest is not None:
-        _check_resumable(latest)
         cfg.load_from = str(latest)
     elif cfg.resume and not cfg.get('load_from') and (best := replaced_files(cfg.work_dir)):
         raise IgniteError(
@@ -108,19 +109,6 @@ def _set_start(cfg: Config, weights: str | None, overwrite: bool) -> bool:
     if cfg.get('load_from'):
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights: download nothing
     return latest is not None
-
-
-def _check_resumable(latest: Path) -> None:
-    try:
-        open_checkpoint(latest)
-    except IgniteError as error:
-        others = [path.name for path in checkpoints(latest.parent) if path.name != latest.name]
-        way = (
-            f'delete {latest.name} and run again, which then continues from {others[0]}'
-            if others
-            else 'start again with --overwrite'
-        )
-        raise IgniteError(f'{str(error).rstrip(".")}. To continue: {way}.') from error
 
 
 def _set_hooks(cfg: Config) -> None:

@@ -3,11 +3,15 @@
 from .checkpoints import load_weights, open_checkpoint, safe_checkpoints
 from .encoder_weights import set_encoder_weights
 from .hooks import PredictionWriterHook, TrainingCurvesHook
+from .loops import ResumableTrainLoop
 from .optim_wrappers import HalfOptimWrapper
+from .runner import TissueRunner
 
 __all__ = [
     'HalfOptimWrapper',
     'PredictionWriterHook',
+    'ResumableTrainLoop',
+    'TissueRunner',
     'TrainingCurvesHook',
     'load_weights',
     'open_checkpoint',

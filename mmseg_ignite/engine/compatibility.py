@@ -1,29 +1,30 @@
-"""What the supported versions of mmengine and torch need, and every private field of mmengine that this package uses.
+"""What the supported versions of mmengine and torch need, and every private field of theirs that this package uses.
 
 Tested with mmengine 0.10.7 and onedl-mmengine 0.10.12; a test fails if a field is missing.
 """
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import MessageHub
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.visualization.vis_backend import BaseVisBackend
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 
 from ..environment import stack_distribution
 
 
-def apply(safe_globals: list) -> None:
-    """Make ``mmseg::`` and ``mmseg_ignite::`` bases known, and let plain mmengine read checkpoints of its own runner.
+def apply() -> None:
+    """Make ``mmseg::`` and ``mmseg_ignite::`` bases known.
 
     mmengine maps the module mmseg to the distribution 'mmsegmentation' only, so that ``_base_ = ['mmseg::...']`` fails with
-    onedl-mmsegmentation. mmengine 0.10.7 cannot read the log history in its own checkpoints with torch 2.6 or newer, so
-    ``safe_globals`` join torch's list of what ``weights_only=True`` accepts. How mmengine opens checkpoints does not change,
-    see :func:`.checkpoints.safe_checkpoints`. Called once, when the package is imported.
+    onedl-mmsegmentation. Called once, when the package is imported.
     """
     MODULE2PACKAGE['mmseg'] = stack_distribution('mmseg') or 'mmseg'
     MODULE2PACKAGE['mmseg_ignite'] = 'mmseg_ignite'
-    torch.serialization.add_safe_globals(safe_globals)
 
 
 def is_training(runner: Runner) -> bool:
@@ -36,6 +37,21 @@ def set_last_iteration(runner: Runner, iterations: int) -> None:
     runner.train_loop._max_iters = iterations
 
 
+def set_position(runner: Runner, iteration: int, epoch: int) -> None:
+    """Set the numbers of iterations and epochs that a training has done."""
+    runner.train_loop._iter, runner.train_loop._epoch = iteration, epoch
+
+
+def accumulation_steps(wrapper: object) -> int:
+    """Return the number of iterations whose gradients an optimizer wrapper adds up before a step."""
+    return getattr(wrapper, '_accumulative_counts', 1)
+
+
+def mark_resumed(hub: MessageHub, name: str) -> None:
+    """Mark an entry of a message hub as one that checkpoints keep."""
+    hub._resumed_keys[name] = True
+
+
 def visualization_backends(runner: Runner) -> list[BaseVisBackend]:
     """Return the backends that a runner's visualizer writes to."""
     return list(runner.visualizer._vis_backends.values())
@@ -44,3 +60,25 @@ def visualization_backends(runner: Runner) -> list[BaseVisBackend]:
 def local_checkpoint_loader() -> Callable:
     """Return the function by which mmengine opens local checkpoint files now."""
     return CheckpointLoader._schemes['']
+
+
+def process_store() -> torch.distributed.Store:
+    """Return the key-value store that the processes of a distributed run share."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+@contextlib.contextmanager
+def late_worker_errors() -> Iterator[None]:
+    """Report the death of a loader worker when its next batch is due, not at once in the middle of an iteration.
+
+    torch raises it in a handler of SIGCHLD, and also looks after the workers while it waits for a batch.
+    """
+    if not hasattr(signal, 'SIGCHLD'):
+        yield
+        return
+    _set_SIGCHLD_handler()  # so that torch does not set it later
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)

@@ -1,17 +1,48 @@
-"""mmengine's runner with a readable console, which never overwrites files of others."""
+"""mmengine's runner with safe checkpoints, exact resuming, a readable console, and a lock on its work dir."""
 
+import logging
 from pathlib import Path
 
+import torch
 from mmengine.dist import master_only
-from mmengine.logging import MMLogger
+from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger, print_log
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.loops import BaseLoop
 
+from ..errors import IgniteError
 from ..files import is_ours, result_file
 from ..messages import quiet_console
+from .checkpoints import open_checkpoint, safe_checkpoints
+from .checkpoints.resuming import Resumed, resume
+from .checkpoints.saving import save_checkpoint, unwrapped
+from .interruption import TrainingStopped, stop_request
+from .work_dir_lock import locked
+from .work_dirs import resumable_checkpoint
 
 
-class QuietRunner(Runner):
-    """A Runner whose console shows progress, scores and warnings; its log file holds everything."""
+@RUNNERS.register_module()  # of mmengine, so that runner_type needs no scope
+class TissueRunner(Runner):
+    """A Runner that loses nothing and lets nobody in; arguments, configs and files are those of mmengine's Runner.
+
+    - Checkpoints are opened by :func:`open_checkpoint <mmseg_ignite.engine.open_checkpoint>` only, wherever a setting names
+      one, and written whole or not at all.
+    - A resumed run equals an uninterrupted one bit by bit with a CropStreamSampler, or with ``num_workers=0``, if config,
+      data, device and processes are the same; else it says why it does not.
+    - SIGINT, SIGTERM, SIGHUP and SIGUSR1 save the run and end it, see :class:`.interruption.TrainingStopped`.
+    - The work dir is locked, so that two runs cannot write into it.
+    - The console shows progress, scores and warnings; the log file holds everything.
+
+    Example:
+        In any config of mmseg, so that mmseg's own ``tools/train.py`` uses it::
+
+            custom_imports = dict(imports=['mmseg_ignite'])
+            runner_type = 'TissueRunner'
+            default_hooks = dict(checkpoint=dict(type='TissueCheckpointHook', by_epoch=False, interval=2000))
+    """
+
+    resumed: Resumed | None = None
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
         """Build the logger and apply :func:`mmseg_ignite.messages.quiet_console`."""
@@ -27,3 +58,166 @@ class QuietRunner(Runner):
             path = path.with_name(f'{path.stem}_{self.timestamp}.py')
         with result_file(path) as partial:
             self.cfg.dump(str(partial))
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop; a ResumableTrainLoop in place of an IterBasedTrainLoop."""
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            if loop.get('type') == 'IterBasedTrainLoop' or loop.get('by_epoch') is False:
+                loop.pop('by_epoch', None)
+                loop['type'] = 'ResumableTrainLoop'
+        return super().build_train_loop(loop)
+
+    def train(self) -> torch.nn.Module:
+        """Train with the work dir locked, and stop on signals.
+
+        Raises:
+            IgniteError: another run uses the work dir, or see :meth:`resume`.
+            TrainingStopped: a signal ended the training.
+        """
+        with safe_checkpoints(), locked(self.work_dir), stop_request.listening():
+            try:
+                return super().train()
+            except RuntimeError:  # another process has stopped, or a loader worker was ended by the same signal
+                if not stop_request.received():
+                    raise
+                self._say_stopped(resumable_checkpoint(self.work_dir))
+                stop_request.leave()
+                raise TrainingStopped(stop_request.signal) from None
+
+    def load_or_resume(self) -> None:
+        """Resume from the latest valid checkpoint of the work dir or from ``load_from``, or load weights, or do nothing."""
+        if self._has_loaded:
+            return
+        path = self._load_from
+        if self._resume:
+            path = path or resumable_checkpoint(self.work_dir)
+            if path is not None:
+                self.resume(str(path))
+        elif path is not None:
+            self.load_checkpoint(path)
+        self._has_loaded = True
+
+    def load_checkpoint(self, filename: str, *args: object, **kwargs: object) -> dict:
+        """Load the weights of a checkpoint that fit the model, and warn of those that do not.
+
+        Raises:
+            IgniteError: see :func:`open_checkpoint`, or fewer than half of the model's weights are in it.
+        """
+        with safe_checkpoints():
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        weights = checkpoint.get('state_dict', checkpoint)
+        shapes = {k.removeprefix('module.'): getattr(v, 'shape', None) for k, v in weights.items()}
+        own = unwrapped(self).state_dict()
+        missing = sorted(key for key, value in own.items() if shapes.get(key) != value.shape)
+        if 2 * len(missing) > len(own):
+            raise IgniteError(
+                f'{filename} is a checkpoint of another model: {len(missing)} of {len(own)} weights are missing or have '
+                f'another shape, e.g. {missing[0]}: use the config it was trained with.'
+            )
+        if missing:
+            print_log(
+                f'{len(missing)} of {len(own)} weights are not in {filename} and keep initial values, e.g. {missing[0]}',
+                'current',
+                logging.WARNING,
+            )
+        return checkpoint
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: object = 'default',
+    ) -> None:
+        """Continue from a checkpoint: weights, optimizer, schedules, averages, log history, random state.
+
+        What differs from the run that wrote it (config, data, processes, device, versions) is printed.
+
+        Args:
+            filename: checkpoint of a training.
+            resume_optimizer: must be True; weights alone are loaded by ``load_from`` without ``resume``.
+            resume_param_scheduler: must be True.
+            map_location: not used: values are copied to the devices of the model.
+
+        Raises:
+            IgniteError: the checkpoint does not fit, and nothing was loaded; see
+                :func:`mmseg_ignite.engine.checkpoints.resuming.resume`.
+        """
+        if not (resume_optimizer and resume_param_scheduler):
+            raise IgniteError(
+                f'{filename} can only be resumed from as a whole: set load_from without resume for its weights.'
+            )
+        with safe_checkpoints():
+            checkpoint = open_checkpoint(filename)
+        self.train_loop  # noqa: B018  builds the loop
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        seed = (checkpoint.get('meta') or {}).get('seed')
+        self.resumed = resume(self, checkpoint, filename)
+        if type(seed) is int and seed != self.seed:
+            self.resumed.notes.append(f'seed: {seed} before, {self.seed} now: this changes the training')
+        for hook in self.hooks:
+            if not isinstance(hook, EMAHook):  # its averages are loaded
+                hook.after_load_checkpoint(self, checkpoint)
+        self._has_loaded = True
+        lines = [f'resumed from {filename} after {self.resumed.iteration} iterations', *self.resumed.notes]
+        print_log('\n    '.join(lines), 'current', logging.WARNING if self.resumed.notes else logging.INFO)
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint, whole or not at all; with ``save_optimizer`` every process must call this.
+
+        Args:
+            out_dir: local folder.
+            filename: name in the folder.
+            file_client_args, backend_args: must be None, since other storages cannot replace a file safely.
+            save_optimizer: write what a run can be resumed from, else weights only.
+            save_param_scheduler: also write the schedules.
+            meta: added to the checkpoint's ``meta``.
+            by_epoch: whether ``epoch`` or ``iter`` has just ended; used where ``meta`` does not state them.
+
+        Raises:
+            IgniteError: the file cannot be written, or another storage was asked for.
+        """
+        if file_client_args or backend_args:
+            raise IgniteError(
+                f'{out_dir} is not a local folder, and checkpoints are written to local folders only: remove backend_args.'
+            )
+        meta = dict(meta or {})
+        meta.setdefault('epoch', self.epoch + by_epoch)
+        meta.setdefault('iter', self.iter + (not by_epoch))
+        due = getattr(self.train_loop, 'validation_due', None)
+        pending = due is not None and due(meta['iter'])
+        save_checkpoint(self, Path(out_dir) / filename, meta, save_optimizer, pending, save_param_scheduler)
+
+    def stop(self) -> None:
+        """Save the run between two iterations and end it.
+
+        Raises:
+            TrainingStopped: always.
+        """
+        saved = None
+        hook = next((hook for hook in self.hooks if hasattr(hook, 'save_now')), None)
+        if self.iter > 0 and hook is not None:
+            saved = hook.save_now(self)
+        elif self.iter > 0:  # with mmengine's own hook
+            saved = Path(self.work_dir) / f'iter_{self.iter}.pth'
+            self.save_checkpoint(self.work_dir, saved.name, meta=dict(iter=self.iter, epoch=self.epoch))
+        self._say_stopped(saved)
+        stop_request.leave()
+        raise TrainingStopped(stop_request.signal)
+
+    def _say_stopped(self, saved: Path | None) -> None:
+        way = f'saved {saved.name}; continue with --resume' if saved else 'nothing has been saved; start again'
+        print_log(f'stopped by {stop_request.name} after {self.iter} iterations: {way}.', 'current', logging.WARNING)

@@ -1,13 +1,18 @@
 """The work dir of a run: its files, and the checkpoint to resume from. A work dir can be moved, copied and renamed."""
 
 import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmengine.logging import print_log
+
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable, is_ours
+from ..files import check_outputs, check_writable, is_ours, writing
+from .checkpoints.opening import DamagedCheckpoint, open_checkpoint
+from .distributed import is_main_process
 
 POINTER = 'last_checkpoint'
 ABORTED, REPLACED = 'aborted', '.replaced'
@@ -27,24 +32,51 @@ def checkpoints(work_dir: str | Path) -> list[Path]:
     found = [
         (int(number[1]), path)
         for path in Path(work_dir).glob('*.pth')
-        if path.is_file() and (number := _RESUMABLE.fullmatch(path.name))
+        if path.is_file() and not path.is_symlink() and (number := _RESUMABLE.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the checkpoint named by ``last_checkpoint``, else the latest one; None if there is none.
+    """Return the latest checkpoint by the number in its name, else the one named by ``last_checkpoint``; None without any.
 
-    mmengine writes an absolute path. Only the file name is used, so that a moved or copied folder is complete.
+    mmengine writes an absolute path into ``last_checkpoint``. Only the file name is used, so that a moved or copied folder is
+    complete, and only for names without a number: a run may have been killed before it wrote the file.
     """
+    if found := checkpoints(work_dir):
+        return found[0]
     pointer = Path(work_dir) / POINTER
     try:
-        name = Path(pointer.read_text(encoding='utf-8').strip()).name
+        name = Path(pointer.read_bytes()[:5000].decode('utf-8').strip()).name
+        path = Path(work_dir) / name
+        return path if name.endswith('.pth') and path.is_file() and not path.is_symlink() else None
     except (OSError, ValueError):
-        name = ''
-    if name and (path := Path(work_dir) / name).is_file():
-        return path
-    return next(iter(checkpoints(work_dir)), None)
+        return None
+
+
+def resumable_checkpoint(work_dir: str | Path) -> Path | None:
+    """Return the latest checkpoint that is whole; rename damaged ones to ``NAME.damaged`` and say so.
+
+    Raises:
+        IgniteError: there are checkpoints, and all are damaged.
+    """
+    damaged = []
+    while path := next((p for p in [*checkpoints(work_dir), latest_checkpoint(work_dir)] if p not in damaged), None):
+        try:
+            open_checkpoint(path)
+            return path
+        except DamagedCheckpoint as error:
+            damaged.append(path)
+            if is_main_process():
+                with writing(path), contextlib.suppress(FileNotFoundError):
+                    path.replace(path.with_name(f'{path.name}.damaged'))
+                print_log(f'{str(error).rstrip(".")}. It is kept as {path.name}.damaged.', 'current', logging.WARNING)
+    if damaged:
+        raise IgniteError(
+            f'{work_dir} has no checkpoint that is whole ({", ".join(path.name for path in damaged[:3])} damaged): start '
+            'again with --overwrite.'
+        )
+    return None
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
@@ -69,8 +101,7 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     """Clear a work dir for a new training that is built inside the context, so that files of two runs never mix.
 
     Logs of runs that ended before their first checkpoint move to ``aborted``. With ``overwrite`` the earlier training is
-    moved aside, deleted on success, and restored if an exception ends the context; a new folder that is still empty is then
-    removed.
+    moved aside, deleted on success, and restored if an exception ends the context.
 
     Args:
         overwrite: replace the earlier run: its checkpoints, logs, curves, scores and predictions. Other files stay.
@@ -80,7 +111,6 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
             training writes, or cannot be written.
     """
     folder = Path(work_dir)
-    created = not folder.exists()
     check_writable(folder)
     used = [path for path in sorted(folder.glob('*.pth')) if path.is_file() and _CHECKPOINT.fullmatch(path.name)]
     if used and not overwrite:
@@ -93,13 +123,7 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
     logs = [path for path in folder.iterdir() if _LOGS.fullmatch(path.name) and (path / 'vis_data').is_dir()]
     if not overwrite:
         _move(logs, folder, folder / ABORTED)
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):  # a folder with files stays
-                if created:
-                    folder.rmdir()
-            raise
+        yield
         return
     aside = folder / REPLACED
     if aside.exists():

@@ -1,16 +1,20 @@
 """Private attributes of mmengine are used in one file only and exist in the installed version."""
 
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.visualization import LocalVisBackend
+from torch import nn
 
 import mmseg_ignite
 from mmseg_ignite.engine import compatibility
 
-PRIVATE = re.compile(r'\b(?:runner|cfg|visualizer|loop|hook|CheckpointLoader|data_preprocessor)\._[a-z]\w*')
+PRIVATE = re.compile(r'\b(?:runner|cfg|visualizer|loop|hook|hub|wrapper|CheckpointLoader|data_preprocessor)\._[a-z]\w*')
 
 
 def test_private_attributes_of_mmengine_are_used_in_one_file_only():
@@ -24,7 +28,6 @@ def test_private_attributes_of_mmengine_are_used_in_one_file_only():
 
 def test_installed_mmengine_has_these_attributes(tmp_path):
     from mmengine.runner import Runner
-    from torch import nn
 
     runner = Runner(nn.Linear(1, 1), str(tmp_path), experiment_name='compatibility')
     assert not compatibility.is_training(runner)
@@ -32,4 +35,17 @@ def test_installed_mmengine_has_these_attributes(tmp_path):
     assert callable(compatibility.local_checkpoint_loader())
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     compatibility.set_last_iteration(SimpleNamespace(train_loop=loop), 7)
-    assert loop.max_iters == 7
+    compatibility.set_position(SimpleNamespace(train_loop=loop), 5, 1)
+    assert (loop.max_iters, loop.iter, loop.epoch) == (7, 5, 1)
+    compatibility.mark_resumed(runner.message_hub, 'loss')
+    assert runner.message_hub.state_dict()['resumed_keys']['loss']
+    wrapper = OptimWrapper(torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1), accumulative_counts=3)
+    assert compatibility.accumulation_steps(wrapper) == 3
+
+
+def test_death_of_a_worker_does_not_interrupt_an_iteration():
+    before = signal.getsignal(signal.SIGCHLD)
+    with compatibility.late_worker_errors():
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert handler is not signal.SIG_DFL and (handler is before or before is signal.SIG_DFL)

@@ -2,72 +2,113 @@
 
 import contextlib
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ...errors import IgniteError
+from ...files import printable
 from ..compatibility import local_checkpoint_loader
+from .contents import CHECKSUM, checked, checksum
+from .mmengine_objects import STAND_INS
 
-try:  # NumPy 2 moved its private reconstruction function; checkpoints of both versions exist
-    from numpy._core.multiarray import _reconstruct, scalar
-except ImportError:
-    from numpy.core.multiarray import _reconstruct, scalar
-
-_STATISTICS = ('min', 'max', 'current', 'mean')
+_ZIP = b'PK\x03\x04'
 
 
-def _statistic(owner: object, name: str) -> object:
-    """Replace ``getattr``, with which the log history refers to its own four methods, and allow nothing else."""
-    if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise pickle.UnpicklingError(f'Unsupported attribute {name!r}')
-    return getattr(HistoryBuffer, name)
+class DamagedCheckpoint(IgniteError):
+    """A checkpoint file that is damaged or not a checkpoint, so that an earlier one must be used."""
 
 
-_DTYPES = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint8, np.bool_)}
-SAFE_GLOBALS = [HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype, *_DTYPES]
-for _module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # names in NumPy 2 and 1
-    SAFE_GLOBALS += [(_reconstruct, f'{_module}._reconstruct'), (scalar, f'{_module}.scalar')]
+def open_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint into the CPU's memory; a hostile file can neither run code nor fill the memory.
 
-
-def open_checkpoint(path: str | Path, map_location: object = None) -> dict:
-    """Read a checkpoint with ``weights_only=True`` and no fallback, so that a hostile file cannot run code.
-
-    Tensors, plain containers, mmengine's log history and NumPy arrays are accepted; mmengine's runner stores the latter two
-    for resuming.
+    Tensors and plain containers are accepted, and the log history and NumPy numbers that mmengine's own runner stores. A
+    checkpoint of this package has a checksum of its whole content, which is compared; others have the checksums of the zip
+    format. Tensors are stored uncompressed, so a file cannot grow in memory.
 
     Raises:
-        IgniteError: the file is missing, truncated, not a checkpoint or contains other objects, or weights are not finite.
+        DamagedCheckpoint: the file is truncated, changed, not a checkpoint, or contains other objects.
+        IgniteError: the file is missing, or weights are NaN or infinite.
     """
     path = Path(path)
     if not path.is_file():
-        raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
+        raise IgniteError(f'{printable(path)} is not a file; a checkpoint (.pth) was expected: check the path.')
     try:
-        known = torch.serialization.get_safe_globals()  # leaving the context must not remove these
-        with torch.serialization.safe_globals([g for g in SAFE_GLOBALS if g not in known]):
-            checkpoint = torch.load(path, map_location=map_location or 'cpu', weights_only=True)
+        is_zip = _check_zip(path)
+        checkpoint = _load(path)
+    except IgniteError:
+        raise
     except pickle.UnpicklingError as error:
-        foreign = 'unsupported' in str(error).lower()
+        foreign = 'unsupported' in str(error).lower() or 'can only' in str(error).lower()
         reason = 'contains objects other than weights' if foreign else 'is not a PyTorch checkpoint'
-        raise IgniteError(
-            f'{path} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was '
-            'expected: check where the file comes from.'
+        raise DamagedCheckpoint(
+            f'{printable(path)} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was expected: '
+            'check where the file comes from.'
         ) from error
     except Exception as error:  # a damaged file may raise anything: struct.error, EOFError, KeyError, ...
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise IgniteError(
-            f'{path} cannot be read as a checkpoint ({reason}): it may be truncated; use another one.'
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise DamagedCheckpoint(
+            f'{printable(path)} cannot be read as a checkpoint ({reason}): it may be truncated; use another one.'
         ) from error
-    if not isinstance(checkpoint, dict):
-        raise IgniteError(
-            f'{path} contains a {type(checkpoint).__name__}; a dictionary with a state_dict was expected.'
-        )
+    try:
+        checkpoint = checked(checkpoint, path)
+    except IgniteError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    _check_unchanged(checkpoint, path, is_zip)
     _check_finite(checkpoint.get('state_dict', checkpoint), path)
     return checkpoint
+
+
+def _load(path: Path) -> object:
+    """Unpickle with torch's restricted unpickler, which knows tensors and the stand-ins only."""
+    known = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()  # others may have allowed NumPy's own functions
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
+
+
+def _check_zip(path: Path) -> bool:
+    """Return whether a file is a zip archive; raise DamagedCheckpoint if its entries are not what torch writes."""
+    with open(path, 'rb') as stream:
+        if stream.read(4) != _ZIP:
+            return False
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        size = path.stat().st_size
+        names = {entry.filename for entry in entries}
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or len(names) != len(entries) or sum(entry.file_size for entry in entries) > size:
+            raise DamagedCheckpoint(
+                f'{printable(path)} has compressed or overlapping parts, which torch.save never writes; a checkpoint was '
+                'expected: check where the file comes from.'
+            )
+    return True
+
+
+def _check_unchanged(checkpoint: dict, path: Path, is_zip: bool) -> None:
+    """Raise DamagedCheckpoint if the content does not have its checksum."""
+    stated = checkpoint.get(CHECKSUM)
+    if stated is not None:
+        damaged = stated != checksum(checkpoint)
+    else:
+        damaged = False
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                try:
+                    damaged = archive.testzip() is not None
+                except (OSError, zipfile.BadZipFile, RuntimeError):
+                    damaged = True
+    if damaged:
+        raise DamagedCheckpoint(
+            f'{printable(path)} does not have the checksum it was written with, so it was damaged or changed: use another.'
+        )
 
 
 def _check_finite(weights: object, path: Path) -> None:
@@ -75,8 +116,8 @@ def _check_finite(weights: object, path: Path) -> None:
     wrong = [k for k, v in tensors if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.isfinite().all()]
     if wrong:
         raise IgniteError(
-            f'{path} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}), so its training diverged: use an '
-            'earlier checkpoint.'
+            f'{printable(path)} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}): its training '
+            'diverged, use an earlier checkpoint.'
         )
 
 
@@ -101,7 +142,7 @@ def safe_checkpoints() -> Iterator[None]:
 
 
 def _load_from_local(filename: str, map_location: object = None) -> dict:
-    return open_checkpoint(filename, map_location)
+    return open_checkpoint(filename)  # models copy weights to their own device
 
 
 def load_weights(model: torch.nn.Module, path: str | Path, skip_prefix: str | None = None) -> dict:
@@ -117,16 +158,32 @@ def load_weights(model: torch.nn.Module, path: str | Path, skip_prefix: str | No
         IgniteError: see :func:`open_checkpoint`, or the checkpoint belongs to another model.
     """
     checkpoint = open_checkpoint(path)
-    weights = checkpoint.get('state_dict', checkpoint)
-    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
     own = {k: v for k, v in model.state_dict().items() if skip_prefix is None or not k.startswith(skip_prefix)}
-    wrong = [
-        k for k in own.keys() | weights.keys() if k not in own or k not in weights or own[k].shape != weights[k].shape
-    ]
-    if wrong:
-        raise IgniteError(
-            f'{path} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name '
-            f'or shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
-        )
+    weights = fitting_weights(checkpoint.get('state_dict', checkpoint), own, path)
     model.load_state_dict(weights, strict=skip_prefix is None)
     return checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
+
+
+def fitting_weights(weights: dict, own: dict[str, torch.Tensor], path: str | Path) -> dict[str, torch.Tensor]:
+    """Return weights without the prefix of wrapped models, if their names and shapes are those of a model's ``own``.
+
+    Raises:
+        IgniteError: names, shapes or kinds of numbers differ.
+    """
+    weights = {str(k).removeprefix('module.'): v for k, v in weights.items()}
+    wrong = [k for k in own.keys() | weights.keys() if not _fits(weights.get(k), own.get(k))]
+    if wrong:
+        raise IgniteError(
+            f'{printable(path)} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name or '
+            f'shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
+        )
+    return weights
+
+
+def _fits(found: object, own: torch.Tensor | None) -> bool:
+    return (
+        isinstance(found, torch.Tensor)
+        and own is not None
+        and found.shape == own.shape
+        and found.is_floating_point() == own.is_floating_point()
+    )

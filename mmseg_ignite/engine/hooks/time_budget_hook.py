@@ -43,8 +43,8 @@ class TimeBudgetHook(Hook):
                 'a warmup of 0 to below 1 were expected.'
             )
         self.seconds, self.warmup, self.power = seconds, warmup, power
-        self.spent = self._spent_before = 0.0
-        self._since = self._iterations = 0
+        self.spent = 0.0
+        self._since = 0.0
 
     def factor(self, share: float) -> float:
         """Learning-rate multiplier at this fraction (0..1) of the budget."""
@@ -61,8 +61,8 @@ class TimeBudgetHook(Hook):
         for group in runner.optim_wrapper.param_groups:
             group.setdefault('initial_lr', group['lr'])
         # A resumed run continues the time of the earlier runs.
-        self.spent = self._spent_before = runner.message_hub.runtime_info.get('training_seconds', 0.0)
-        self._since, self._iterations = time.perf_counter(), 0
+        self.spent = runner.message_hub.runtime_info.get('training_seconds', 0.0)
+        self._since = time.perf_counter()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         now = time.perf_counter()
@@ -70,7 +70,7 @@ class TimeBudgetHook(Hook):
         # All processes of a distributed run follow the clock of the first.
         spent = own if not runner.distributed else _agree(own)
         left = max(self.seconds - spent, 0)
-        pace = (spent - self._spent_before) / self._iterations if self._iterations else 0
+        pace = spent / runner.iter if runner.iter else 0
         for group in runner.optim_wrapper.param_groups:
             # At least a thousandth, so that the first and the last iteration have an effect.
             group['lr'] = group['initial_lr'] * max(self.factor(spent / self.seconds), 1e-3)
@@ -83,11 +83,12 @@ class TimeBudgetHook(Hook):
     ) -> None:
         now = time.perf_counter()
         self.spent += now - self._since
-        self._since, self._iterations = now, self._iterations + 1
+        self._since = now
         runner.message_hub.update_info('training_seconds', self.spent)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self.spent += time.perf_counter() - self._since
+        runner.message_hub.update_info('training_seconds', self.spent)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._since = time.perf_counter()
