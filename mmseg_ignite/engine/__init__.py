@@ -1,6 +1,6 @@
 """Around mmengine's runner: checkpoints, process groups, hooks."""
 
-from .checkpoints import load_weights, open_checkpoint, safe_checkpoints
+from .checkpoints import DamagedCheckpoint, load_weights, open_checkpoint, safe_checkpoints
 from .encoder_weights import set_encoder_weights
 from .hooks import PredictionWriterHook, TrainingCurvesHook
 from .loops import ResumableTrainLoop
@@ -8,6 +8,7 @@ from .optim_wrappers import HalfOptimWrapper
 from .runner import TissueRunner
 
 __all__ = [
+    'DamagedCheckpoint',
     'HalfOptimWrapper',
     'PredictionWriterHook',
     'ResumableTrainLoop',

@@ -11,7 +11,7 @@ import torch
 from ...files import atomic_file, writing
 from .contents import CHECKSUM, checksum
 
-_PARTIAL = re.compile(r'\.(?:best_.*|(?:iter|epoch)_\d+|last_checkpoint)\.\w+(?:\.pth)?')
+_PARTIAL = re.compile(r'\.(?:(?:best_.*|(?:iter|epoch)_\d+)\.\w+\.pth|last_checkpoint\.\w+)')
 REMEDY = 'free some space or correct the permissions, then continue from the last checkpoint with --resume'
 
 
