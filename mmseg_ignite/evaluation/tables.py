@@ -25,8 +25,8 @@ Row = dict[str, object]
 def csv_cell(value: object) -> object:
     """Prefix text that a spreadsheet would take for a formula with an apostrophe, unless it is a number.
 
-    Carriage returns, which the csv module does not quote, become line feeds. Text that has apostrophes before such a sign gets
-    one more, so that :func:`csv_text` restores all text.
+    Carriage returns, which the csv module does not quote, become line feeds. Text that has apostrophes before such a sign
+    gets one more, so that :func:`csv_text` restores all text.
     """
     if not isinstance(value, str):
         return value
