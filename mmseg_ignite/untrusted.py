@@ -160,7 +160,9 @@ def file_inside(folder: str | os.PathLike, name: object, path: str | os.PathLike
             'the file there and correct the list.'
         )
     if not exists:
-        raise IgniteError(f'{printable(path)} lists {name}, which is not a file in {printable(folder)}: put it there.')
+        raise IgniteError(
+            f'{printable(path)} lists {name[:80]!r}, which is not a file in {printable(folder)}: put it there.'
+        )
     return Path(folder) / relative
 
 

@@ -202,8 +202,8 @@ def _members(path: Path, names: list[str]) -> list[Path]:
         identity = status.st_dev, status.st_ino  # shared by all names and links of a file
         if identity in found:
             raise IgniteError(
-                f'{path} lists {name} and {found[identity].relative_to(path.parent)}, which are the same file twice; each '
-                'member counts once: remove one.'
+                f'{path} lists {name[:80]!r}, which is the same file as {str(found[identity])!r}, twice; each member counts '
+                'once: remove one.'
             )
         found[identity] = member
     return list(found.values())

@@ -151,7 +151,10 @@ def test_invalid_ensembles_are_rejected(folder):
         (dict(format=1, checkpoints=['/fold0/iter_2.pth']), 'the path of a file inside'),
         (dict(format=1, checkpoints=['../iter_2.pth']), 'the path of a file inside'),
         (dict(format=1, checkpoints=['fold0/../../iter_2.pth']), 'the path of a file inside'),
-        (dict(format=1, checkpoints=['fold0/iter_2.pth', 'fold9/iter_2.pth']), 'fold9/iter_2.pth, which is not a file'),
+        (
+            dict(format=1, checkpoints=['fold0/iter_2.pth', 'fold9/iter_2.pth']),
+            "fold9/iter_2.pth', which is not a file",
+        ),
         (dict(format=1, checkpoints=['fold0']), 'which is not a file'),
         (dict(format=1, checkpoints=['fold0/iter_2.pth', './fold0/iter_2.pth']), 'twice'),
     ],
