@@ -242,7 +242,7 @@ def check_form(
                 raise IgniteError(f'{printable(path)} lacks {f"{at}.{name}".lstrip(".")}: {remedy}.')
             for found in value if key == '*' else [name] if name in value else ():
                 check_form(found, TEXT, path, remedy, f'a key of {at or "the file"}')
-                check_form(value[found], inner, path, remedy, f'{at}.{found[:80]}'.lstrip('.'))
+                check_form(value[found], inner, path, remedy, f'{at}.{repr(found[:80])[1:-1]}'.lstrip('.'))
 
 
 def read_arrays(path: str | os.PathLike, remedy: str = 'check the file') -> dict[str, np.ndarray]:

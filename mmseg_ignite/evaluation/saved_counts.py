@@ -119,7 +119,7 @@ def _counts(array: np.ndarray, key: str, shape: tuple[int, ...], require: Callab
     for whole, part in _PARTS.get(key, ()):
         fits = array[..., part] <= array[..., whole] * 1.001  # confidences are rounded
         require(bool(fits.all()), f'{key} has a part that exceeds its whole', 'at most all pixels')
-    return array.astype(np.float64 if real else np.int64)
+    return array.astype(np.float64 if real else np.int64, copy=False)
 
 
 def _metadata(array: np.ndarray, names: list[str], path: str | os.PathLike, require: Callable) -> list[dict]:
