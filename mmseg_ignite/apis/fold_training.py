@@ -152,8 +152,8 @@ class Fold:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise IgniteError(
-                    f'{self.folder} was started with {key} = {before.get(key, "nothing")}, which is now '
-                    f'{now.get(key, "nothing")}: continue with the same settings, or choose another work dir.'
+                    f'{self.folder} was started with {_shown(key)} = {_shown(before.get(key, "nothing"))}, which is now '
+                    f'{_shown(now.get(key, "nothing"))}: continue with the same settings, or choose another work dir.'
                 )
 
     def check_start(self, resume: bool) -> None:
@@ -185,6 +185,11 @@ class Fold:
         # The last checkpoint was not selected by its validation patients, so they count as unseen.
         test(self._load('test'), checkpoint, report=report, count_validation=False)
         gc.collect()
+
+
+def _shown(text: str) -> str:
+    """Return text of a file for a sentence: short, and with line breaks escaped."""
+    return repr(text[:200])[1:-1]
 
 
 def _check_meta_keys(cfg: Config, config: str | Path) -> None:
