@@ -24,6 +24,7 @@ WRITTEN_BY = f'mmseg_ignite {__version__}'
 _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
 """Last line of a signed file by type; PNG files have a chunk."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
+_MAX_JSON_BYTES = 1 << 28
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
@@ -87,10 +88,13 @@ def is_ours(path: str | os.PathLike) -> bool:
     """Return whether a file is an unchanged result of this package, as far as its type can tell.
 
     Text tables (.csv, .txt) have no signature; they are ours in the folder of one of our runs, or in a folder inside it.
+    Damaged, hostile and missing files, folders and pipes are not ours; no content raises an error.
     """
     path = Path(path)
     suffix = path.suffix
     try:
+        if not path.is_file() or (suffix == '.json' and path.stat().st_size > _MAX_JSON_BYTES):
+            return False
         if suffix in ('.png', *_LINES):
             content = path.read_bytes()
             end = len(content) - 12 * (suffix == '.png')
@@ -105,7 +109,7 @@ def is_ours(path: str | os.PathLike) -> bool:
         return isinstance(known, dict) and (
             {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')
         )
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # json, zipfile and zlib raise many types, and a deep list exceeds the recursion limit
         return False
 
 

@@ -1,12 +1,18 @@
-"""Reading files that others may have written: limits on decoded sizes, names that stay in their folder, text and JSON.
+"""Reading files that others may have written: limits on decoded sizes, names that stay in their folder, text, JSON, arrays.
 
 Every reader of a file that a user can hand over goes through this module, so that a damaged or hostile file ends in one
 sentence: it neither fills the memory nor names a path outside its folder.
 """
 
 import json
+import math
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from .errors import IgniteError
 from .files import printable
@@ -17,6 +23,12 @@ MAX_TEXT_BYTES = 1 << 28
 """Largest text file that is read, 256 MiB; the index of 100,000 ROIs has half of that."""
 MAX_NAME = 200
 """Longest name in a file, bytes in UTF-8: file systems allow 255, and suffixes are appended."""
+MAX_TEXT = 4096
+"""Longest single text in a file, characters, e.g. a path."""
+MAX_ARRAYS = 64
+"""Most arrays in one .npz file."""
+_BLOCK = 1 << 20
+"""Bytes that are decompressed at once."""
 
 
 def max_decoded_bytes() -> int:
@@ -148,5 +160,139 @@ def file_inside(folder: str | os.PathLike, name: object, path: str | os.PathLike
             'the file there and correct the list.'
         )
     if not exists:
-        raise IgniteError(f'{printable(path)} lists {name}, which is not a file in {printable(folder)}: put it there.')
+        raise IgniteError(
+            f'{printable(path)} lists {name[:80]!r}, which is not a file in {printable(folder)}: put it there.'
+        )
     return Path(folder) / relative
+
+
+class Form(NamedTuple):
+    """What a value of a JSON file must be, see :func:`check_form`.
+
+    Example:
+        >>> Form(lambda value: value == 1, 'format 1')
+    """
+
+    valid: Callable[[object], bool]
+    expected: str  # with an article or a plural, for 'X was expected'
+
+
+def is_text(value: object, longest: int = MAX_TEXT) -> bool:
+    """Return whether a value is text of at most ``longest`` characters that can be part of a file name."""
+    if not isinstance(value, str) or len(value) > longest or '\0' in value:
+        return False
+    try:
+        value.encode('utf-8', 'surrogateescape')  # bytes of file names that are not UTF-8 are lone surrogates
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Return whether a value is a finite number in ``low`` .. ``high``; True and False are not."""
+    return type(value) in (int, float) and low <= value <= high and abs(value) < 2**1023
+
+
+TEXT = Form(is_text, f'text of at most {MAX_TEXT} characters')
+NAME = Form(
+    lambda value: is_text(value) and value != '' and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value),
+    'a name without control characters',
+)
+COUNT = Form(lambda value: type(value) is int and 0 <= value <= 2**53, 'a number from 0 to 2 ** 53')
+
+_KINDS = {dict: 'an object', list: 'a list'}
+
+
+def optional(form: Form) -> Form:
+    """Return a form that also accepts null."""
+    return Form(lambda value: value is None or form.valid(value), f'{form.expected} or null')
+
+
+def check_form(
+    value: object, form: object, path: str | os.PathLike, remedy: str = 'check the file', at: str = ''
+) -> None:
+    """Check the content of a JSON file against its form.
+
+    Args:
+        form: a :class:`Form`; a list with the form of all items; or a dictionary of forms by key. A key that ends with '?'
+            may be missing, and '*' stands for all keys. Keys that are not in the form are ignored.
+        at: where ``value`` is in the file.
+
+    Raises:
+        IgniteError: the content has another form; ``remedy`` ends the sentence.
+
+    Example:
+        >>> check_form({'format': 2}, {'format': Form(lambda value: value == 1, '1')}, 'fold.json', 'write it again')
+        Traceback (most recent call last):
+        mmseg_ignite.errors.IgniteError: fold.json has 2 as format; 1 was expected: write it again.
+    """
+    kind = _KINDS.get(type(form))
+    if not (isinstance(value, type(form)) if kind else form.valid(value)):
+        found = _KINDS.get(type(value)) or repr(value)[:80]  # the text of a deep list may exceed the recursion limit
+        raise IgniteError(
+            f'{printable(path)} has {found} as {at or "its content"}; {kind or form.expected} was expected: {remedy}.'
+        )
+    if isinstance(form, list):
+        for number, item in enumerate(value):
+            check_form(item, form[0], path, remedy, f'{at}[{number}]')
+    elif kind:
+        for key, inner in form.items():
+            name = key.removesuffix('?')
+            if name not in value and key != '*' and name == key:
+                raise IgniteError(f'{printable(path)} lacks {f"{at}.{name}".lstrip(".")}: {remedy}.')
+            for found in value if key == '*' else [name] if name in value else ():
+                check_form(found, TEXT, path, remedy, f'a key of {at or "the file"}')
+                check_form(value[found], inner, path, remedy, f'{at}.{repr(found[:80])[1:-1]}'.lstrip('.'))
+
+
+def read_arrays(path: str | os.PathLike, remedy: str = 'check the file') -> dict[str, np.ndarray]:
+    """Read the arrays of numbers and text of an .npz file, without pickle and at most :func:`max_decoded_bytes` of them.
+
+    The sizes are those of the directory of the file. They are checked before anything is decompressed, and each header must
+    agree with them.
+
+    Raises:
+        IgniteError: the file is missing, damaged or too large, has objects or an array twice; ``remedy`` ends the sentence.
+    """
+    try:
+        check_decoded_size(path, os.path.getsize(path), 'compressed content')
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename.removesuffix('.npy') for entry in entries]
+            if len(entries) > MAX_ARRAYS or len(set(names)) != len(entries):
+                raise ValueError(f'it has {len(entries)} arrays, or one twice')
+            check_decoded_size(path, sum(entry.file_size for entry in entries), f'{len(entries)} arrays')
+            return {name: _read_array(archive, entry) for name, entry in zip(names, entries)}
+    except IgniteError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise many types on damaged files
+        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+        raise IgniteError(
+            f'{printable(path)} cannot be read as an .npz file ({reason.splitlines()[0][:120]}): {remedy}.'
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array; raise ValueError, or an error of zipfile, zlib or NumPy, if it is not as stated."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile decodes others without a limit
+        raise ValueError(f'{entry.filename[:80]!r} is compressed in another way than deflate')
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f'an array has version {version} of the .npy format')
+        read_header = getattr(np.lib.format, f'read_array_header_{version[0]}_0')
+        shape, is_fortran, dtype = read_header(stream)
+        count = math.prod(shape)
+        if dtype.kind not in 'iufU':
+            raise ValueError(f'{entry.filename[:80]!r} has values of type {str(dtype)[:40]}')
+        if min(shape, default=0) < 0 or not dtype.itemsize or count * dtype.itemsize != entry.file_size - stream.tell():
+            raise ValueError(f'{entry.filename[:80]!r} has another size than its header states')
+        array = np.empty(count, dtype)
+        view, done = memoryview(array.view(np.uint8)), 0
+        while done < len(view):
+            if not (read := stream.readinto(view[done : done + _BLOCK])):
+                raise EOFError(f'{entry.filename[:80]!r} is truncated')
+            done += read
+    if dtype.kind == 'U' and count and array.view(np.dtype('u4').newbyteorder(dtype.byteorder)).max() > 0x10FFFF:
+        raise ValueError(f'{entry.filename[:80]!r} has values that are not text')
+    return array.reshape(shape, order='F' if is_fortran else 'C')

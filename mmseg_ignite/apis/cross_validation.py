@@ -1,6 +1,5 @@
 """Cross-validation: train every fold, score it on patients it has not seen, and make an ensemble of all folds."""
 
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.per_roi import fold_scores
 from ..evaluation.run import METRICS
+from ..evaluation.saved_metrics import is_complete, read_metrics
 from ..evaluation.text_table import table
 from ..files import check_outputs, link_file, writing
 from .configuration import load_config
@@ -140,11 +140,11 @@ def _pooled(folder: Path, report: str | None) -> dict | None:
     """Return what an earlier call has pooled; None if it is missing or outdated."""
     if not (folder / ENSEMBLE).is_file() or (report is not None and not (folder / REPORT).is_file()):
         return None
-    try:
-        known = json.loads((folder / METRICS).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    if not (folder / METRICS).exists():
         return None
-    return known if 'folds' in known and known.get('ensemble') == ensemble_scores(folder) else None
+    known = read_metrics(folder / METRICS)
+    current = 'folds' in known and is_complete(known) and known.get('ensemble') == ensemble_scores(folder)
+    return known if current else None
 
 
 def _pool(folds: list[Fold], folder: Path, report: str | None) -> dict:

@@ -17,6 +17,7 @@ from ..engine.work_dirs import POINTER, latest_checkpoint
 from ..errors import IgniteError
 from ..evaluation.run import METRICS, RAW
 from ..files import write_json, writing
+from ..untrusted import NAME, Form, check_form, file_inside, plain_name, read_json
 from .checks import LOADERS, check_data, check_parts, is_ours
 from .configuration import load_config
 from .dotted import children, walk
@@ -27,6 +28,12 @@ FOLD = 'fold.json'
 FORMAT = 1
 _FREE = {'work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory'}
 """Settings that may differ when a fold is continued or pooled: where it runs, and on what."""
+
+_FORM = {
+    'format': Form(lambda value: type(value) is int and value == FORMAT, f'format {FORMAT}'),
+    'settings': {'*': Form(lambda value: isinstance(value, str), 'text')},
+    'checkpoint?': NAME,
+}
 
 
 class Fold:
@@ -95,14 +102,9 @@ class Fold:
         path = self.folder / FOLD
         if not path.is_file():
             return None
-        try:
-            known = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise IgniteError(
-                f'{path} cannot be read ({error}): delete {self.folder}, and run the fold again.'
-            ) from error
-        if not isinstance(known, dict) or known.get('format') != FORMAT or not isinstance(known.get('settings'), dict):
-            raise IgniteError(f'{path} is not of format {FORMAT}: delete {self.folder}, and run the fold again.')
+        remedy = f'delete {self.folder}, and run the fold again'
+        known = read_json(path, remedy)
+        check_form(known, _FORM, path, remedy)
         return known
 
     def _write(self, **more: object) -> None:
@@ -124,7 +126,9 @@ class Fold:
     def checkpoint(self) -> Path | None:
         """The last checkpoint of the fold, once it is trained."""
         name = (self._read() or {}).get('checkpoint')
-        return None if name is None else self.folder / Path(name).name
+        return (
+            None if name is None else file_inside(self.folder, plain_name(name, self.folder / FOLD), self.folder / FOLD)
+        )
 
     @property
     def patients(self) -> set[object]:
@@ -148,8 +152,8 @@ class Fold:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise IgniteError(
-                    f'{self.folder} was started with {key} = {before.get(key, "nothing")}, which is now '
-                    f'{now.get(key, "nothing")}: continue with the same settings, or choose another work dir.'
+                    f'{self.folder} was started with {_shown(key)} = {_shown(before.get(key, "nothing"))}, which is now '
+                    f'{_shown(now.get(key, "nothing"))}: continue with the same settings, or choose another work dir.'
                 )
 
     def check_start(self, resume: bool) -> None:
@@ -181,6 +185,11 @@ class Fold:
         # The last checkpoint was not selected by its validation patients, so they count as unseen.
         test(self._load('test'), checkpoint, report=report, count_validation=False)
         gc.collect()
+
+
+def _shown(text: str) -> str:
+    """Return text of a file for a sentence: short, and with line breaks escaped."""
+    return repr(text[:200])[1:-1]
 
 
 def _check_meta_keys(cfg: Config, config: str | Path) -> None:

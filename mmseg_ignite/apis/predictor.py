@@ -67,6 +67,7 @@ class Predictor:
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         self.pipeline = Compose(_without_loading(_test_pipeline(cfg)))
         with building(cfg):
+            self.ensemble.check_members(cfg.model)
             self.model = MODELS.build(self.ensemble.model_config(cfg.model))
         metas = self.ensemble.load_into(self.model)
         self.model = self.model.to(device).eval()

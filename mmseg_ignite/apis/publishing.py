@@ -1,6 +1,5 @@
 """Writing the results of a scored run: figures, a report, pictures for papers."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.prepared import CONTEXT, image_path, label_path, open_array, read_index, roi_name
+from ..datasets.prepared import CONTEXT, by_name, check_context, image_path, open_array, read_index, roi_name
 from ..datasets.transforms.shift import shifted_rgb
 from ..errors import IgniteError
 from ..evaluation import Evaluation, write_run
 from ..evaluation.confusion import FIGURES as FOLD_FIGURES
-from ..evaluation.label_files import find_prediction, read_prediction
+from ..evaluation.label_files import find_prediction, read_prediction, read_truth
 from ..evaluation.per_roi import worst_first
 from ..evaluation.run import METRICS, RUN_FILES, score_roi
+from ..evaluation.saved_metrics import read_metrics
 from ..files import check_outputs
 from ..labels import CLASSES, IGNORE, release_ids
 from ..report import GalleryItem, write_report
@@ -105,12 +105,12 @@ def regions(
         >>> worst = next(regions(run, 'data/ignite', 'work_dirs/b0/predictions'))
     """
     table = _train_id_table(evaluation.classes)
-    contexts = {roi['name']: roi.get('context') for roi in read_index(data)['rois']}
+    entries = by_name(read_index(data))
     for r in worst_first(evaluation.counts, evaluation.metadata):
         name, known = roi_name(evaluation.names[r]), evaluation.metadata[r]
         path = find_prediction(predictions, name) or Path(predictions) / f'{name}.png'
-        truth = np.asarray(open_array(label_path(data, name)))
-        prediction = read_prediction(path, truth.shape, encoding, contexts.get(name))
+        truth = read_truth(data, name)
+        prediction = read_prediction(path, truth.shape, encoding, entries.get(name, {}).get('context'))
         if table is not None:
             truth, prediction = cv2.LUT(truth, table), cv2.LUT(prediction, table)
         if recount and not _same_counts(evaluation, r, truth, prediction):
@@ -118,11 +118,24 @@ def regions(
                 f'{path} or its ground truth in {data} differs from what was scored: score it again, or omit the report with '
                 '--no-report.'
             )
-        image = np.asarray(open_array(image_path(data, name + CONTEXT if use_context and shift else name)))
+        image = _read_tissue(image_path(data, name + CONTEXT if use_context and shift else name))
         if shift is not None:
-            top, left = contexts[name]['origin'] if use_context else (0, 0)
+            if use_context:
+                check_context([entries[name]], str(data))
+            top, left = entries[name]['context']['origin'] if use_context else (0, 0)
             image = shifted_rgb(image, name, shift)[top : top + truth.shape[0], left : left + truth.shape[1]]
         yield GalleryItem(evaluation.names[r], known, image, truth, prediction, known.get('um_per_px'))
+
+
+def _read_tissue(path: Path) -> np.ndarray:
+    """Read an image of a prepared data set, (H, W, 3) uint8 RGB; raise IgniteError if it is none."""
+    image = np.asarray(open_array(path))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise IgniteError(
+            f'{path} holds {image.dtype} values of shape {image.shape}; (H, W, 3) uint8 RGB was expected: prepare the data '
+            'again.'
+        )
+    return image
 
 
 def _same_counts(evaluation: Evaluation, r: int, truth: np.ndarray, prediction: np.ndarray) -> bool:
@@ -167,10 +180,14 @@ def ensemble_scores(folder: str | Path) -> dict | None:
 
     Returns:
         dict: mIoU, mDice, aAcc (percent), classes_present, rois, patients, split and protocol.
+
+    Raises:
+        IgniteError: its ``metrics.json`` is damaged.
     """
-    keys = (*FOLD_FIGURES, 'classes_present', 'rois', 'patients', 'split', 'protocol')
-    try:
-        found = json.loads((Path(folder) / ENSEMBLE_TEST / METRICS).read_text(encoding='utf-8'))
-        return {key: found.get(key) for key in keys} if Path(found['checkpoint']).name == ENSEMBLE else None
-    except (OSError, ValueError, KeyError, TypeError):  # not tested, or not by us
+    path = Path(folder) / ENSEMBLE_TEST / METRICS
+    if not path.exists():
         return None
+    found = read_metrics(path)
+    if Path(found.get('checkpoint') or '').name != ENSEMBLE or not found.keys() >= set(FOLD_FIGURES):
+        return None
+    return {key: found.get(key) for key in (*FOLD_FIGURES, 'classes_present', 'rois', 'patients', 'split', 'protocol')}

@@ -1,26 +1,25 @@
 """Scoring without a model: a saved run again, label PNGs of another tool, two runs against each other."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from ..datasets.prepared import CONTEXT as WITH_CONTEXT
-from ..datasets.prepared import INDEX, label_path, metadata, open_array, read_index, select
+from ..datasets.prepared import INDEX, metadata, read_index, select
 from ..engine.ensembles import Ensemble
 from ..environment import cores
 from ..errors import IgniteError
 from ..evaluation import Evaluation, compare
 from ..evaluation.bootstrap import SAMPLES, check_bootstrap
 from ..evaluation.boundary import check_tolerance
-from ..evaluation.groupings import check_groupings
-from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction
+from ..evaluation.groupings import FORM, REMEDY, check_groupings
+from ..evaluation.label_files import ENCODINGS, find_prediction, read_labels, read_prediction, read_truth
 from ..evaluation.run import METRICS, score_roi
+from ..evaluation.saved_metrics import read_metrics
 from ..files import check_outputs, visible_files, write_result, writing
 from ..labels import CLASSES, IGNORE, NUM_CLASSES, histogram
 from ..provenance import file_sha256, provenance
+from ..untrusted import check_form, read_json
 from .publishing import PREDICTIONS, ensemble_scores, publish, run_files
 
 CONTEXT = (
@@ -52,7 +51,7 @@ def rescore(
         The content of ``metrics.json``.
 
     Raises:
-        IgniteError: there is no such run, or a grouping is wrong.
+        IgniteError: there is no such run, its files are damaged, or a grouping is wrong.
 
     Example:
         >>> rescore('work_dirs/b0', groupings={'tumour': {'tumour': ['Tumor epithelium'], 'other': 'rest'}})
@@ -67,13 +66,14 @@ def rescore(
 
 
 def _context(folder: Path) -> dict:
-    """Return the facts in an earlier metrics.json that do not follow from the counts; empty if there is none."""
-    try:
-        found = json.loads((folder / METRICS).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    """Return the facts in an earlier metrics.json that do not follow from the counts; empty if there is none.
+
+    The paths of checkpoint, data and predictions may lead out of the folder, since a run is written beside neither. They are
+    opened only as what they should be, see :func:`.publishing.publish`.
+    """
+    if not (folder / METRICS).exists():
         return {}
-    if not isinstance(found, dict):
-        return {}
+    found = read_metrics(folder / METRICS)
     context = {key: found[key] for key in CONTEXT if key in found}
     if Path(context.get('predictions') or '').name == PREDICTIONS and (folder / PREDICTIONS).is_dir():
         context['predictions'] = str(folder / PREDICTIONS)  # the folder may have been moved or copied
@@ -143,7 +143,7 @@ def score_folder(
         context['encoding'] = encoding = _detect_encoding(folder, files.values())
 
     def score(entry: dict) -> dict:
-        truth = np.asarray(open_array(label_path(data, entry['name'])))
+        truth = read_truth(data, entry['name'])
         prediction = read_prediction(files[entry['name']], truth.shape, encoding, entry.get('context'))
         known = dict(roi=entry['name'], patient=entry['patient'], um_per_px=entry['um_per_px'], **metadata(entry))
         return score_roi(known, truth, prediction, NUM_CLASSES, boundary_tolerance_um)
@@ -251,14 +251,11 @@ def read_groupings(path: str | Path) -> dict:
     """Read groupings from a JSON file, {grouping: {group: [class names] or 'rest'}}; they are checked when scoring.
 
     Raises:
-        IgniteError: there is no such file, or it is not JSON.
+        IgniteError: there is no such file, it is not JSON or has another form.
 
     Example:
         >>> rescore('work_dirs/b0', groupings=read_groupings('groupings.json'))
     """
-    try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise IgniteError(
-            f'{path} cannot be read as JSON ({error}); {{grouping: {{group: [class names]}}}} was expected: correct it.'
-        ) from error
+    found = read_json(path, REMEDY)
+    check_form(found, FORM, path, REMEDY)
+    return found

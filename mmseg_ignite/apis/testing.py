@@ -5,6 +5,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import barrier
 from mmengine.model import is_model_wrapper
+from mmengine.registry import init_default_scope
 
 from ..datasets.ignite import LOADERS, PROTOCOL
 from ..datasets.prepared import INDEX, roi_name
@@ -21,7 +22,7 @@ from ..provenance import file_sha256, provenance, text_sha256
 from ..visualization.overlay import prediction_files
 from .checks import check_run, selected
 from .checks import is_ours as is_our_data
-from .configuration import build_runner, resolved
+from .configuration import build_runner, building, resolved
 from .publishing import PREDICTIONS, publish, run_files
 
 
@@ -74,6 +75,9 @@ def test(
     written = [path for e in entries for path in prediction_files(predictions, e['name'], overlay=out is not None)]
     check_outputs([*run_files(cfg.work_dir, report), *written], [*filter(None, (ensemble.path, cfg.filename))])
     check_writable(cfg.work_dir)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    with building(cfg):
+        ensemble.check_members(cfg.model)
     runner = build_runner(cfg)
     metric = tissue_metric(runner.test_evaluator.metrics)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -2,30 +2,40 @@
 
     {"format": 1, "checkpoints": ["fold0/iter_20000.pth", "fold1/iter_20000.pth"], "patients": [1, 2]}
 
-Paths are relative to the JSON file and inside its folder, so that the folder can be moved as a whole. ``patients`` (optional)
-are the patients that a member was trained on.
+Paths are relative to the JSON file and inside its folder, also after following links, so that the folder can be moved as a
+whole. ``patients`` (optional) are the patients that a member was trained on.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmseg.registry import MODELS
 
 from ..datasets.prepared import INDEX
 from ..errors import IgniteError
 from ..files import write_result
 from ..provenance import file_sha256
+from ..untrusted import Form, check_form, file_inside, is_text, read_json
 from .checkpoints import load_weights, open_checkpoint
 from .training_record import TrainingRecord
 from .work_dirs import find_checkpoint
 
 FORMAT = 1
+MAX_MEMBERS = 64
+"""Most members of an ensemble; all are in memory at once."""
+_FORM = {
+    'format': Form(lambda value: type(value) is int and value == FORMAT, f'{FORMAT}'),
+    'checkpoints': Form(
+        lambda value: isinstance(value, list) and 0 < len(value) <= MAX_MEMBERS and all(map(is_text, value)),
+        f'a list of 1 to {MAX_MEMBERS} paths',
+    ),
+    'patients?': [Form(lambda value: is_text(value) or type(value) is int, 'the name of a patient')],
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Ensemble:
 
     Example:
         >>> ensemble = Ensemble.read('work_dirs/b0-folds/ensemble.json')
+        >>> ensemble.check_members(cfg.model)
         >>> model = MODELS.build(ensemble.model_config(cfg.model))
         >>> metas = ensemble.load_into(model)
     """
@@ -52,16 +63,16 @@ class Ensemble:
         """Read a checkpoint path: a ``.pth`` file, a work dir (its latest checkpoint), or a ``.json`` file.
 
         Raises:
-            IgniteError: a file is missing, the JSON file is not valid, or a member is listed twice or outside its folder.
+            IgniteError: a file is missing, the JSON file is not valid, or a member is listed twice or is outside its folder,
+                also by a link.
         """
         path = Path(checkpoint)
         if path.suffix.lower() != '.json':
             path = find_checkpoint(path)
             return cls(path, (path,))
         content = _read_json(path)
-        patients = content.get('patients')
-        known = map(str, patients) if isinstance(patients, list) else ()
-        return cls(path, tuple(_members(path, content['checkpoints'])), frozenset(known))
+        patients = frozenset(map(str, content.get('patients', ())))
+        return cls(path, tuple(_members(path, content['checkpoints'])), patients)
 
     @property
     def is_single(self) -> bool:
@@ -83,6 +94,26 @@ class Ensemble:
                 'the type, or give one checkpoint.'
             )
         return type(model)(model, type='TissueEnsemble', size=len(self.members))
+
+    def check_members(self, model: dict) -> None:
+        """Check every member of an ensemble before all its networks are built; a single checkpoint is not read.
+
+        Each member is loaded into the same single network, so that files that are no checkpoints of the model, however many
+        are listed, take no more memory than one network.
+
+        Args:
+            model: ``model`` of the config, as given to or returned by :meth:`model_config`.
+
+        Raises:
+            IgniteError: see :meth:`load_into`.
+        """
+        if len(self.members) == 1:
+            return
+        single = type(model)(model, type='TissueSegmentor')
+        single.pop('size', None)
+        network = MODELS.build(single)
+        for member in self.members:
+            load_weights(network, member)
 
     def load_into(self, model: torch.nn.Module) -> list[dict]:
         """Load every member's weights into a model built from :meth:`model_config`; keys and shapes must match exactly.
@@ -156,33 +187,26 @@ class Ensemble:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise IgniteError(f'{path} is not a file; a JSON list of checkpoints was expected: check the path.')
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise IgniteError(f'{path} cannot be read as JSON ({error}): write it again.') from error
-    names = content.get('checkpoints') if isinstance(content, dict) else None
-    valid = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-    if not valid or content.get('format') != FORMAT:
-        raise IgniteError(
-            f'{path} is not a valid ensemble file (format {FORMAT}): expected {{"format": {FORMAT}, "checkpoints": '
-            '["fold0/iter_20000.pth", ...]}.'
-        )
+    remedy = f'write {{"format": {FORMAT}, "checkpoints": ["fold0/iter_20000.pth", ...]}}'
+    content = read_json(path, remedy)
+    check_form(content, _FORM, path, remedy)
     return content
 
 
 def _members(path: Path, names: list[str]) -> list[Path]:
-    relative = [os.path.normpath(name) for name in names]
-    for name, part in zip(names, relative):
-        if os.path.isabs(part) or part.split(os.sep)[0] == os.pardir:
+    """Return the files of the members, each inside the folder of the JSON file and another one."""
+    found: dict[tuple[int, int], Path] = {}
+    for name in names:
+        member = file_inside(path.parent, name, path)
+        status = member.stat()
+        identity = status.st_dev, status.st_ino  # shared by all names and links of a file
+        if identity in found:
             raise IgniteError(
-                f'{path} lists {name}; a path relative to its folder and inside it was expected: move the checkpoints '
-                'beside it.'
+                f'{path} lists {name[:80]!r}, which is the same file as {str(found[identity])!r}, twice; each member counts '
+                'once: remove one.'
             )
-        if not (path.parent / part).is_file():
-            raise IgniteError(f'{path} lists {name}, which is not a file in {path.parent}: put the checkpoint there.')
-        if relative.count(part) > 1:
-            raise IgniteError(f'{path} lists {name} twice; each member counts once: remove one.')
-    return [path.parent / part for part in relative]
+        found[identity] = member
+    return list(found.values())
 
 
 def write_ensemble(path: str | Path, checkpoints: Sequence[str | Path], patients: Iterable[object] = ()) -> None:

@@ -28,7 +28,8 @@ def compare(a: Evaluation, b: Evaluation, samples: int = SAMPLES, seed: int = 0)
     if a.classes != b.classes:
         difference = _list(set(a.classes) ^ set(b.classes)) or 'their order'
         raise IgniteError(f'the runs have different classes ({difference}): compare runs with the same classes.')
-    order = [b.names.index(name) for name in a.names]
+    position = {name: number for number, name in enumerate(b.names)}
+    order = [position[name] for name in a.names]
     counts_a, counts_b = a.counts, b.counts[order]
     if names := {a.names[i] for i in np.flatnonzero((counts_a.sum(-1) != counts_b.sum(-1)).any(-1))}:
         raise IgniteError(f'the ground truth of {_list(names)} differs between the runs: score both on the same data.')

@@ -1,16 +1,23 @@
 """Scores of groups of classes, and the evaluation published with IGNITE (Spronck et al. 2025, arXiv 2507.16855)."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..errors import IgniteError
 from ..labels import CLASSES
+from ..untrusted import MAX_NAME, Form, is_text
 from .bootstrap import intervals
 from .confusion import Marginals, number, score_arrays, scores
 
 REST = 'rest'
 """Stands for all classes that are in no other group."""
+MAX_GROUPINGS = 100
+"""Most groupings of an evaluation; each is resampled for its intervals."""
+REMEDY = 'write {"grouping": {"group": ["class name", ...], "other": "rest"}}'
+FORM = {'*': {'*': Form(lambda value: value == REST or isinstance(value, list), "a list of class names or 'rest'")}}
+"""Form of a JSON file of groupings; :func:`check_groupings` checks the names."""
 IGNITE_6 = {
     'Background': ['Background'],
     'Tumor': ['Tumor epithelium'],
@@ -37,17 +44,19 @@ def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'groupi
         {'tumour': [1], 'other': [0, 2]}
     """
     if not isinstance(grouping, Mapping) or not grouping:
-        raise IgniteError(f'{name} is {grouping!r}; {{group: [class names]}} was expected: correct the grouping.')
+        raise IgniteError(f'{name} is {_short(grouping)}; {{group: [class names]}} was expected: correct the grouping.')
     rests = [group for group, members in grouping.items() if members == REST]
     if len(rests) > 1:
         raise IgniteError(f'{name}: the groups {rests[0]!r} and {rests[1]!r} are both {REST!r}: only one can be.')
     group_of: dict[str, str] = {}
     for group, members in grouping.items():
         if (isinstance(members, str) and members != REST) or not isinstance(members, Sequence) or not members:
-            raise IgniteError(f'{name}: {group!r} is {members!r}; a list of class names was expected: correct it.')
+            raise IgniteError(
+                f'{name}: {group!r} is {_short(members)}; a list of class names was expected: correct it.'
+            )
         for member in members if members != REST else ():
             if member not in classes:
-                raise IgniteError(f'{name}: {group!r} names {member!r}; the classes are {", ".join(classes)}.')
+                raise IgniteError(f'{name}: {group!r} names {_short(member)}; the classes are {", ".join(classes)}.')
             if member in group_of:
                 raise IgniteError(f'{name}: {member!r} is in {group_of[member]!r} and in {group!r}: name it once.')
             group_of[member] = group
@@ -56,6 +65,11 @@ def group_members(grouping: Mapping, classes: Sequence[str], name: str = 'groupi
         raise IgniteError(f'{name}: no class is left for the group {rests[0]!r}: omit it.')
     named = {str(group): remaining if members == REST else members for group, members in grouping.items()}
     return {group: [classes.index(member) for member in members] for group, members in named.items()}
+
+
+def _short(value: object) -> str:
+    """Return a value for a sentence; the text of a deep list may exceed the recursion limit."""
+    return reprlib.repr(value)
 
 
 def group_matrix(matrices: np.ndarray, members: Mapping[str, list[int]]) -> np.ndarray:
@@ -78,7 +92,18 @@ def check_groupings(groupings: Mapping | None, classes: Sequence[str]) -> dict[s
     The built-in groupings are included if they fit the classes and no other has their name.
     """
     if groupings is not None and not isinstance(groupings, Mapping):
-        raise IgniteError(f'groupings is {groupings!r}; {{name: {{group: [class names]}}}} was expected: correct it.')
+        raise IgniteError(
+            f'groupings is {_short(groupings)}; {{name: {{group: [class names]}}}} was expected: correct it.'
+        )
+    if len(groupings or ()) > MAX_GROUPINGS:
+        raise IgniteError(f'there are {len(groupings)} groupings; at most {MAX_GROUPINGS} were expected: remove some.')
+    for name, grouping in (groupings or {}).items():
+        groups = grouping if isinstance(grouping, Mapping) else ()
+        if wrong := [n for n in (name, *groups) if not is_text(str(n), MAX_NAME)]:
+            raise IgniteError(
+                f'a grouping or group has the name {_short(wrong[0])}; text of at most {MAX_NAME} characters was expected: '
+                'correct it.'
+            )
     built_in = GROUPINGS if tuple(classes) == CLASSES else {}
     return {name: group_members(g, list(classes), name) for name, g in {**built_in, **(groupings or {})}.items()}
 

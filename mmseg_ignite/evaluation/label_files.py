@@ -1,14 +1,16 @@
 """Label PNGs of any tool: reading, validation, and conversion to train ids."""
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..datasets.prepared import CONTEXT
+from ..datasets.prepared import CONTEXT, label_path, open_array
 from ..errors import IgniteError
 from ..images.png import DamagedPicture, check_png, decode
-from ..labels import IGNORE, NUM_CLASSES
+from ..labels import IGNORE, NUM_CLASSES, histogram
+from ..untrusted import check_decoded_size
 
 ENCODINGS = ('raw', 'train')
 _INVALID = 254
@@ -22,7 +24,9 @@ def read_labels(path: str | Path) -> np.ndarray:
         IgniteError: The file is missing, not a complete PNG, or not 8-bit with one channel.
     """
     try:
+        check_decoded_size(path, os.path.getsize(path), 'compressed content')
         header = check_png(content := Path(path).read_bytes())
+        check_decoded_size(path, header.height * header.width, f'{header.height} x {header.width} px')
         if header.bits == 8 and header.colour in ('grayscale', 'palette'):
             return decode(content, header)
     except OSError as error:
@@ -35,10 +39,27 @@ def read_labels(path: str | Path) -> np.ndarray:
     )
 
 
+def read_truth(data: str | Path, name: str) -> np.ndarray:
+    """Read the ground truth of an ROI in a prepared data set: (H, W) uint8 train ids, 255 unannotated.
+
+    Raises:
+        IgniteError: The file is missing or damaged, or holds something else.
+    """
+    path = label_path(data, name)
+    truth = np.asarray(open_array(path))
+    valid = truth.ndim == 2 and truth.dtype == np.uint8 and truth.size
+    if not valid or histogram(truth)[NUM_CLASSES:IGNORE].any():
+        raise IgniteError(
+            f'{path} holds {truth.dtype} values of shape {truth.shape}; train ids 0..{NUM_CLASSES - 1} or {IGNORE}, (H, W) '
+            'uint8, were expected: prepare the data again.'
+        )
+    return truth
+
+
 def find_prediction(folder: str | Path, name: str) -> Path | None:
     """Find the label PNG of an ROI, NAME.png or NAME_with_context.png; None if neither exists."""
     paths = (Path(folder) / f'{name}{suffix}.png' for suffix in ('', CONTEXT))
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)  # False for a name that is too long
 
 
 def read_prediction(path: Path, shape: tuple[int, int], encoding: str, context: dict | None = None) -> np.ndarray:

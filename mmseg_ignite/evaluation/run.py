@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,11 @@ from .calibration import calibration_counts, calibration_scores
 from .confusion import count_pairs, scores
 from .groupings import check_groupings, group_scores, published_scores
 from .per_roi import per_roi, strata, worst_rois
+from .saved_counts import read_counts
+from .saved_metrics import SCHEMA_VERSION
 from .tables import TABLE_FILES, write_csv, write_tables
 from .text_table import table
 
-SCHEMA_VERSION = 1
 RAW, METRICS = 'confusion.npz', 'metrics.json'
 RUN_FILES = (RAW, 'per_roi.csv', 'metrics.txt', METRICS, *TABLE_FILES)
 """Files that :func:`write_run` writes."""
@@ -111,7 +112,7 @@ class Evaluation:
             IgniteError: The runs differ in classes or boundary tolerance, or share an ROI.
         """
         names = [name for e in evaluations for name in e.names]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
             raise IgniteError(f'the ROI {repeated[0]} is in two of the runs to pool: pool runs on different ROIs.')
         tolerances = {e.boundary_tolerance_um for e in evaluations}
         settings = dict(classes={e.classes for e in evaluations}, boundary_tolerance_um=tolerances - {None})
@@ -137,27 +138,18 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read ``confusion.npz``, perhaps without metadata, or its run folder; raise IgniteError if missing or invalid."""
+        """Read ``confusion.npz``, or that of a run folder, see :func:`.saved_counts.read_counts`.
+
+        Raises:
+            IgniteError: It is missing or invalid.
+        """
         path = Path(path)
         path = path / RAW if path.is_dir() else path
         if not path.is_file():
             raise IgniteError(
                 f'{path} does not exist; {RAW} of tools/test.py or tools/evaluate.py was expected: check it.'
             )
-        try:
-            with np.load(path) as data:
-                return cls(
-                    names=[str(n) for n in data['names']],
-                    matrices=data['matrices'].astype(np.int64),
-                    classes=tuple(str(c) for c in data['classes']),
-                    metadata=json.loads(str(data['metadata'])) if 'metadata' in data else [],
-                    boundary_tolerance_um=float(data['boundary_tolerance_um']) if 'boundary' in data else None,
-                    **{key: data[key] for key in _OPTIONAL if key in data},
-                )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise IgniteError(
-                f'{path} is not a valid {RAW} ({error}): name one that tools/test.py or tools/evaluate.py wrote.'
-            ) from error
+        return cls(**read_counts(path))
 
     def save(self, path: str | Path) -> None:
         """Write ``confusion.npz`` atomically, without counts that are None."""

@@ -1,6 +1,7 @@
 """Training curves from the scalars that mmengine logs."""
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..files import result_file
+from ..untrusted import MAX_NAME, is_number, is_text, read_text
 
 Scalars = dict[str, dict[int, float]]
 """{name: {iteration: value}}."""
@@ -25,19 +27,34 @@ _PARTS = dict(cross_entropy='cross_entropy', loss_ce='cross_entropy', dice='dice
 
 
 def read_scalars(work_dir: str | Path) -> Scalars:
-    """Read all scalars logged in a work dir; where runs overlap, the later run wins."""
+    """Read all scalars logged in a work dir; where runs overlap, the later run wins.
+
+    Lines that are not complete are skipped, such as the last one of a run that was killed, and so are values that are not
+    numbers within 1e30.
+
+    Raises:
+        IgniteError: a log cannot be read, is not UTF-8 or too large.
+    """
     scalars: Scalars = {}
+    if not os.path.isdir(work_dir):  # unlike Path.is_dir, also False for a name that is too long
+        return scalars
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            step = int(entry.get('step', 0))
+        for line in read_text(path, 'move it away').splitlines():
+            step, entry = _line(line)
             for name, value in entry.items():
-                if isinstance(value, (int, float)):
+                if is_number(value, -1e30, 1e30) and is_text(name, MAX_NAME):
                     scalars.setdefault(name, {})[step] = float(value)
     return scalars
+
+
+def _line(line: str) -> tuple[int, dict]:
+    """Return the iteration and the content of one line of a log; no content if it is not complete."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return 0, {}
+    step = entry.get('step', 0) if isinstance(entry, dict) else None
+    return (int(step), entry) if is_number(step, 0, 2**53) else (0, {})
 
 
 def panels(scalars: Scalars) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
-from ..files import result_file, writing
+from ..files import printable, result_file, writing
 from ..labels import CLASSES, PALETTE
 from .colours import EDGE, class_colours
 from .painter import blend, scale_bar_length
@@ -23,8 +23,10 @@ _CANVASES = dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf)
 FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in _CANVASES)
 """Names of the files that :func:`write_figures` writes."""
 _DPI = 200
-_EDITABLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
-"""Keep text as text; TrueType in PDF, because publishers refuse Type 3 fonts."""
+_MAX_SIDE = 8000
+"""px; figures of very many classes get fewer dots per inch."""
+_STYLE = {'svg.fonttype': 'none', 'pdf.fonttype': 42, 'text.parse_math': False}
+"""Keep text as text; TrueType in PDF, because publishers refuse Type 3 fonts. A dollar sign in a name is no formula."""
 _ABSENT = dict(va='center', color='#666666', style='italic')
 _FONT = 9
 
@@ -45,12 +47,13 @@ def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list
     classes = tuple(map(str, evaluation.classes))
     counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
-    confusion, class_scores = plot_confusion(counts.sum(0), classes, patients), plot_class_scores(metrics, classes)
+    with matplotlib.rc_context(_STYLE):
+        confusion, class_scores = plot_confusion(counts.sum(0), classes, patients), plot_class_scores(metrics, classes)
     for name, figure in dict(confusion=confusion, class_scores=class_scores).items():
-        figure.set_dpi(_DPI)
+        figure.set_dpi(min(_DPI, _MAX_SIDE / max(figure.get_size_inches())))
         for kind, canvas in _CANVASES.items():  # each renders the figure once, where ``savefig`` would twice
             path = Path(folder, f'{name}.{kind}')
-            with matplotlib.rc_context(_EDITABLE), writing(path), result_file(path) as partial:
+            with matplotlib.rc_context(_STYLE), writing(path), result_file(path) as partial:
                 getattr(canvas(figure), f'print_{kind}')(partial)
             figure.set_layout_engine('none')  # it has been laid out
     return [Path(folder, name) for name in FIGURE_FILES]
@@ -69,8 +72,9 @@ def write_paper_overlay(path: str | Path, item: object) -> Path:
     Example:
         >>> write_paper_overlay('figure.pdf', GalleryItem('roi1', {}, image, truth, prediction, um_per_px=0.5))
     """
-    figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, item.roi)
-    with matplotlib.rc_context(_EDITABLE), writing(path), result_file(path) as partial:
+    with matplotlib.rc_context(_STYLE):
+        figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, printable(item.roi))
+    with matplotlib.rc_context(_STYLE), writing(path), result_file(path) as partial:
         figure.savefig(partial, dpi=_DPI)
     return Path(path)
 

@@ -250,7 +250,7 @@ def invalid_calls(prepared, done, tmp_path):
         ([*new, *options(prepared, 'val_dataloader.dataset.type=BaseSegDataset')], ['val_dataloader', 'IGNITEDataset']),
         (['--work-dir', tmp_path / 'file', *good], ['is a file']),
         (['--work-dir', tmp_path / 'foreign', '--fold', 0, *good], ['fold2', 'not a fold of a cross-validation']),
-        (['--work-dir', tmp_path / 'broken', *good], ['fold.json', 'cannot be read']),
+        (['--work-dir', tmp_path / 'broken', *good], ['fold.json', 'is not valid JSON']),
         (['--work-dir', done, *options(prepared, 'optim_wrapper.optimizer.lr=0.5')],
          ['fold0', 'optim_wrapper.optimizer.lr = 0.001', '0.5']),
         (['--work-dir', done, '--amp', *good], ['--amp = False', 'True']),
