@@ -5,6 +5,7 @@ Tested with mmengine 0.10.7 and onedl-mmengine 0.10.12; a test fails if a field 
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,7 +13,6 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.visualization.vis_backend import BaseVisBackend
-from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 
 from ..environment import stack_distribution
 
@@ -69,16 +69,19 @@ def process_store() -> torch.distributed.Store:
 
 @contextlib.contextmanager
 def late_worker_errors() -> Iterator[None]:
-    """Report the death of a loader worker when its next batch is due, not at once in the middle of an iteration.
+    """Report the death of a loader worker at the end of the context, not in the middle of an iteration.
 
-    torch raises it in a handler of SIGCHLD, and also looks after the workers while it waits for a batch.
+    torch raises it in a handler of SIGCHLD, wherever the main thread is.
     """
-    if not hasattr(signal, 'SIGCHLD'):
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, 'SIGCHLD') else None
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _set_SIGCHLD_handler()  # so that torch does not set it later
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    deaths: list[tuple] = []
+    signal.signal(signal.SIGCHLD, lambda *arguments: deaths.append(arguments))
     try:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
+    if deaths:
+        handler(*deaths[0])

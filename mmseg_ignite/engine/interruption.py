@@ -43,11 +43,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive signals inside the context, in the main thread only; afterwards the earlier handlers are back.
-
-        The death of a loader worker, which a signal to the whole process group also ends, is then noticed when the next batch
-        is due, and not in the middle of an iteration.
-        """
+        """Receive signals inside the context, in the main thread only; afterwards the earlier handlers are back."""
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -58,8 +54,7 @@ class StopRequest:
         try:
             for number in numbers:
                 signal.signal(number, self._receive)
-            with compatibility.late_worker_errors():
-                yield
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -7,7 +7,7 @@ from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import LOOPS
 from torch.utils.data import DataLoader
 
-from .compatibility import accumulation_steps
+from .compatibility import accumulation_steps, late_worker_errors
 from .interruption import stop_request
 
 
@@ -79,7 +79,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             self._stop_if_requested()
             runner.model.train()
-            self.run_iter(self._next_batch())
+            self._iterate()
             self._decide_current_val_interval()
             if self.validation_due(self._iter):
                 self._validate()
@@ -87,18 +87,27 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner.call_hook('after_train')
         return runner.model
 
+    def _iterate(self) -> None:
+        """Do one iteration. A signal to the process group also ends the workers: then save what is complete and stop."""
+        done = self._iter
+        try:
+            batch = next(self.dataloader_iterator)
+        except RuntimeError:
+            self._stop_if_requested()
+            raise
+        try:
+            with late_worker_errors():
+                self.run_iter(batch)
+        except RuntimeError:
+            if self._iter > done:
+                self._stop_if_requested()
+            raise
+
     def _validate(self) -> None:
         """Score the model that checkpoints have: the first process's, as statistics of an unsynchronised BN differ."""
         for buffer in self.runner.model.buffers() if get_world_size() > 1 else ():
             broadcast(buffer, src=0)
         self.runner.val_loop.run()
-
-    def _next_batch(self) -> Sequence[dict]:
-        try:
-            return next(self.dataloader_iterator)
-        except RuntimeError:  # a signal to the process group ends the workers too
-            self._stop_if_requested()
-            raise
 
     def _stop_if_requested(self) -> None:
         if stop_request.due(self._iter, accumulation_steps(self.runner.optim_wrapper)):
