@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, PROTOCOLS, leaking_patients, read_index
+from ..datasets.index_schema import FORMAT
+from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, INDEX, OWN, PROTOCOLS, leaking_patients, read_index
 from ..errors import IgniteError
 from ..files import atomic_directory, check_output_folder, check_outputs, is_ours, printable, write_json
 from ..images.png import DamagedPicture, check_header

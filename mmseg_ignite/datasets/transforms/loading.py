@@ -10,7 +10,7 @@ from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
 from ...labels import IGNORE, relabel_table
-from ..prepared import open_array
+from ..prepared import open_array, read_labels
 
 
 @TRANSFORMS.register_module()
@@ -54,7 +54,7 @@ class LoadIGNITERegion(LoadImageFromFile):
 
 
 def _read_labels(results: dict) -> np.ndarray:
-    labels = np.array(open_array(results['seg_map_path']))
+    labels = read_labels(results['seg_map_path'])
     if results.get('roi_box') is not None:
         top, left, bottom, right = results['roi_box']
         inner, labels = labels, np.full(results['ori_shape'], IGNORE, np.uint8)
