@@ -119,8 +119,8 @@ class CropStream:
         for name, size in [(roi['name'], roi['um_per_px']) for roi in self.rois] if um_per_px else ():
             if size is None:
                 raise IgniteError(
-                    f'{name} in {root} has no um/px, but crops of {um_per_px} um/px were requested: set um_per_px=None in the '
-                    'config, or correct the area of the ROI and prepare the data again.'
+                    f'{name} in {root} has no um/px, but crops of {um_per_px} um/px were requested: set um_per_px=None in '
+                    'the config, or correct the area of the ROI and prepare the data again.'
                 )
             if not 1 / MAX_ZOOM <= um_per_px[0] / size <= um_per_px[1] / size <= MAX_ZOOM:
                 raise IgniteError(

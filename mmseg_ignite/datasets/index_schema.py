@@ -148,7 +148,9 @@ def _check_keys(entry: dict, rules: dict[str, _Rule], whose: str, path: str) -> 
             if rule.needed:
                 raise IgniteError(f'{path} has no {key}{whose}; {rule.expected} was expected: {_REMEDY}.')
         elif not rule.valid(entry[key]):
-            raise IgniteError(f'{path} has {_short(entry[key])} as {key}{whose}; {rule.expected} was expected: {_REMEDY}.')
+            raise IgniteError(
+                f'{path} has {_short(entry[key])} as {key}{whose}; {rule.expected} was expected: {_REMEDY}.'
+            )
 
 
 def _short(value: object) -> str:
@@ -179,7 +181,8 @@ def _check_roi(entry: dict, path: str) -> None:
                 f'{path} has a context{whose} of {context["height"]} x {context["width"]} px, in which the ROI ends at '
                 f'{bottom}, {right}; a position inside was expected: {_REMEDY}.'
             )
-    if unknown := entry.get('arrays', {}).keys() - array_shapes(entry).keys():
+    stems = [f'{name}.npy', f'{name}{CONTEXT}.npy']
+    if unknown := entry.get('arrays', {}).keys() - {f'{folder}/{stem}' for folder in FOLDERS for stem in stems}:
         raise IgniteError(
             f'{path} has {_short(min(unknown))} in arrays{whose}, which is not one of its arrays: {_REMEDY}.'
         )

@@ -256,7 +256,9 @@ def read_points(root: str | Path, entry: dict) -> np.ndarray:
         fault = 'a point outside the ROI'
     elif (classes[1:] < classes[:-1]).any():
         fault = 'points that are not sorted by class'
-    elif ((counts := np.bincount(classes, minlength=NUM_CLASSES)) > pixels).any() or ((counts == 0) & (pixels > 0)).any():
+    elif ((counts := np.bincount(classes, minlength=NUM_CLASSES)) > pixels).any() or (
+        (counts == 0) & (pixels > 0)
+    ).any():
         fault = 'points of other classes than the index'
     if fault:
         raise IgniteError(

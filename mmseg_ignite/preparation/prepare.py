@@ -14,7 +14,7 @@ from ..files import atomic_directory, check_output_folder, check_outputs, is_our
 from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from .audit import Audit, audit_release
-from .findings import errors, findings_table, write_audit
+from .findings import KINDS, errors, findings_table, write_audit
 from .release import RoiRecord, disk_errors, read_overview
 from .roi import FACTS
 from .splits import classes_not_in_all_parts, make_splits, split_table
@@ -149,7 +149,8 @@ def _known(out: Path, ids: dict[int, int] | None) -> dict[str, dict]:
         index = read_index(out)
         if index.get('audit_rules') != AUDIT_RULES or index.get('label_map') != _as_json(ids):
             return {}
-        return {r['name']: {k: r[k] for k in FACTS} for r in index['rois']}
+        known = {r['name']: {k: r[k] for k in FACTS} for r in index['rois']}
+        return {name: f for name, f in known.items() if all(found['kind'] in KINDS for found in f['findings'])}
     except (IgniteError, KeyError):
         return {}
 

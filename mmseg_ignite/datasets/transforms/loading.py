@@ -9,6 +9,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
+from ...images.reading import check_picture
 from ...labels import IGNORE, relabel_table
 from ..prepared import open_array, read_labels
 
@@ -38,6 +39,7 @@ class LoadIGNITERegion(LoadImageFromFile):
         """Read image, labels or both."""
         path = results.get('img_path')
         if self.image and path is not None and Path(path).suffix != '.npy':
+            check_picture(path)
             results = super().transform(results)
         elif self.image:
             if path is not None:
