@@ -192,16 +192,16 @@ def _header(path: str, inode: int, modified: int, size: int) -> NpyHeader:
     """Return the checked header of an array; the other arguments distinguish a file from one that it replaced."""
     header, folder = read_header(path), Path(path).parent
     expected = _stated_shape(folder.parent, f'{folder.name}/{Path(path).name}')
-    axes = {'images': 3, 'labels': 2, 'points': 2}.get(folder.name, header.dtype.itemsize + 1)
-    right = len(header.shape) == axes if expected is None else _fits(header.shape, expected)
     kind = np.dtype(np.uint16 if folder.name == 'points' else np.uint8)
-    if not right or header.dtype != kind:
-        stated = f'{axes} axes' if expected is None else f'{expected}'.replace('None', 'N')
+    if not _fits(header.shape, expected) or header.dtype != kind:
+        stated = '(H, W) or (H, W, 3)' if expected is None else f'{expected}'.replace('None', 'N')
         raise ValueError(f'it is {header.shape} {header.dtype}; {stated} {kind} was expected')
     return header
 
 
-def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...] | None) -> bool:
+    if expected is None:  # an array outside a prepared data set
+        return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
     return len(shape) == len(expected) and all(b is None or a == b for a, b in zip(shape, expected))
 
 
@@ -209,7 +209,7 @@ def _stated_shape(root: Path, name: str) -> tuple[int | None, ...] | None:
     """Return the shape that the index at ``root`` states for the array ``name``; None if there is no index."""
     try:
         status = os.stat(root / INDEX)
-    except FileNotFoundError:  # an array outside a prepared data set
+    except FileNotFoundError:
         return None
     shapes = _stated_shapes(str(root), status.st_ino, status.st_mtime_ns, status.st_size)
     if name not in shapes:

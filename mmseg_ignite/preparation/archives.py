@@ -81,7 +81,7 @@ def he_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
             infos = [info for info in content.infolist() if _is_he(info.orig_filename) or _is_he(info.filename)]
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive} cannot be read as a complete zip archive ({error}): delete it and download it again.'
+            f'{archive} cannot be read as a complete zip archive ({str(error)[:200]}): delete it and download it again.'
         ) from error
     members, seen = {}, set()
     for info in infos:
@@ -194,5 +194,5 @@ def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             raise zipfile.BadZipFile(f'it declares {info.file_size:,} bytes and has another number')
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive}: the member {info.filename} is damaged ({error}): delete the archive and download it again.'
+            f'{archive}: the member {info.filename} is damaged ({str(error)[:200]}): delete the archive and download it again.'
         ) from error

@@ -51,7 +51,7 @@ def _read_record(client: Client, record: str) -> list[RemoteFile]:
 def _remote_file(name: str, entry: dict) -> RemoteFile:
     size, checksum, url = entry['size'], entry['checksum'], entry['links']['self']
     valid = type(size) is int and 0 < size < 2**63 and re.fullmatch('md5:[0-9a-fA-F]{32}', checksum)
-    valid = valid and isinstance(url, str) and url.isprintable()  # no lone surrogates
+    valid = valid and isinstance(url, str) and not re.search(r'[\ud800-\udfff]', url)
     if not valid:
         raise ValueError(f'{name} has the size {size!r}, checksum {checksum!r} and address {url!r}')
     return RemoteFile(name, size, checksum[4:].lower(), url)
