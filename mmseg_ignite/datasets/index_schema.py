@@ -22,6 +22,7 @@ MAX_TEXT = 1000  # characters
 _REMEDY = 'prepare the data again'
 _SOURCES = {'image', 'mask', 'context_image', 'context_mask'}
 _FINDING = {'kind', 'subject', 'detail', 'roi'}
+_COMMON_NAME = re.compile('[a-zA-Z0-9][a-zA-Z0-9_.-]{0,100}')
 _DIGESTS = re.compile('(?:(?:^| )(?:[0-9a-f]{64}|[0-9a-f]{32}))*')
 
 
@@ -162,7 +163,9 @@ def _short(value: object) -> str:
 
 
 def _check_roi(entry: dict, path: str) -> None:
-    name = plain_name(entry['name'], path)
+    name = entry['name']
+    if not isinstance(name, str) or not _COMMON_NAME.fullmatch(name):  # a shortcut: an index may have 10,000 names
+        plain_name(name, path)
     if not _is_text(name) or name.endswith((CONTEXT, '.npy')):
         raise IgniteError(f'{path} has the ROI name {_short(name)}, which names another file: {_REMEDY}.')
     whose = f' of the ROI {name}'

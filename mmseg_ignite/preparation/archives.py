@@ -194,5 +194,6 @@ def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             raise zipfile.BadZipFile(f'it declares {info.file_size:,} bytes and has another number')
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive}: the member {info.filename} is damaged ({str(error)[:200]}): delete the archive and download it again.'
+            f'{archive}: the member {info.filename} is damaged ({str(error)[:200]}): delete the archive '
+            'and download it again.'
         ) from error

@@ -121,7 +121,20 @@ def changed_table(content, rng):
     """Replace a field of a CSV table."""
     rows = list(csv.reader(io.StringIO(content.decode())))
     row = rng.choice(rows)
-    values = ('', '-1', 'nan', 'inf', '1e999', str(2**62), '../evil', 'x' * 5000, 'x' * 200_000, 'a\0b', '\r\n', '00' * 400)
+    values = (
+        '',
+        '-1',
+        'nan',
+        'inf',
+        '1e999',
+        str(2**62),
+        '../evil',
+        'x' * 5000,
+        'x' * 200_000,
+        'a\0b',
+        '\r\n',
+        '00' * 400,
+    )
     row[rng.randrange(len(row))] = rng.choice(values)
     stream = io.StringIO()
     csv.writer(stream).writerows(rows)
