@@ -16,6 +16,7 @@ LABEL_MAP = 'he_label_map.json'
 EXPANSION = 32
 """Rows of a table take about this many times the memory of their text."""
 MAX_IDS = 1000
+_PIECE = 1 << 20  # bytes
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
 
 
@@ -26,18 +27,21 @@ def unzipped(path: Path, findings: list[Finding]) -> bytes:
         OSError, EOFError, zlib.error: the file cannot be read, is a damaged gzip file, or too large to be such a table: its
             rows would take more memory than :func:`mmseg_ignite.untrusted.max_decoded_bytes`.
     """
-    most = max_decoded_bytes() // EXPANSION
+    most, content = max_decoded_bytes() // EXPANSION, bytearray()
     with path.open('rb') as stream:
         compressed = stream.read(2) == b'\x1f\x8b'
         stream.seek(0)
-        # gzip inflates small pieces until it has as many bytes as were requested.
-        content = (gzip.GzipFile(fileobj=stream) if compressed else stream).read(most + 1)
-    if len(content) > most:
-        raise OSError(f'it has more than {most / 1e6:.3g} MB, a table was expected; {MAX_GB_VARIABLE} sets the limit')
+        source = gzip.GzipFile(fileobj=stream) if compressed else stream
+        while piece := source.read(_PIECE):
+            content += piece
+            if len(content) > most:
+                raise OSError(
+                    f'it has more than {most / 1e6:.3g} MB, a table was expected; {MAX_GB_VARIABLE} sets the limit'
+                )
     if compressed:
         kind = 'label-map-compressed' if path.name == LABEL_MAP else 'overview-compressed'
         findings.append(Finding(kind, path.name, 'it is gzip-compressed under a plain name'))
-    return content
+    return bytes(content)
 
 
 def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dict[int, int] | None, list[Finding]]:
