@@ -140,6 +140,8 @@ def check_index(index: object, path: object) -> None:
     names = Counter(entry['name'] for entry in index['rois'])
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise IgniteError(f'{path} lists the ROI {twice} twice; one entry per ROI was expected: {_REMEDY}.')
+    if len({type(entry['patient']) for entry in index['rois']}) > 1:  # 1 and "1" would be two patients
+        raise IgniteError(f'{path} has texts and numbers as patient; one kind of ids was expected: {_REMEDY}.')
     _check_splits(index['splits'], names, path)
 
 

@@ -42,9 +42,9 @@ def _read_record(client: Client, record: str) -> list[RemoteFile]:
         return [_remote_file(name, entries[name]) for name in NAMES]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IgniteError(
-            f'{record} does not answer with the JSON of the IGNITE record ({type(error).__name__}: {error}); the key, size, '
-            f'md5 checksum and links.self of {", ".join(NAMES)} were expected: check that it is the API address of the '
-            'record, and whether a proxy answers instead.'
+            f'{record} does not answer with the JSON of the IGNITE record ({type(error).__name__}: {str(error)[:300]}); the '
+            f'key, size, md5 checksum and links.self of {", ".join(NAMES)} were expected: check that it is the API address '
+            'of the record, and whether a proxy answers instead.'
         ) from error
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..datasets.prepared import CONTEXT, array_paths, link_arrays
+from ..datasets.verification import roi_faults
 from ..files import sha256
 from ..images.png import DamagedPicture
 from ..labels import IGNORE, DecodedMask, MaskError, count_classes
@@ -145,11 +146,8 @@ def _unchanged(known: dict, sources: dict[str, Path], checksums: dict[str, str])
 
 
 def _link(old: Path, out: Path, name: str, known: dict) -> bool:
-    """Link the arrays of an earlier run; return False if they have changed since."""
-    try:
-        if not known['arrays'] or any(sha256(old / p) != c for p, c in known['arrays'].items()):
-            return False
-    except OSError:
+    """Link the arrays of an earlier run; return False if they, or what its index says of them, have changed since."""
+    if not known['arrays'] or roi_faults(old, dict(known, name=name)):
         return False
     return link_arrays(old, out, name, context=known['context'] is not None)
 

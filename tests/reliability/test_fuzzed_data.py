@@ -10,6 +10,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.images.png import DamagedPicture
 from mmseg_ignite.images.reading import read_image
 from mmseg_ignite.labels import RAW_LABEL_MAP, MaskError
-from mmseg_ignite.preparation import audit, pictures
+from mmseg_ignite.preparation import audit, download, pictures, prepare
 from mmseg_ignite.preparation.archives import Unpacker, extract_he_members
+from mmseg_ignite.preparation.client import RemoteFile
 from mmseg_ignite.preparation.label_map import LABEL_MAP, read_label_map
 from mmseg_ignite.preparation.release import OVERVIEW, compare_rows, leaks, read_overview
 
@@ -159,6 +161,41 @@ def test_damaged_releases_end_in_an_audit(own_release, tmp_path):
         path.write_bytes(before)
 
 
+def test_an_earlier_run_with_a_damaged_index_is_prepared_again(own_release, tmp_path):
+    out, rng, console = tmp_path / 'out', random.Random(7), Console(file=io.StringIO())
+    whole = prepare(own_release, out, console=console)
+    for _ in range(8):
+        (out / 'index.json').write_bytes(mutated_json(whole, rng))
+        survives(lambda: prepare(own_release, out, console=console))
+        assert not any(roi_faults(out, roi) for roi in read_index(out)['rois'])
+
+
+def test_a_damaged_record_is_refused():
+    links = {'self': 'https://localhost/file'}
+    files = [dict(key=name, size=7, checksum=f'md5:{"0" * 32}', links=links) for name in download.NAMES]
+    rng, outcomes = random.Random(10), []
+    for number in range(2 * ROUNDS):
+        content = (
+            mutated_json({'files': files}, rng)
+            if number % 3
+            else mutated_bytes(json.dumps({'files': files}).encode(), rng)
+        )
+        outcomes.append(survives(download._read_record, Answer(content), 'https://localhost/record'))
+    assert any(outcomes) and not all(outcomes)
+
+
+class Answer:
+    """A client to which every request is answered with the same content."""
+
+    def __init__(self, content):
+        self.content = content
+
+    @contextlib.contextmanager
+    def get(self, url):
+        response = io.BytesIO(self.content)
+        yield SimpleNamespace(read=lambda most, decode_content: response.read(most))
+
+
 def encoded(format, **options):
     image = np.random.default_rng(0).integers(0, 255, (40, 48, 3)).astype(np.uint8)
     stream = io.BytesIO()
@@ -213,6 +250,4 @@ def test_a_damaged_list_of_unpacked_archives_is_read_or_refused(tmp_path):
 
 
 def unpacked(release):
-    from mmseg_ignite.preparation.client import RemoteFile
-
     Unpacker(release).is_done(RemoteFile('images.zip', 123, '0' * 32, 'https://localhost/images.zip'), 'images')
