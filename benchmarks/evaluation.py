@@ -31,7 +31,8 @@ from rich.progress import track
 from rich.table import Table
 
 from mmseg_ignite.apis import load_config, score_folder
-from mmseg_ignite.datasets.prepared import FORMAT, INDEX
+from mmseg_ignite.datasets.index_schema import FORMAT
+from mmseg_ignite.datasets.prepared import INDEX
 from mmseg_ignite.environment import cores
 from mmseg_ignite.evaluation import TissueMetric
 from mmseg_ignite.evaluation.bootstrap import intervals, paired
@@ -39,7 +40,7 @@ from mmseg_ignite.evaluation.boundary import boundary_counts
 from mmseg_ignite.evaluation.calibration import calibration_counts
 from mmseg_ignite.evaluation.confusion import confusion_matrix
 from mmseg_ignite.files import write_json
-from mmseg_ignite.labels import CLASSES, IGNORE
+from mmseg_ignite.labels import CLASSES, IGNORE, count_classes
 
 SHAPE = (2000, 2400)
 CONFIG = Path(__file__).parents[1] / 'configs' / 'segformer' / 'segformer_mit-b0_1xb8-20k_ignite-512x512.py'
@@ -79,7 +80,8 @@ def build(work: Path, rois: int, console: Console) -> tuple[Path, Path]:
         name = f'patient{i % 20}_he_roi{i}'
         np.save(data / 'labels' / f'{name}.npy', truth)
         Image.fromarray(prediction + np.uint8(1)).save(predictions / f'{name}.png')
-        entries.append(dict(name=name, patient=str(i % 20), um_per_px=0.5, organ='lung', scanner=f's{i % 3}'))
+        facts = dict(zip(('height', 'width'), truth.shape), pixels=count_classes(truth).tolist())
+        entries.append(dict(name=name, patient=str(i % 20), um_per_px=0.5, organ='lung', scanner=f's{i % 3}', **facts))
     parts = dict(train=[], val=[], test=[e['name'] for e in entries])
     write_json(data / INDEX, dict(format=FORMAT, classes=list(CLASSES), splits={'official': parts}, rois=entries))
     return data, predictions

@@ -1,8 +1,11 @@
-"""Prepare an IGNITE release for training: download it if requested, audit it, decode it once, split it by patient."""
+"""Prepare an IGNITE release for training: download it if requested, audit it, decode it once, split it by patient.
+
+With --verify, compare a prepared data set with its checksums instead.
+"""
 
 import argparse
 
-from mmseg_ignite.apis import prepare
+from mmseg_ignite.apis import prepare, verify
 from mmseg_ignite.cli import run
 from mmseg_ignite.preparation import audit, download_release
 from mmseg_ignite.preparation.download import RECORD
@@ -10,7 +13,11 @@ from mmseg_ignite.preparation.download import RECORD
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--release', required=True, metavar='DIR', help='unpacked release, contains data_overview.csv')
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument('--release', metavar='DIR', help='unpacked release, contains data_overview.csv')
+    task.add_argument(
+        '--verify', action='store_true', help='check every array of OUT against the index and its checksum'
+    )
     parser.add_argument('--out', default='data/ignite', help='folder of the prepared data set (default: %(default)s)')
     parser.add_argument(
         '--download', action='store_true', help='download the H&E part of the release from Zenodo into DIR, or continue'
@@ -26,6 +33,12 @@ def main() -> None:
         help='JSON {name or id in the release: our id, 0..16}, if the masks hold other ids',
     )
     args = parser.parse_args()
+    if args.verify:
+        if args.download or args.audit_only:
+            parser.error('--verify reads the prepared data set only: omit --download and --audit-only')
+        verify(args.out)
+        print(f'verified: {args.out}')
+        return
     options = dict(
         exclude=args.exclude, drop_faulty=args.drop_faulty, context=not args.no_context, label_map=args.label_map
     )

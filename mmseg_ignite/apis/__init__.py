@@ -5,7 +5,7 @@ from .configuration import load_config
 from .cross_validation import cross_validate
 from .predicting import predict, predict_files
 from .predictor import Predictor
-from .preparing import prepare
+from .preparing import prepare, verify
 from .publishing import regions
 from .scoring import compare_runs, read_groupings, rescore, score_folder
 from .testing import test
@@ -26,4 +26,5 @@ __all__ = [
     'score_folder',
     'test',
     'train',
+    'verify',
 ]

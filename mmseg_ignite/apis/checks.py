@@ -1,5 +1,6 @@
 """Find the mistakes in a config before anything is built."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from os import PathLike
@@ -12,6 +13,8 @@ from mmseg.models import EncoderDecoder
 from ..datasets.ignite import PROTOCOL
 from ..datasets.prepared import check_context, read_index, select
 from ..datasets.transforms.loading import transform_name as type_name
+from ..datasets.verification import SAMPLE_SECONDS, check_sample, has_digests
+from ..engine.distributed import is_main_process
 from ..errors import IgniteError
 from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..labels import NUM_CLASSES
@@ -77,15 +80,28 @@ def _check_types(cfg: Config) -> None:
 def check_run(cfg: Config, task: str) -> None:
     """Check everything that a 'training' or a 'test' requires of a resolved config.
 
+    The main process also compares some arrays of the data with their checksums, for about a second.
+
     Raises:
-        IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names` and :func:`check_data`.
+        IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names`, :func:`check_data` and
+            :func:`mmseg_ignite.datasets.verification.check_sample`.
     """
     loaders = ('test_dataloader',) if task == 'test' else ('train_dataloader', 'val_dataloader')
     check_parts(cfg, task)
     if task != 'test':
         check_score_names(cfg)
     check_classes(cfg, *loaders)
-    check_data(cfg, *loaders)
+    used = check_data(cfg, *loaders)
+    if is_main_process():
+        _check_arrays(used)
+
+
+def _check_arrays(used: list[tuple[str, list[dict], bool]]) -> None:
+    """Check a sample of the arrays of data sets, see :func:`check_data`; warn if one has no checksums."""
+    for root, rois, use_context in used:
+        check_sample(root, rois, use_context, SAMPLE_SECONDS / len(used))
+    for root in {root for root, rois, _ in used if not any(map(has_digests, rois))}:
+        warnings.warn(f'{root} cannot be verified (its index has no SHA-256 of the arrays): prepare the data again.')
 
 
 def check_parts(cfg: Config, task: str) -> None:
@@ -198,8 +214,16 @@ def selected(dataset: Mapping) -> list[dict]:
     return select(read_index(root), dataset.get('protocol', PROTOCOL), dataset['split'], root)
 
 
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Raise IgniteError if the data set of a loader is missing, has no ROI, or lacks the context that it uses."""
+def check_data(cfg: Config, *loaders: str) -> list[tuple[str, list[dict], bool]]:
+    """Check that the data sets of the loaders exist, have an ROI, and have the context that they use.
+
+    Returns:
+        for each data set of this package: its folder, the index entries of its ROIs, and whether it reads context.
+
+    Raises:
+        IgniteError: one of them is missing.
+    """
+    used = []
     for dataset in our_datasets(cfg, loaders).values():
         root, rois = dataset.data_root, selected(dataset)
         if not rois:
@@ -207,3 +231,6 @@ def check_data(cfg: Config, *loaders: str) -> None:
             raise IgniteError(f'{root} has no ROI in the {dataset.split} part of {protocol}: prepare more ROIs.')
         if dataset.get('use_context'):
             check_context(rois, root)
+        crops = dataset.get('crops') or {}
+        used.append((str(root), rois, bool(dataset.get('use_context') or crops.get('use_context'))))
+    return used

@@ -1,8 +1,10 @@
-"""Prepare a release and plot its splits."""
+"""Prepare a release and plot its splits; verify the result."""
 
 from pathlib import Path
 
 from .. import preparation
+from ..errors import IgniteError
+from ..files import printable
 from ..visualization.split_shares import plot_split_shares
 
 
@@ -17,3 +19,19 @@ def prepare(release: str | Path, out: str | Path, **options) -> dict:
     return preparation.prepare(
         release, out, add_files=lambda index, folder: plot_split_shares(index, folder / 'splits.png'), **options
     )
+
+
+def verify(out: str | Path) -> None:
+    """Compare every array of a prepared data set with the index and its SHA-256, and print all faults.
+
+    Raises:
+        IgniteError: there is a fault, or ``out`` is not a prepared data set.
+
+    Example:
+        >>> verify('data/ignite')
+    """
+    if faults := preparation.verify(out):
+        raise IgniteError(
+            f'{printable(out)} has {len(faults)} fault(s), listed above; an unchanged data set was expected: check the disk, '
+            'and prepare the data again.'
+        )

@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 
 from ..errors import IgniteError, require
 from ..labels import IGNORE, NUM_CLASSES, relabel_table
-from .prepared import CONTEXT, image_path, label_path, open_array, points_path
+from .prepared import CONTEXT, check_labels, image_path, label_path, open_array, read_points
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
@@ -117,6 +117,11 @@ class CropStream:
         if not self.rois:
             raise IgniteError(f'{root} has no ROI with an annotated pixel to sample crops from: choose another split.')
         for name, size in [(roi['name'], roi['um_per_px']) for roi in self.rois] if um_per_px else ():
+            if size is None:
+                raise IgniteError(
+                    f'{name} in {root} has no um/px, but crops of {um_per_px} um/px were requested: set um_per_px=None in '
+                    'the config, or correct the area of the ROI and prepare the data again.'
+                )
             if not 1 / MAX_ZOOM <= um_per_px[0] / size <= um_per_px[1] / size <= MAX_ZOOM:
                 raise IgniteError(
                     f'{name} in {root} has {size:.3g} um/px; crops of {um_per_px} um/px were requested, at most {MAX_ZOOM} '
@@ -134,7 +139,7 @@ class CropStream:
         self._roi_weights = np.cumsum(areas / areas.sum())
         self._class_weights = np.cumsum(self.class_shares)
         self._roi_weights_of_class = np.cumsum(np.sqrt(counts), 0)
-        points = [open_array(points_path(self.root, r['name'])) for r in self.rois]
+        points = [read_points(self.root, r) for r in self.rois]
         self._points = np.concatenate(points)[:, 1:]
         of_class = np.stack([np.bincount(p[:, 0], minlength=NUM_CLASSES) for p in points])
         self._ends = np.cumsum(of_class)  # the points of class k in ROI r end at r * 16 + k
@@ -201,7 +206,8 @@ class CropStream:
             position = self.sample(rng, crop_size)
             entry = self.rois[position.roi]
             name = self._array(entry)[0]
-            labels = self._cut(open_array(label_path(self.root, name)), position, crop_size)
+            labels = self._cut(open_array(path := label_path(self.root, name)), position, crop_size)
+            check_labels(labels, path)
             if self.table is not None:
                 labels = self.table[labels]
             if (labels != IGNORE).any():

@@ -176,4 +176,5 @@ class IGNITECropDataset(IGNITEDataset):
         crop = self.stream.read(seed, n, crop_size=crop_size)
         entry, position, shape = crop.pop('entry'), crop.pop('position'), crop['gt_seg_map'].shape
         crop.update(seg_fields=['gt_seg_map'], img_shape=shape, ori_shape=shape, crop=position, sample_idx=n)
-        return self._sample(entry, **crop, label_map=None, um_per_px=entry['um_per_px'] * position.zoom)
+        um_per_px = None if entry['um_per_px'] is None else entry['um_per_px'] * position.zoom
+        return self._sample(entry, **crop, label_map=None, um_per_px=um_per_px)

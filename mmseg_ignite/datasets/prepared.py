@@ -23,7 +23,6 @@ Except for ``roi-8-1-1``, all ROIs of a patient are in one part: a network recog
 that it was trained on.
 """
 
-import json
 import mmap
 import os
 import warnings
@@ -34,16 +33,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import IgniteError
-from ..files import link_or_copy
-from ..labels import CLASSES
+from ..files import link_or_copy, printable
+from ..labels import IGNORE, NUM_CLASSES
+from ..untrusted import read_json
+from .index_schema import CONTEXT, FOLDERS, METADATA, array_shapes, check_index
+from .npy import NpyHeader, read_header
 
 INDEX = 'index.json'
 AUDIT = 'audit.json'
-FORMAT = 2
-CONTEXT = '_with_context'
-METADATA = ('roi_id', 'source', 'specimen_type', 'organ', 'histological_subtype', 'scanner')
-"""Columns of the release that the index keeps unchanged, for strata of the evaluation."""
-FOLDERS = ('images', 'labels', 'points')
 OWN = (INDEX, AUDIT, 'splits.png', *FOLDERS)
 """Entries of a prepared folder; a folder that has any other entry is never replaced."""
 PARTS = ('train', 'val', 'test')
@@ -78,8 +75,8 @@ def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
     paths = array_paths(old, name, context)
     try:
         for path in paths:
-            np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError):
+            open_array(path)
+    except IgniteError:
         return False
     for path in paths:
         link_or_copy(path, new / path.relative_to(old))
@@ -87,30 +84,23 @@ def link_arrays(old: Path, new: Path, name: str, context: bool) -> bool:
 
 
 def read_index(root: str | Path) -> dict:
-    """Read the index of a prepared data set; raise IgniteError if there is none, or of another format or class table.
+    """Read the index of a prepared data set and check every entry, see :func:`.index_schema.check_index`.
+
+    Raises:
+        IgniteError: there is none, or it is damaged or of another format or class table.
 
     Example:
         >>> read_index('data/ignite')['rois'][0]['name']
         'patient1_he_roi1'
     """
     path = Path(root) / INDEX
-    try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-        if index.get('format') != FORMAT or index.get('classes') != list(CLASSES):
-            raise ValueError(f"not an index of format {FORMAT} with IGNITE's classes")
-        names = [roi['name'] for roi in index['rois']]
-        listed = {name for parts in index['splits'].values() for part in parts.values() for name in part}
-        if wrong := sorted(listed - set(names)) or sorted(n for n in set(names) if names.count(n) > 1):
-            raise ValueError(f'{wrong[0]} is listed twice or in a split only')
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise IgniteError(
-            f'{root} is not a prepared data set (no {INDEX}): run "python tools/prepare_ignite.py '
-            f'--release RELEASE --out {root}", or set data_root to the prepared folder.'
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IgniteError(
-            f'{path} cannot be read ({type(error).__name__}: {error}): prepare the data again.'
-        ) from error
+            f'{printable(root)} is not a prepared data set (no {INDEX}): run "python tools/prepare_ignite.py '
+            f'--release RELEASE --out {printable(root)}", or set data_root to the prepared folder.'
+        )
+    index = read_json(path, 'prepare the data again')
+    check_index(index, path)
     return index
 
 
@@ -178,23 +168,101 @@ def metadata(entry: dict) -> dict:
 
 
 def open_array(path: str | Path) -> np.ndarray:
-    """Memory-map a prepared array, read-only; raise IgniteError if it is missing or damaged.
+    """Memory-map an array of a prepared data set, read-only, after checking it against the index.
 
-    The map is closed with the array, so that the pages of one crop do not stay in a worker's memory. The header, which is
-    the slow part of opening an .npy file, is cached.
+    Its shape, type (uint8; uint16 of points), order (C) and the size of the file must be right. The map is closed with the
+    array, so that the pages of one crop do not stay in a worker's memory. The checked header is cached.
+
+    Raises:
+        IgniteError: it is missing, damaged, or not the array that the index describes.
     """
     try:
         with open(path, 'rb') as stream:
             status = os.fstat(stream.fileno())
-            shape, dtype, offset = _header(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+            header = _header(str(path), status.st_ino, status.st_mtime_ns, status.st_size)
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.ndarray(shape, dtype, pages, offset)
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise IgniteError(f'{path} cannot be read ({error}): prepare the data again.') from error
+        return np.ndarray(header.shape, header.dtype, pages, header.offset)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise IgniteError(f'{printable(path)} cannot be read ({reason}): prepare the data again.') from error
 
 
-@lru_cache(maxsize=4096)
-def _header(path: str, inode: int, modified: int, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return shape, dtype and offset of the data; the other arguments distinguish a file from one that it replaced."""
-    array = np.load(path, mmap_mode='r')
-    return array.shape, array.dtype, array.offset
+@lru_cache(maxsize=1 << 15)
+def _header(path: str, inode: int, modified: int, size: int) -> NpyHeader:
+    """Return the checked header of an array; the other arguments distinguish a file from one that it replaced."""
+    header, folder = read_header(path), Path(path).parent
+    expected = _stated_shape(folder.parent, f'{folder.name}/{Path(path).name}')
+    kind = np.dtype(np.uint16 if folder.name == 'points' else np.uint8)
+    if not _fits(header.shape, expected) or header.dtype != kind:
+        stated = '(H, W) or (H, W, 3)' if expected is None else f'{expected}'.replace('None', 'N')
+        raise ValueError(f'it is {header.shape} {header.dtype}; {stated} {kind} was expected')
+    return header
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...] | None) -> bool:
+    if expected is None:  # an array outside a prepared data set
+        return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+    return len(shape) == len(expected) and all(b is None or a == b for a, b in zip(shape, expected))
+
+
+def _stated_shape(root: Path, name: str) -> tuple[int | None, ...] | None:
+    """Return the shape that the index at ``root`` states for the array ``name``; None if there is no index."""
+    try:
+        status = os.stat(root / INDEX)
+    except FileNotFoundError:
+        return None
+    shapes = _stated_shapes(str(root), status.st_ino, status.st_mtime_ns, status.st_size)
+    if name not in shapes:
+        raise ValueError(f'{INDEX} lists no such array')
+    return shapes[name]
+
+
+@lru_cache(maxsize=4)
+def _stated_shapes(root: str, inode: int, modified: int, size: int) -> dict[str, tuple[int | None, ...]]:
+    return {name: shape for entry in read_index(root)['rois'] for name, shape in array_shapes(entry).items()}
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a whole label array, (H, W) uint8; raise IgniteError as :func:`open_array` and :func:`check_labels` do."""
+    labels = np.array(open_array(path))
+    check_labels(labels, path)
+    return labels
+
+
+def check_labels(labels: np.ndarray, path: str | Path) -> None:
+    """Raise IgniteError if an array of labels, uint8, has a value that is neither a train id 0..15 nor 255.
+
+    ``path`` is the file that they were read from.
+    """
+    # One addition turns 255 into 0, so that a maximum finds all other values; both take 20 us for 512 x 512 px.
+    if labels.size and (labels + np.uint8(1)).max() > NUM_CLASSES:
+        wrong = labels[(labels >= NUM_CLASSES) & (labels != IGNORE)]
+        raise IgniteError(
+            f'{printable(path)} has the label {wrong[0]} in {wrong.size} px; 0..{NUM_CLASSES - 1}, or {IGNORE} where '
+            'unannotated, was expected: prepare the data again.'
+        )
+
+
+def read_points(root: str | Path, entry: dict) -> np.ndarray:
+    """Read the stored points of an ROI of the index, (N, 3) uint16 rows of class, y, x, sorted by class.
+
+    Raises:
+        IgniteError: the array is missing or damaged, has a point outside the ROI, or other classes than the ROI.
+    """
+    points = np.array(open_array(path := points_path(root, entry['name'])))
+    pixels, classes = np.array(entry['pixels']), points[:, 0]
+    fault = ''
+    if (points >= (NUM_CLASSES, entry['height'], entry['width'])).any():
+        fault = 'a point outside the ROI'
+    elif (classes[1:] < classes[:-1]).any():
+        fault = 'points that are not sorted by class'
+    elif ((counts := np.bincount(classes, minlength=NUM_CLASSES)) > pixels).any() or (
+        (counts == 0) & (pixels > 0)
+    ).any():
+        fault = 'points of other classes than the index'
+    if fault:
+        raise IgniteError(
+            f'{printable(path)} has {fault}; pixels of each class in {entry["height"]} x {entry["width"]} px were expected: '
+            'prepare the data again.'
+        )
+    return points

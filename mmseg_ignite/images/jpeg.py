@@ -8,9 +8,15 @@ import io
 import re
 
 import numpy as np
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .png import DamagedPicture
+from .png import DamagedPicture, check_memory
+
+BAND = 256
+"""Rows of an image that are copied at a time."""
+MAX_SCANS = 200
+"""Progressive JPEGs have about ten; each costs time in proportion to the pixels, however short it is."""
 
 _EOI, _SOS, _DRI = 0xD9, 0xDA, 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -21,15 +27,15 @@ _RESTART = re.compile(rb'(?<!\xff)\xff+([\xd0-\xd7])')
 _NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()  # no FF, so no markers
 
 
-def check_jpeg(content: bytes, pixels: bytes | None = None) -> None:
+def check_jpeg(content: bytes, image: Image.Image | None = None) -> int:
     """Check that a JPEG has its end, and the pixels of all scans and restart intervals.
 
     Noise is appended to the entropy-coded data: decoders skip it after complete data, and decode it as pixels otherwise.
-    Bytes of ``content`` after the end-of-image marker are ignored. ``pixels`` are the decoded image as returned by
-    ``PIL.Image.Image.tobytes``; without them it is decoded.
+    Bytes of ``content`` after the end-of-image marker are ignored. ``image`` is the decoded image; without it, ``content``
+    is decoded. Return the number of pixels.
 
     Raises:
-        DamagedPicture: the end or pixels are missing.
+        DamagedPicture: the end or pixels are missing, or it is too large, see :func:`.png.check_memory`.
     """
     scans, end = _scans(content)
     parts, position = [], 0
@@ -41,13 +47,25 @@ def check_jpeg(content: bytes, pixels: bytes | None = None) -> None:
         parts += [content[position:first], _RESTART.sub(lambda marker: _NOISE + marker[0], data), _NOISE]
         position = last
     parts.append(content[position:end])
-    if _decoded(b''.join(parts)) != (_decoded(content[:end]) if pixels is None else pixels):
+    image = _decoded(content[:end]) if image is None else image
+    if not _equal(_decoded(b''.join(parts)), image):
         raise DamagedPicture('its pixel data are incomplete')
+    return image.width * image.height
 
 
-def _decoded(content: bytes) -> bytes:
+def _decoded(content: bytes) -> Image.Image:
     with JpegImageFile(io.BytesIO(content)) as image:
-        return image.tobytes()
+        check_memory(image.height, image.width, 4)
+        image.load()
+    return image
+
+
+def _equal(first: Image.Image, second: Image.Image) -> bool:
+    """Compare two images in bands of rows: copies of the whole pixels would double the memory."""
+    width, height = first.size
+    boxes = [(0, top, width, min(top + BAND, height)) for top in range(0, height, BAND)]
+    same = first.size == second.size and first.mode == second.mode
+    return same and all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
 
 
 def _scans(content: bytes) -> tuple[list[tuple[int, int, int]], int]:
@@ -73,7 +91,7 @@ def _scans(content: bytes) -> tuple[list[tuple[int, int, int]], int]:
             interval = int.from_bytes(body[:2], 'big')
         elif code == _SOS:
             end = _SCAN_END.search(content, position)
-            if end is None:
+            if end is None or len(scans) == MAX_SCANS:
                 break
             headers.append(body)
             restarts = (_units(frame, body) - 1) // interval if interval else 0

@@ -12,10 +12,13 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..untrusted import MAX_GB_VARIABLE, max_decoded_bytes
+
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 MAX_SIDE = 65535  # px; points of crops are stored as 16-bit coordinates, and the largest known ROI has 2,900 px
 MAX_PIXELS = 1 << 27
 COLOUR_TYPES = {0: 'grayscale', 2: 'RGB', 3: 'palette', 4: 'grayscale with alpha', 6: 'RGBA'}
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 class DamagedPicture(Exception):
@@ -83,7 +86,21 @@ def check_header(content: bytes, max_side: int = MAX_SIDE, max_pixels: int = MAX
         raise DamagedPicture(f'its header is impossible ({height} x {width} px, colour type {colour})')
     if width * height > max_pixels:
         raise DamagedPicture(f'it claims {height} x {width} px; at most {max_pixels:,} pixels are read')
+    check_memory(height, width, _CHANNELS[colour] * max(1, bits // 8))
     return PngHeader(height, width, bits, COLOUR_TYPES[colour])
+
+
+def check_memory(height: int, width: int, pixel_bytes: int) -> None:
+    """Raise DamagedPicture if an image of this size is larger when decoded than a file may be.
+
+    See :func:`mmseg_ignite.untrusted.max_decoded_bytes`; call it before decoding.
+    """
+    size = height * width * pixel_bytes
+    if size > (limit := max_decoded_bytes()):
+        raise DamagedPicture(
+            f'it claims {height} x {width} px, {size / 1e9:.3g} GB when decoded; at most {limit / 1e9:g} GB are read, which '
+            f'{MAX_GB_VARIABLE} sets'
+        )
 
 
 def decode(content: bytes, header: PngHeader, mode: str | None = None) -> np.ndarray:

@@ -18,12 +18,15 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import IgniteError
 from ..files import printable
-from .jpeg import check_jpeg
+from ..untrusted import check_decoded_size, max_decoded_bytes
+from .jpeg import BAND, check_jpeg
 from .png import DamagedPicture, check_png
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 MAX_PIXELS = 1 << 28
-"""Default limit of pixels to decode: 0.8 GB as RGB."""
+"""Default limit of pixels to decode; :func:`mmseg_ignite.untrusted.max_decoded_bytes` limits the memory."""
+PIXEL_BYTES = 4
+"""Memory of a decoded pixel; Pillow stores RGB with a fourth byte."""
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.05, 5.0
 """Plausible resolutions of microscopes; coarser values (72, 96, 300 dpi) are defaults of cameras or editors."""
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
@@ -48,7 +51,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
     """Read an 8-bit RGB image: PNG, JPEG, TIFF or BMP with any suffix; palettes are converted.
 
     Transparent pixels, which are outside the scan, are composited on white. An EXIF or TIFF orientation is undone, as in
-    viewers. Only the first page is read. Images of more than ``max_pixels`` are refused before decoding.
+    viewers. Only the first page is read. Images of more than ``max_pixels``, or of more memory than
+    :func:`mmseg_ignite.untrusted.max_decoded_bytes`, are refused before decoding.
 
     Raises:
         IgniteError: missing, empty, damaged or of another format; too many pixels; grayscale, CMYK, float or 16 bits.
@@ -69,7 +73,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> ReadImage:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             image.load()
             _check_scan(image, content)
-            pixels, transparent, blank = _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels, transparent, blank = _rgb(image)
     except FileNotFoundError as error:
         raise IgniteError(f'{name} does not exist; an image was expected: check the path.') from error
     except OSError as error:  # Pillow reports damage as OSError too
@@ -98,6 +103,7 @@ def _content(path: Path, name: str, max_pixels: int) -> bytes:
     with path.open('rb') as stream:
         with _strict(), contextlib.suppress(Image.UnidentifiedImageError, SyntaxError):
             _check_size(Image.open(stream, formats=_FORMATS), name, max_pixels)
+        check_decoded_size(name, status.st_size, f'{status.st_size:,} bytes')
         stream.seek(0)
         return stream.read()
 
@@ -122,6 +128,27 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
             f'{name} has {height} x {width} px according to its header; at most {max_pixels:,} pixels are read: split it, '
             'or raise the limit with --max-pixels if there is enough memory.'
         )
+    check_decoded_size(name, PIXEL_BYTES * width * height, f'{height} x {width} px according to its header')
+    if image.format == 'TIFF':  # a tile may be larger than the image
+        tile = [int(image.tag_v2.get(tag, 1)) for tag in (323, 322)]
+        check_decoded_size(name, PIXEL_BYTES * tile[0] * tile[1], f'tiles of {tile[0]} x {tile[1]} px')
+
+
+def check_picture(path: str | Path) -> None:
+    """Check the size in the header of an image file before another library decodes it.
+
+    Files that Pillow does not know are left to that library.
+
+    Raises:
+        IgniteError: it would take more memory than :func:`mmseg_ignite.untrusted.max_decoded_bytes`.
+    """
+    try:
+        with _strict(), Image.open(path) as image:
+            _check_size(image, printable(path), 2**62)
+    except IgniteError:
+        raise
+    except Exception:  # Pillow raises many types on damaged data; the library that decodes it reports the damage
+        return
 
 
 def _check_kind(image: Image.Image, content: bytes, name: str) -> None:
@@ -151,13 +178,16 @@ def _check_strips(image: Image.Image, size: int) -> None:
 def _check_scan(image: Image.Image, content: bytes) -> None:
     """Raise DamagedPicture if a JPEG, or a JPEG in a TIFF, is incomplete; see :func:`check_jpeg`."""
     if image.format in ('JPEG', 'MPO'):
-        check_jpeg(content, image.tobytes())
+        check_jpeg(content, image)
     elif image.format == 'TIFF' and image.tag_v2.get(259) in _TIFF_JPEG:
-        tables = image.tag_v2.get(347, b'\xff\xd8\xff\xd9')[:-2]  # shared by the strips or tiles
+        tables, left = image.tag_v2.get(347, b'\xff\xd8\xff\xd9')[:-2], 2 * max_decoded_bytes() // PIXEL_BYTES
+        # The tables are shared by the strips or tiles.
         for tags in _TIFF_JPEG[image.tag_v2[259]]:
             for start, size in _blocks(image, tags):
                 block = content[start : start + size]
-                check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
+                left -= check_jpeg(tables + block[2:] if block.startswith(b'\xff\xd8') else block)
+                if left < 0:
+                    raise DamagedPicture('its parts have more pixels than the image may have')
 
 
 def _blocks(image: Image.Image, tags: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -167,16 +197,26 @@ def _blocks(image: Image.Image, tags: tuple[int, int]) -> Iterator[tuple[int, in
 
 
 def _rgb(image: Image.Image) -> tuple[np.ndarray, float, np.ndarray | None]:
-    """Return (H, W, 3) uint8 RGB on white, the share of non-opaque pixels, and a mask of the fully transparent ones."""
-    if image.mode not in ('RGBA', 'PA') and 'transparency' not in image.info:
-        return np.array(image.convert('RGB')), 0.0, None
-    pixels = np.array(image.convert('RGBA'))
-    colours, alpha = np.ascontiguousarray(pixels[..., :3]), pixels[..., 3:].astype(np.uint16)
-    if (alpha == 255).all():
-        return colours, 0.0, None
-    blank = alpha[..., 0] == 0
-    colours = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return colours, float((alpha < 255).mean()), blank if blank.any() else None
+    """Return (H, W, 3) uint8 RGB on white, the share of non-opaque pixels, and a mask of the fully transparent ones.
+
+    Bands of rows are converted, since intermediate results of the whole image would take several times its memory.
+    """
+    width, height = image.size
+    clear, opaque = 0, image.mode not in ('RGBA', 'PA') and 'transparency' not in image.info
+    pixels, blank = np.empty((height, width, 3), np.uint8), None
+    for top in range(0, height, BAND):
+        rows = slice(top, min(top + BAND, height))
+        band = np.asarray(image.crop((0, rows.start, width, rows.stop)).convert('RGB' if opaque else 'RGBA'))
+        pixels[rows] = band[..., :3]
+        if opaque or (band[..., 3] == 255).all():
+            continue
+        alpha = band[..., 3:].astype(np.uint16)
+        pixels[rows] = (band[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        clear += int((alpha < 255).sum())
+        if (alpha == 0).any():
+            blank = np.zeros((height, width), bool) if blank is None else blank
+            blank[rows] = alpha[..., 0] == 0
+    return pixels, clear / (height * width), blank
 
 
 def _resolution(image: Image.Image) -> tuple[float | None, str]:

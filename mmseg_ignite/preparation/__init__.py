@@ -4,5 +4,6 @@ from ..datasets.prepared import read_index
 from .download import download_release
 from .prepare import audit, prepare
 from .synthetic import write_synthetic_release
+from .verify import verify
 
-__all__ = ['audit', 'download_release', 'prepare', 'read_index', 'write_synthetic_release']
+__all__ = ['audit', 'download_release', 'prepare', 'read_index', 'verify', 'write_synthetic_release']

@@ -1,8 +1,8 @@
 """Unpack the H&E images or masks of a release's zip archives, and nothing else."""
 
-import json
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,14 +12,17 @@ from typing import Literal
 from rich.progress import Progress
 
 from ..errors import IgniteError
-from ..files import atomic_file, write_json
+from ..files import atomic_file, printable, write_json
+from ..untrusted import MAX_GB_VARIABLE, max_decoded_bytes, read_json
 from .client import RemoteFile
 from .release import SAFE_NAME
 
 STATE = 'download.json'
 CHUNK = 1 << 20
 MAX_NAME = 200  # characters of a member's name: file systems allow 255 bytes, and the temporary name needs some of them
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
 """Errors of zipfile for an archive that is truncated, altered or not a zip."""
 
 
@@ -32,17 +35,16 @@ class Unpacker:
     def __init__(self, release: Path):
         self.release, self.path = release, release / STATE
         self.state = {'archives': {}}
-        try:
-            self.state = json.loads(self.path.read_text(encoding='utf-8'))
-            for entry in self.state['archives'].values():
-                entry['size'], entry['md5'], entry['members'].items()
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not self.path.exists():
+            return
+        remedy = 'move it away and run the command again'
+        self.state = read_json(self.path, remedy)
+        archives = self.state.get('archives') if isinstance(self.state, dict) else None
+        if not isinstance(archives, dict) or not all(map(_is_entry, archives.values())):
             raise IgniteError(
-                f'{self.path} is not a list of unpacked archives as the download writes it ({type(error).__name__}: '
-                f'{error}): move it away and run the command again.'
-            ) from error
+                f'{printable(self.path)} is not a list of unpacked archives as the download writes it; the size, md5 and '
+                f'members of each were expected: {remedy}.'
+            )
 
     def is_done(self, file: RemoteFile, task: str) -> bool:
         """Return whether this version of an archive was unpacked and its PNGs still have their sizes."""
@@ -63,6 +65,15 @@ class Unpacker:
         write_json(self.path, self.state)
 
 
+def _is_entry(entry: object) -> bool:
+    """Return whether a value describes an unpacked archive."""
+    if not isinstance(entry, dict) or not isinstance(entry.get('members'), dict):
+        return False
+    sizes, names = (entry.get('size'), *entry['members'].values()), entry['members']
+    valid = all(type(size) is int and 0 <= size < 2**63 for size in sizes) and all(map(SAFE_NAME.fullmatch, names))
+    return valid and isinstance(entry.get('md5'), str)
+
+
 def he_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     """Return the H&E PNGs of an archive by file name, after checking all of them; see :func:`extract_he_members`."""
     try:
@@ -70,7 +81,7 @@ def he_members(archive: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
             infos = [info for info in content.infolist() if _is_he(info.orig_filename) or _is_he(info.filename)]
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive} cannot be read as a complete zip archive ({error}): delete it and download it again.'
+            f'{archive} cannot be read as a complete zip archive ({str(error)[:200]}): delete it and download it again.'
         ) from error
     members, seen = {}, set()
     for info in infos:
@@ -154,12 +165,19 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
         return 'is encrypted'
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f'is compressed by method {info.compress_type}, not stored or deflated'
+    if info.file_size > (most := max_decoded_bytes()):
+        return f'would unpack to {info.file_size:,} bytes, above the limit of {most / 1e9:g} GB that {MAX_GB_VARIABLE} sets'
     return None
 
 
 def _is_unpacked(path: Path, info: zipfile.ZipInfo) -> bool:
-    same_size = path.is_file() and not path.is_symlink() and path.stat().st_size == info.file_size
-    return same_size and zlib.crc32(path.read_bytes()) == info.CRC
+    if not path.is_file() or path.is_symlink() or path.stat().st_size != info.file_size:
+        return False
+    crc = 0
+    with path.open('rb') as stream:
+        while block := stream.read(CHUNK):
+            crc = zlib.crc32(block, crc)
+    return crc == info.CRC
 
 
 def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -176,5 +194,6 @@ def _inflate(archive: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             raise zipfile.BadZipFile(f'it declares {info.file_size:,} bytes and has another number')
     except DAMAGE as error:
         raise IgniteError(
-            f'{archive}: the member {info.filename} is damaged ({error}): delete the archive and download it again.'
+            f'{archive}: the member {info.filename} is damaged ({str(error)[:200]}): delete the archive '
+            'and download it again.'
         ) from error

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..datasets.index_schema import POSSIBLE_UM_PER_PX
 from ..environment import cores
 from ..errors import IgniteError
 from .findings import Finding, errors
@@ -18,7 +20,8 @@ from .release import RoiRecord, compare_rows, leaks, read_overview, surplus_file
 from .roi import audit_roi
 
 MAX_RESOLUTION_RATIO, IMPOSSIBLE_RATIO = 1.2, 4  # of um/px to the median of the release, or of the median to um/px
-POSSIBLE_UM_PER_PX = 0.01, 100
+
+Result = TypeVar('Result')
 
 
 @dataclass
@@ -67,7 +70,7 @@ def audit_release(
     sources, known = {n: r.sources(context) for n, r in records.items()}, known or {}
     tasks = {n: partial(audit_roi, n, s, out, old, known.get(n), overview.ids) for n, s in sources.items()}
     sizes = {n: sum(p.stat().st_size for p in s.values() if p.is_file()) for n, s in sources.items()}
-    facts = _run(tasks, sizes, console or Console())
+    facts = run_in_threads(tasks, sizes, console or Console(), 'audited')
     findings += [Finding(**f) for name in records for f in facts[name]['findings']]
     entries = [_entry(record, facts[name]) for name, record in records.items() if 'height' in facts[name]]
     findings += _compare_rois(records, entries) + _compare_images(records, facts)
@@ -78,8 +81,14 @@ def audit_release(
     return Audit(good, findings, sorted(left_out), len(overview.names), overview.ids)
 
 
-def _run(tasks: dict[str, Callable[[], dict]], sizes: dict[str, int], console: Console) -> dict[str, dict]:
+def run_in_threads(
+    tasks: dict[str, Callable[[], Result]], sizes: dict[str, int], console: Console, done_word: str
+) -> dict[str, Result]:
     """Return the result of each ROI's task. The largest ROIs go first, so that none runs alone at the end.
+
+    Args:
+        sizes: bytes of each ROI, for the progress bar.
+        done_word: what the tasks do, e.g. 'audited', for the progress bar.
 
     Threads use all cores, as decoding, hashing and NumPy release the interpreter lock. Processes would start slowly, or
     fork beside the threads of OpenCV and torch.
@@ -89,11 +98,11 @@ def _run(tasks: dict[str, Callable[[], dict]], sizes: dict[str, int], console: C
     pool = ThreadPoolExecutor(max(1, min(cores(), len(tasks))))
     try:
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task('auditing', total=sum(sizes.values()) or None)
+            bar = progress.add_task('starting', total=sum(sizes.values()) or None)
             names = {pool.submit(tasks[name]): name for name in sorted(sizes, key=sizes.get, reverse=True)}
             for done in as_completed(names):
                 facts[names[done]] = done.result()
-                text = f'audited {len(facts)} of {len(tasks)} ROIs'
+                text = f'{done_word} {len(facts)} of {len(tasks)} ROIs'
                 progress.update(bar, advance=sizes[names[done]], description=text)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

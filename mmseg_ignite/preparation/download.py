@@ -42,15 +42,16 @@ def _read_record(client: Client, record: str) -> list[RemoteFile]:
         return [_remote_file(name, entries[name]) for name in NAMES]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IgniteError(
-            f'{record} does not answer with the JSON of the IGNITE record ({type(error).__name__}: {error}); the key, size, '
-            f'md5 checksum and links.self of {", ".join(NAMES)} were expected: check that it is the API address of the '
-            'record, and whether a proxy answers instead.'
+            f'{record} does not answer with the JSON of the IGNITE record ({type(error).__name__}: {str(error)[:300]}); the '
+            f'key, size, md5 checksum and links.self of {", ".join(NAMES)} were expected: check that it is the API address '
+            'of the record, and whether a proxy answers instead.'
         ) from error
 
 
 def _remote_file(name: str, entry: dict) -> RemoteFile:
     size, checksum, url = entry['size'], entry['checksum'], entry['links']['self']
-    valid = type(size) is int and size > 0 and re.fullmatch('md5:[0-9a-fA-F]{32}', checksum) and isinstance(url, str)
+    valid = type(size) is int and 0 < size < 2**63 and re.fullmatch('md5:[0-9a-fA-F]{32}', checksum)
+    valid = valid and isinstance(url, str) and not re.search(r'[\ud800-\udfff]', url)
     if not valid:
         raise ValueError(f'{name} has the size {size!r}, checksum {checksum!r} and address {url!r}')
     return RemoteFile(name, size, checksum[4:].lower(), url)

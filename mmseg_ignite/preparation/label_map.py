@@ -9,9 +9,14 @@ from pathlib import Path
 from ..errors import IgniteError
 from ..files import printable
 from ..labels import MAX_ID, NUM_CLASSES, RAW_LABEL_MAP
+from ..untrusted import MAX_GB_VARIABLE, max_decoded_bytes, read_json
 from .findings import Finding
 
 LABEL_MAP = 'he_label_map.json'
+EXPANSION = 32
+"""Rows of a table take about this many times the memory of their text."""
+MAX_IDS = 1000
+_PIECE = 1 << 20  # bytes
 _NAMES = {raw_id: name for name, raw_id in RAW_LABEL_MAP.items()}
 
 
@@ -19,14 +24,24 @@ def unzipped(path: Path, findings: list[Finding]) -> bytes:
     """Read a table of the release, decompressed: one public loader stores gzip files under the plain names.
 
     Raises:
-        OSError, EOFError, zlib.error: the file cannot be read, or is a damaged gzip file.
+        OSError, EOFError, zlib.error: the file cannot be read, is a damaged gzip file, or too large to be such a table: its
+            rows would take more memory than :func:`mmseg_ignite.untrusted.max_decoded_bytes`.
     """
-    content = path.read_bytes()
-    if content[:2] == b'\x1f\x8b':
-        content = gzip.decompress(content)
+    most, content = max_decoded_bytes() // EXPANSION, bytearray()
+    with path.open('rb') as stream:
+        compressed = stream.read(2) == b'\x1f\x8b'
+        stream.seek(0)
+        source = gzip.GzipFile(fileobj=stream) if compressed else stream
+        while piece := source.read(_PIECE):
+            content += piece
+            if len(content) > most:
+                raise OSError(
+                    f'it has more than {most / 1e6:.3g} MB, a table was expected; {MAX_GB_VARIABLE} sets the limit'
+                )
+    if compressed:
         kind = 'label-map-compressed' if path.name == LABEL_MAP else 'overview-compressed'
         findings.append(Finding(kind, path.name, 'it is gzip-compressed under a plain name'))
-    return content
+    return bytes(content)
 
 
 def read_label_map(release: Path, stated: str | Path | None = None) -> tuple[dict[int, int] | None, list[Finding]]:
@@ -64,12 +79,12 @@ def _read_release(release: Path, findings: list[Finding]) -> dict[str, int] | No
     kind, detail = 'label-map-unreadable', f'it is not an object {{name: id}} with ids 0..{MAX_ID}'
     try:
         found = json.loads(unzipped(path, findings).decode('utf-8-sig'))
-        if isinstance(found, dict) and all(_is_id(i, MAX_ID) for i in found.values()):
+        if isinstance(found, dict) and len(found) <= MAX_IDS and all(_is_id(i, MAX_ID) for i in found.values()):
             return found
     except FileNotFoundError:
         kind, detail = 'label-map-missing', 'it does not exist'
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        detail = f'it is not JSON ({error})'
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, MemoryError) as error:
+        detail = f'it is not JSON ({str(error)[:200]})'
     findings.append(Finding(kind, LABEL_MAP, detail))
     return None
 
@@ -106,20 +121,20 @@ def _judge(found: dict[str, int] | None, mapping: dict[int, int] | None) -> list
 
 def _read_stated(path: Path, found: dict[str, int]) -> dict[int, int]:
     by_name, mapping = {_plain(name): raw_id for name, raw_id in found.items()}, {}
+    content = read_json(path, 'correct the --label-map file')
     try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))
         if not isinstance(content, dict) or not all(_is_id(v, NUM_CLASSES) for v in content.values()):
             raise ValueError('it holds something else')
         for key, ours in content.items():
             theirs = int(key) if re.fullmatch('[0-9]{1,3}', key) else by_name.get(_plain(key))
             if theirs is None or theirs > MAX_ID:
                 known = ', '.join(map(repr, found)) or f'none, as {LABEL_MAP} cannot be read'
-                raise ValueError(f'{key!r} is neither an id 0..{MAX_ID} nor a name of the release: {known}')
+                raise ValueError(f'{key[:80]!r} is neither an id 0..{MAX_ID} nor a name of the release: {known}')
             if mapping.setdefault(theirs, ours) != ours:
                 raise ValueError(f'it maps the id {theirs} of the release to {mapping[theirs]} and to {ours}')
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise IgniteError(
-            f'{path} is not a label map ({error}); JSON {{"name or id in the release": our id, 0..{NUM_CLASSES}}} was '
-            'expected: correct the --label-map file.'
+            f'{printable(path)} is not a label map ({error}); JSON {{"name or id in the release": our id, 0..{NUM_CLASSES}}} '
+            'was expected: correct the --label-map file.'
         ) from error
     return mapping

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..images.png import MAX_PIXELS, DamagedPicture, check_png, decode, exif_orientation
+from ..images.png import MAX_PIXELS, DamagedPicture, check_memory, check_png, decode, exif_orientation
 from ..labels import DecodedMask, decode_mask, histogram
 
 MAX_BETWEEN = 0.05  # largest share_between of an annotated mask
@@ -107,6 +107,7 @@ def _decode_jpeg(content: bytes) -> tuple[np.ndarray, str, int]:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f'it claims {height} x {width} px; at most {MAX_PIXELS:,} are read')
+            check_memory(height, width, 4)
             colour = {'L': 'grayscale'}.get(picture.mode, picture.mode)
             return np.array(picture), colour, exif_orientation(picture.info.get('exif', b''))
     except Exception as error:  # Pillow raises many types on damaged data

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, FORMAT, INDEX, OWN, PROTOCOLS, leaking_patients, read_index
+from ..datasets.index_schema import FORMAT
+from ..datasets.prepared import AUDIT, CONTEXT, FOLDERS, INDEX, OWN, PROTOCOLS, leaking_patients, read_index
 from ..errors import IgniteError
 from ..files import atomic_directory, check_output_folder, check_outputs, is_ours, printable, write_json
 from ..images.png import DamagedPicture, check_header
 from ..labels import CLASSES
 from .audit import Audit, audit_release
-from .findings import errors, findings_table, write_audit
+from .findings import KINDS, errors, findings_table, write_audit
 from .release import RoiRecord, disk_errors, read_overview
 from .roi import FACTS
 from .splits import classes_not_in_all_parts, make_splits, split_table
@@ -148,7 +149,8 @@ def _known(out: Path, ids: dict[int, int] | None) -> dict[str, dict]:
         index = read_index(out)
         if index.get('audit_rules') != AUDIT_RULES or index.get('label_map') != _as_json(ids):
             return {}
-        return {r['name']: {k: r[k] for k in FACTS} for r in index['rois']}
+        known = {r['name']: {k: r[k] for k in FACTS} for r in index['rois']}
+        return {name: f for name, f in known.items() if all(found['kind'] in KINDS for found in f['findings'])}
     except (IgniteError, KeyError):
         return {}
 

@@ -26,6 +26,8 @@ COLUMNS = (
 REQUIRED = ('name', 'task', 'patient_id', 'area_mm2')
 OPTIONAL = ('split', 'validation_fold', 'shape', *METADATA)  # the other columns are not read
 TASKS = ('images', 'annotations')
+MAX_ROWS, MAX_COLUMNS, MAX_FIELD = 200_000, 200, 1000
+"""Largest overview: rows, columns, and characters of a field; the release has some thousand rows and 17 columns."""
 SAFE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,199}')  # with its suffixes it must fit into 255 bytes
 _PATIENT_ID = re.compile(r'^(?:patient|pat|pt|p|case|subject|id)?[\s_.:#-]*0*(\d.*?)(?:\.0+)?\Z')
 
@@ -105,9 +107,9 @@ def _read_rows(path: Path, findings: list[Finding]) -> list[tuple[int, dict]] | 
         if content.startswith(b'\xef\xbb\xbf'):
             findings.append(Finding('overview-bom', path.name, 'it begins with a byte order mark'))
         reader = csv.DictReader(io.StringIO(content.decode('utf-8-sig'), newline=''), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        findings.append(Finding('overview-unreadable', path.name, f'it is not a UTF-8 table ({error})'))
+        rows = _limited_rows(reader)
+    except (OSError, EOFError, zlib.error, ValueError, MemoryError, csv.Error) as error:
+        findings.append(Finding('overview-unreadable', path.name, f'it is not a UTF-8 table ({str(error)[:200]})'))
         return None
     columns = Counter(reader.fieldnames or ())
     missing, twice = [c for c in REQUIRED if not columns[c]], [c for c in REQUIRED + OPTIONAL if columns[c] > 1]
@@ -117,6 +119,21 @@ def _read_rows(path: Path, findings: list[Finding]) -> list[tuple[int, dict]] | 
         return None
     if absent := [c for c in OPTIONAL if not columns[c]]:
         findings.append(Finding('overview-optional', path.name, f'it lacks the column(s) {", ".join(absent)}'))
+    return rows
+
+
+def _limited_rows(reader: csv.DictReader) -> list[tuple[int, dict]]:
+    """Return (line number, row) of each data row; raise ValueError if the table is larger than an overview may be."""
+    rows: list[tuple[int, dict]] = []
+    if len(reader.fieldnames or ()) > MAX_COLUMNS:
+        raise ValueError(f'it has {len(reader.fieldnames)} columns; at most {MAX_COLUMNS} were expected')
+    for row in reader:
+        surplus = row.get(None) or []  # fields beyond the header
+        if len(rows) == MAX_ROWS or len(surplus) > MAX_COLUMNS:
+            raise ValueError(f'it has more than {MAX_ROWS:,} rows or {MAX_COLUMNS} columns')
+        if any(len(field) > MAX_FIELD for field in (*row.values(), *surplus) if isinstance(field, str)):
+            raise ValueError(f'line {reader.line_num} has a field of more than {MAX_FIELD:,} characters')
+        rows.append((reader.line_num, row))
     return rows
 
 

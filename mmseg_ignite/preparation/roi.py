@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.prepared import CONTEXT, array_paths, link_arrays, open_array
-from ..errors import IgniteError
+from ..datasets.prepared import CONTEXT, array_paths, link_arrays
+from ..datasets.verification import roi_faults
+from ..files import sha256
 from ..images.png import DamagedPicture
 from ..labels import IGNORE, DecodedMask, MaskError, count_classes
+from ..untrusted import MAX_GB_VARIABLE, max_decoded_bytes
 from .findings import Finding
 from .pictures import read_image, read_mask
 
@@ -50,7 +52,7 @@ def audit_roi(
         Facts from the files alone: ``sources`` (SHA-256 of each file), ``findings`` (as dictionaries), ``picture`` (hash of
         the decoded image, None if it is blank) where the image can be read, and, without error, ``height``, ``width`` (px),
         ``pixels`` (16 counts), ``unannotated``, ``stray`` (px), ``encoding``, ``context`` (None, or its height, width and
-        the ROI's ``origin`` in it) and ``arrays`` (checksum of each array written).
+        the ROI's ``origin`` in it) and ``arrays`` (SHA-256 of each array file written).
     """
     files = _Files(name, sources, ids)
     checksums = {k: hashlib.sha256(c).hexdigest() for k, c in files.content.items() if isinstance(c, bytes)}
@@ -73,7 +75,7 @@ def audit_roi(
         arrays = (image, mask.labels, points, *(context or ())[:2])
         for path, array in zip(array_paths(out, name, context is not None), arrays):
             np.save(path, array)
-            facts['arrays'][path.relative_to(out).as_posix()] = _digest(array)
+            facts['arrays'][path.relative_to(out).as_posix()] = sha256(path)
     facts['findings'] = [asdict(f) for f in files.findings]
     return facts
 
@@ -88,7 +90,7 @@ class _Files:
         for which, path in sources.items():
             try:
                 if path.is_file():
-                    self.content[which] = path.read_bytes()
+                    self.content[which] = _read(path)
             except OSError as error:
                 self.content[which] = error
 
@@ -121,6 +123,13 @@ class _Files:
         return None
 
 
+def _read(path: Path) -> bytes:
+    """Read a file; raise OSError if it is larger than an image may be when decoded."""
+    if (size := path.stat().st_size) > (most := max_decoded_bytes()):
+        raise OSError(f'it has {size:,} bytes; at most {most / 1e9:g} GB are read, which {MAX_GB_VARIABLE} sets')
+    return path.read_bytes()
+
+
 def _unchanged(known: dict, sources: dict[str, Path], checksums: dict[str, str]) -> dict | None:
     """Return the facts of an earlier run, without the context if it is not wanted now; None if the files changed."""
     if any(known['sources'].get(k) != checksums.get(k) for k in sources):
@@ -137,18 +146,10 @@ def _unchanged(known: dict, sources: dict[str, Path], checksums: dict[str, str])
 
 
 def _link(old: Path, out: Path, name: str, known: dict) -> bool:
-    """Link the arrays of an earlier run; return False if they have changed since."""
-    try:
-        if not known['arrays'] or any(_digest(open_array(old / p)) != c for p, c in known['arrays'].items()):
-            return False
-    except IgniteError:
+    """Link the arrays of an earlier run; return False if they, or what its index says of them, have changed since."""
+    if not known['arrays'] or roi_faults(old, dict(known, name=name)):
         return False
     return link_arrays(old, out, name, context=known['context'] is not None)
-
-
-def _digest(array: np.ndarray) -> str:
-    shape = repr(array.shape[:2]).encode()[:16]
-    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16, salt=shape).hexdigest()
 
 
 def _other_format(path: Path) -> str:

@@ -23,7 +23,7 @@ class Crop(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8 RGB
     labels: np.ndarray  # (H, W) uint8 train ids 0..15, 255 unannotated
     roi: str  # name of the source ROI
-    um_per_px: float  # resolution of the crop
+    um_per_px: float  # resolution of the crop; NaN if unknown
     number: int  # index in the stream
     train_id: int | None = None  # class around which it was sampled; -1: uniformly; None: the pipeline chose the crop
 
@@ -70,6 +70,7 @@ def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: 
     if crop.train_id is not None:
         number += ', uniform' if crop.train_id < 0 else f', around {CLASSES[crop.train_id]}'
     extent = f'{crop.um_per_px:.3f} µm/px, {crop.um_per_px * crop.image.shape[1]:.0f} µm wide'
+    extent = extent if crop.um_per_px > 0 else 'unknown µm/px'
     for line, text in enumerate((crop.roi, number, extent)):
         _write(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL)
 

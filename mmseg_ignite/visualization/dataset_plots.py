@@ -140,7 +140,7 @@ def plot_roi_sizes(
     for part, rois in members.items():
         sides = np.array([(r['width'], r['height']) for r in rois], float).reshape(-1, 2)
         if um_range:
-            sides *= np.array([r['um_per_px'] for r in rois]).reshape(-1, 1)
+            sides *= np.array([r['um_per_px'] for r in rois], float).reshape(-1, 1)
         style = dict(color=PART_COLOURS.get(part, 'gray'), edgecolor='white', linewidth=0.5)
         axis.scatter(*sides.T, s=34, label=f'{part} ({len(rois)})', **style)
     if crop_size is not None:
@@ -163,8 +163,8 @@ def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, floa
     """Plot a histogram of the ROIs' um/px; the range of the crops is shaded."""
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     axis = figure.subplots()
-    values = [[r['um_per_px'] for r in rois] for rois in members.values()]
-    every = [*(um_range or ()), *(v for part in values for v in part)]
+    values = [[r['um_per_px'] for r in rois if r['um_per_px']] for rois in members.values()]
+    every = [*(um_range or ()), *(v for part in values for v in part)] or [1.0]
     bins = np.linspace(0.95 * min(every), 1.05 * max(every), 41)
     look = dict(color=[PART_COLOURS.get(part, 'gray') for part in members], edgecolor='white', linewidth=0.5)
     axis.hist(values, bins, stacked=True, label=list(members), **look)

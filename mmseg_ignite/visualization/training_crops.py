@@ -43,12 +43,13 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
         if isinstance(dataset, IGNITECropDataset):
             source = dataset.stream.read(seed, n, with_image=False)
             roi, position = source['entry'], source['position']
-            name, um_per_px, train_id = roi['name'], roi['um_per_px'] * position.zoom, position.train_id
+            name, train_id = roi['name'], position.train_id
+            um_per_px = (roi['um_per_px'] or np.nan) * position.zoom
             sample = dataset[seed, n]
         else:
             number = int(order[n % len(order)])
             roi = dataset.get_data_info(number)
-            name, um_per_px, train_id = roi['roi'], roi['um_per_px'], None
+            name, um_per_px, train_id = roi['roi'], roi['um_per_px'] or np.nan, None
             with seeded(seed, n):
                 sample = dataset[number]
         image, labels, scale = _unpack(sample)

@@ -9,8 +9,9 @@ from mmcv.transforms import LoadImageFromFile
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError
+from ...images.reading import check_picture
 from ...labels import IGNORE, relabel_table
-from ..prepared import open_array
+from ..prepared import open_array, read_labels
 
 
 @TRANSFORMS.register_module()
@@ -38,6 +39,7 @@ class LoadIGNITERegion(LoadImageFromFile):
         """Read image, labels or both."""
         path = results.get('img_path')
         if self.image and path is not None and Path(path).suffix != '.npy':
+            check_picture(path)
             results = super().transform(results)
         elif self.image:
             if path is not None:
@@ -54,7 +56,7 @@ class LoadIGNITERegion(LoadImageFromFile):
 
 
 def _read_labels(results: dict) -> np.ndarray:
-    labels = np.array(open_array(results['seg_map_path']))
+    labels = read_labels(results['seg_map_path'])
     if results.get('roi_box') is not None:
         top, left, bottom, right = results['roi_box']
         inner, labels = labels, np.full(results['ori_shape'], IGNORE, np.uint8)
