@@ -31,7 +31,7 @@ def prepare_launch(cfg: Config) -> None:
         return
     atexit.register(_end_group)
     dist_cfg = _settings(cfg)
-    cfg.setdefault('env_cfg', {})['dist_cfg'] = dist_cfg
+    cfg.env_cfg = {**(cfg.get('env_cfg') or {}), 'dist_cfg': dist_cfg}
     if torch.cuda.is_available():
         return
     cfg.env_cfg.dist_cfg.backend = 'gloo'

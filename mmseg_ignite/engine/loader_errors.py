@@ -5,10 +5,11 @@ import multiprocessing.queues
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from unittest import mock
 
@@ -26,7 +27,7 @@ _OURS = re.compile(r'^(?:\w+\.)*(?:IgniteError|MaskError): ', re.MULTILINE)
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in ', re.MULTILINE)
 _PID = re.compile(r'DataLoader worker \(pid(?:\(s\))? (\d+)')
 _SIGNAL = re.compile(r'is killed by signal: ([^.]+)\.')
-_TIMED_OUT = re.compile(r'DataLoader timed out after ([\d.]+) seconds')
+_TIMED_OUT = re.compile(r'DataLoader timed out after ')
 _EXIT_CODE = re.compile(r'exit code (-?\d+)')
 _SHM_FILE = re.compile(r'</torch_|unable to allocate shared memory')
 _FEWER = 'use fewer workers (num_workers of the loader)'
@@ -41,26 +42,76 @@ def loader_errors() -> Iterator[None]:
     """Turn what torch raises for a failed worker of a data loader into one sentence.
 
     torch raises an exception whose message is the worker's traceback. Inside the context, a worker that cannot send a batch
-    ends at once, while torch would print a traceback and wait for the batch; after a timeout the workers that hang are
-    killed, or Python would wait for them when it exits.
+    ends at once, while torch would print a traceback and wait for the batch, and the timeout of a loader also limits the
+    transfer of a batch from a worker that was stopped.
 
     Raises:
         IgniteError: a worker raised an IgniteError (its sentence is unchanged) or another exception, was killed, ended,
             or sent nothing in time.
     """
-    send_failed = staticmethod(_send_failed)
-    with mock.patch.object(multiprocessing.queues.Queue, '_on_queue_feeder_error', send_failed):
+    watch, wait = _Watch(), _MultiProcessingDataLoaderIter._try_get_data
+
+    def watched(loader: _MultiProcessingDataLoaderIter, *args: object, **kwargs: object) -> object:
+        with watch.limit(loader):
+            return wait(loader, *args, **kwargs)
+
+    with (
+        mock.patch.object(multiprocessing.queues.Queue, '_on_queue_feeder_error', staticmethod(_send_failed)),
+        mock.patch.object(_MultiProcessingDataLoaderIter, '_try_get_data', watched),
+        mock.patch.object(sys, 'excepthook', _quiet_workers(sys.excepthook)),
+        watch,
+    ):
         try:
             yield
         except Exception as error:
             with _no_child_signals():
-                loader = _loader(error)
-                sentence = _sentence(error, loader._workers if loader else [])
-                if loader and isinstance(error, RuntimeError) and _TIMED_OUT.match(str(error)):
-                    _kill_workers(loader)
+                loader = watch.expired or _loader(error)
+                timed_out = watch.expired or (loader and _TIMED_OUT.match(str(error)))
+                sentence = _timed_out(loader) if timed_out else _sentence(error, loader._workers if loader else [])
+                if sentence and loader:
+                    _kill(loader)
+                    loader._shutdown_workers()  # torch forgets them
             if sentence is None:
                 raise
             raise IgniteError(sentence) from error
+
+
+class _Watch:
+    """A thread that kills the workers of a loader which has waited for a batch for longer than its timeout.
+
+    torch's timeout does not limit the transfer of a batch: for each tensor the worker is asked for a file descriptor.
+    """
+
+    def __init__(self) -> None:
+        self.expired: _MultiProcessingDataLoaderIter | None = None
+        self._waiting: tuple[_MultiProcessingDataLoaderIter, float] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.expired = self._waiting = None
+
+    @contextlib.contextmanager
+    def limit(self, loader: _MultiProcessingDataLoaderIter) -> Iterator[None]:
+        """Kill the loader's workers if the block takes a second longer than the loader's timeout."""
+        self._waiting = (loader, time.monotonic() + loader._timeout + 1) if loader._timeout else None
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.5):
+            waiting = self._waiting
+            if waiting and time.monotonic() > waiting[1]:
+                self.expired = waiting[0]
+                _kill(waiting[0])
+                return
 
 
 _print_traceback = multiprocessing.queues.Queue._on_queue_feeder_error
@@ -72,6 +123,16 @@ def _send_failed(error: Exception, obj: object) -> None:
         _print_traceback(error, obj)
     else:
         os._exit(_NO_SHARED_MEMORY if _SHM_FILE.search(str(error)) else _NOT_PICKLED)
+
+
+def _quiet_workers(hook: Callable) -> Callable:
+    """Return a hook that prints no traceback in a worker whose batch the main process does not want any more."""
+
+    def quiet(kind: type, error: BaseException, trace: object) -> None:
+        if get_worker_info() is None or not isinstance(error, OSError):
+            hook(kind, error, trace)
+
+    return quiet
 
 
 @contextlib.contextmanager
@@ -93,11 +154,17 @@ def _loader(error: Exception) -> _MultiProcessingDataLoaderIter | None:
     return next((owner for owner in frames if isinstance(owner, _MultiProcessingDataLoaderIter)), None)
 
 
-def _kill_workers(loader: _MultiProcessingDataLoaderIter) -> None:
-    """End workers that hang: they may not react to torch's SIGTERM, and Python waits for them when it exits."""
+def _kill(loader: _MultiProcessingDataLoaderIter) -> None:
+    """End workers, also stopped ones, which do not react to torch's SIGTERM while Python waits for them when it exits."""
     for worker in loader._workers:
         worker.kill()
-    loader._shutdown_workers()  # torch forgets them
+
+
+def _timed_out(loader: _MultiProcessingDataLoaderIter) -> str:
+    return (
+        f'the workers of a data loader have sent no batch for {loader._timeout:g} s (timeout of the loader): check that the '
+        'disk of the data answers and that no worker is stopped, or raise the timeout.'
+    )
 
 
 def _sentence(error: Exception, workers: list[BaseProcess]) -> str | None:
@@ -110,11 +177,6 @@ def _sentence(error: Exception, workers: list[BaseProcess]) -> str | None:
     # Of a worker that ends while its batch is received, torch reports only the broken connection.
     if _PID.search(text) or (isinstance(error, (OSError, EOFError)) and workers):
         return _ended(workers, text)
-    if seconds := _TIMED_OUT.match(text):
-        return (
-            f'the workers of a data loader have sent no batch for {seconds[1]} s (timeout of the loader): check that the '
-            'disk of the data answers and that no worker is stopped, or raise the timeout.'
-        )
     return None
 
 
