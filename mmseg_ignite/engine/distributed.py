@@ -17,7 +17,9 @@ from ..errors import IgniteError
 TIMEOUT = 600
 """Default of ``env_cfg.dist_cfg.timeout`` in seconds: how long a process waits for the others before the run ends."""
 _TIMED_OUT = re.compile(r'timed? ?out', re.IGNORECASE)
-_LOST = re.compile(r'connection (?:closed|reset|refused)|broken pipe|failed to recv|remote process exited', re.IGNORECASE)
+_LOST = re.compile(
+    r'connection (?:closed|reset|refused)|broken pipe|failed to recv|remote process exited', re.IGNORECASE
+)
 _COLLECTIVE = re.compile(r'gloo|nccl', re.IGNORECASE)
 
 

@@ -74,7 +74,10 @@ class Samples(Dataset):
         ('status', r'^loader worker \(pid \d+\) ended with status 3: num_workers=0'),
         ('full', r'^the shared memory \(/dev/shm\)'),
         ('unsendable', r'^loader worker \(pid \d+\) could not send a batch, .* cannot be pickled'),
-        ('SIGKILL', r'^loader worker \(pid \d+\) was ended by the signal "Killed", as the system does when memory runs'),
+        (
+            'SIGKILL',
+            r'^loader worker \(pid \d+\) was ended by the signal "Killed", as the system does when memory runs',
+        ),
         ('SIGSTOP', r'^the workers of a data loader have sent no batch for 2 s \(timeout of the loader\)'),
     ],
 )
