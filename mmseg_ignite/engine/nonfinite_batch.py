@@ -58,7 +58,9 @@ def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     """Copy tensors, those of one type and device at once."""
     groups: dict[tuple, list[str]] = {}
     for name, value in source.items():
-        if name not in target or target[name].shape != value.shape:
+        if not isinstance(value, Tensor):  # extra state of a module
+            continue
+        if name not in target or (target[name].shape, target[name].device) != (value.shape, value.device):
             target[name] = torch.empty_like(value)
         groups.setdefault((value.dtype, value.device), []).append(name)
     with torch.no_grad():

@@ -235,7 +235,7 @@ def test_replay_repeats_the_step_exactly(stopped, prepared, tmp_path, monkeypatc
 def test_other_config_or_data_are_refused(stopped, prepared, tmp_path):
     (path,) = stopped.root.glob('*.json')
     with pytest.raises(IgniteError, match=r'crop \[3, \d+\] of .* is another one with this config'):
-        replay(broken_config(prepared, tmp_path, 'x', **{'crops.class_probability': 0.0}), path)
+        replay(broken_config(prepared, tmp_path, 'x', protocol='fold1'), path)
     with pytest.raises(IgniteError, match='has the weights of another model'):
         replay(broken_config(prepared, tmp_path, 'x', **{'model.decode_head.channels': 8}), path)
 

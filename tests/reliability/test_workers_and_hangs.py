@@ -110,7 +110,7 @@ def test_loaders_with_workers_have_a_timeout(prepared):
     with pytest.raises(IgniteError, match=r'train_dataloader\.timeout is -1; a finite number of 0 or more'):
         load_config(DEMO_CONFIG, {'train_dataloader.timeout': -1})
     with pytest.raises(IgniteError, match=r'env_cfg\.dist_cfg\.timeout is 0; a number above 0'):
-        load_config(DEMO_CONFIG, {'+env_cfg.dist_cfg.timeout': 0})
+        load_config(DEMO_CONFIG, {'env_cfg.dist_cfg.timeout': 0})
 
 
 @pytest.fixture(scope='module')
@@ -228,7 +228,7 @@ run(main)
 def test_training_with_a_stopped_process_ends_with_one_sentence(prepared, tmp_path):
     """From start to exit of the interpreter, with the gradients exchanged by gloo."""
     store = torch.distributed.TCPStore('127.0.0.1', 0, None, True, wait_for_workers=False)
-    options = {**small_options(prepared, 50), 'env_cfg.dist_cfg.timeout': 8}
+    options = {**small_options(prepared, 50), 'env_cfg.dist_cfg.timeout': 10}
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     environment |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True')
     command = [sys.executable, '-c', TRAINING, DEMO_CONFIG, repr(options), tmp_path]
@@ -243,4 +243,4 @@ def test_training_with_a_stopped_process_ends_with_one_sentence(prepared, tmp_pa
             process.kill()
     assert group[0].returncode == 2, messages
     assert messages.count('error: ') == 1 and 'Traceback' not in messages, messages
-    assert 'has not answered for 8 s (env_cfg.dist_cfg.timeout)' in messages
+    assert 'has not answered for 10 s (env_cfg.dist_cfg.timeout)' in messages
