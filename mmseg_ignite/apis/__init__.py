@@ -7,6 +7,7 @@ from .predicting import predict, predict_files
 from .predictor import Predictor
 from .preparing import prepare, verify
 from .publishing import regions
+from .replaying import replay
 from .scoring import compare_runs, read_groupings, rescore, score_folder
 from .testing import test
 from .training import train
@@ -22,6 +23,7 @@ __all__ = [
     'prepare',
     'read_groupings',
     'regions',
+    'replay',
     'rescore',
     'score_folder',
     'test',

@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
 from ..datasets.transforms.loading import transform_name as type_name
-from ..engine.distributed import is_main_process, prepare_launch
+from ..engine.distributed import is_main_process, prepare_launch, process_errors
+from ..engine.loader_errors import TIMEOUT, loader_errors
 from ..engine.runner import TissueRunner
 from ..errors import IgniteError
 from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
@@ -81,7 +82,8 @@ def resolved(cfg: Config) -> Config:
 
     - Copy top-level ``data_root`` and ``protocol`` to every data set of this package, and ``crops`` to the training data. A
       value that a data set sets itself is never overwritten.
-    - Remove settings of the loaders that torch accepts only with workers from those without workers.
+    - Remove settings of the loaders that torch accepts only with workers from those without workers; set the timeout of the
+      others to 600 s, so that a worker that hangs ends the run.
 
     Raises:
         IgniteError: see :func:`.checks.check_config`.
@@ -90,7 +92,10 @@ def resolved(cfg: Config) -> Config:
     for loader in filter(None, map(cfg.get, LOADERS)):
         if loader.get('num_workers', 0) == 0:
             loader.pop('prefetch_factor', None)
+            loader.pop('timeout', None)
             loader['persistent_workers'] = False
+        else:
+            loader.setdefault('timeout', TIMEOUT)
     for dataset in our_datasets(cfg).values():
         dataset.setdefault('data_root', cfg.get('data_root', DATA_ROOT))
         dataset.setdefault('protocol', cfg.get('protocol', PROTOCOL))
@@ -121,10 +126,10 @@ def build_runner(cfg: Config, training: bool = False) -> Runner:
     """Build mmengine's runner of a config; for a training also its loops, optimizer and schedules.
 
     Raises:
-        IgniteError: a part cannot be built.
+        IgniteError: a part cannot be built, or a process of a distributed run does not answer.
     """
-    prepare_launch(cfg)
-    with building(cfg):
+    with building(cfg), process_errors(cfg):
+        prepare_launch(cfg)
         runner = TissueRunner.from_cfg(cfg)
         if training:  # in the order of Runner.train, which skips what is already built
             runner.train_loop  # noqa: B018  builds the loop and its data set
@@ -151,3 +156,17 @@ def building(cfg: Config) -> Iterator[None]:
         raise IgniteError(
             f'{config_name(cfg)} cannot be built ({type(error).__name__}: {reason}): correct the config.'
         ) from error
+
+
+@contextmanager
+def running(cfg: Config) -> Iterator[None]:
+    """Convert the errors of loader workers and of other processes of a distributed run into a sentence.
+
+    Args:
+        cfg: config of a runner that :func:`build_runner` returned.
+
+    Raises:
+        IgniteError: see :func:`.loader_errors` and :func:`.process_errors`.
+    """
+    with process_errors(cfg), loader_errors():
+        yield

@@ -22,7 +22,7 @@ from ..provenance import file_sha256, provenance, text_sha256
 from ..visualization.overlay import prediction_files
 from .checks import check_run, selected
 from .checks import is_ours as is_our_data
-from .configuration import build_runner, building, resolved
+from .configuration import build_runner, building, resolved, running
 from .publishing import PREDICTIONS, publish, run_files
 
 
@@ -61,7 +61,8 @@ def test(
 
     Raises:
         IgniteError: data or checkpoint are missing or wrong, the checkpoint has seen a patient to be tested, outputs may not
-            be written (see :func:`mmseg_ignite.files.check_outputs`), or the evaluator has no TissueMetric.
+            be written (see :func:`mmseg_ignite.files.check_outputs`), the evaluator has no TissueMetric, or a loader worker
+            or another process of a distributed run fails or hangs.
 
     Example:
         >>> scores = test(load_config(config), 'work_dirs/b0/iter_20000.pth')
@@ -92,8 +93,9 @@ def test(
     if is_our_data(dataset) or out is not None:
         runner.register_hook(PredictionWriterHook(predictions, out is not None, shift))
         context |= dict(predictions=str(predictions), encoding='raw')
-    runner.test()
-    barrier()  # all processes have written their predictions
+    with running(cfg):
+        runner.test()
+        barrier()  # all processes have written their predictions
     if runner.rank != 0:
         return {}
     if 'predictions' in context and out is None:

@@ -124,7 +124,8 @@ class IGNITECropDataset(IGNITEDataset):
 
     A sample's keys: ``img`` (np.uint8, (H, W, 3), BGR), ``gt_seg_map`` (np.uint8, (H, W)), ``seg_fields``, ``img_shape``,
     ``ori_shape``, ``roi``, ``patient``, ``um_per_px`` (of the crop), ``img_path``, ``seg_map_path``, ``crop`` (its
-    :class:`CropPosition <mmseg_ignite.datasets.crop_stream.CropPosition>`), ``sample_idx`` (n).
+    :class:`CropPosition <mmseg_ignite.datasets.crop_stream.CropPosition>`), ``sample_idx`` (n). A packed sample always has
+    ``crop`` and ``crop_key``, by which the data set returns this sample again.
 
     Args:
         data_root, split, kwargs: see :class:`IGNITEDataset`.
@@ -169,7 +170,12 @@ class IGNITECropDataset(IGNITEDataset):
         self.full_init()
         seed, n, *size = key
         with seeded(seed, n):
-            return self.pipeline(self.crop(seed, n, *size))
+            crop = self.crop(seed, n, *size)
+            position, sample = crop['crop'], self.pipeline(crop)
+        packed = sample.get('data_samples') if isinstance(sample, dict) else None
+        if packed is not None:  # whatever meta_keys PackSegInputs has
+            packed.set_metainfo(dict(crop_key=key, crop=position))
+        return sample
 
     def crop(self, seed: int, n: int, crop_size: tuple[int, int] | None = None) -> dict:
         """Return crop ``n`` of the stream of ``seed``, before the pipeline."""

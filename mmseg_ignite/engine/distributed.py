@@ -1,15 +1,30 @@
-"""Starting several processes on machines with and without CUDA."""
+"""Starting several processes on machines with and without CUDA, and ending them when one of them fails or hangs."""
 
 import atexit
+import contextlib
 import gc
 import os
+import re
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from mmengine.config import Config
 
+from ..errors import IgniteError
+
+TIMEOUT = 600
+"""Default of ``env_cfg.dist_cfg.timeout`` in seconds: how long a process waits for the others before the run ends."""
+_TIMED_OUT = re.compile(r'timed? ?out', re.IGNORECASE)
+_LOST = re.compile(
+    r'connection (?:closed|reset|refused)|broken pipe|failed to recv|remote process exited', re.IGNORECASE
+)
+_COLLECTIVE = re.compile(r'gloo|nccl', re.IGNORECASE)
+
 
 def prepare_launch(cfg: Config) -> None:
-    """Make a distributed run possible without CUDA, and end it cleanly.
+    """Make a distributed run possible without CUDA, limit how long processes wait for each other, and end it cleanly.
 
     mmengine always selects a CUDA device, and SyncBN requires CUDA, so without CUDA the gloo group is started here and SyncBN
     becomes BN (statistics of each process's own batch).
@@ -17,15 +32,87 @@ def prepare_launch(cfg: Config) -> None:
     if cfg.get('launcher', 'none') == 'none':
         return
     atexit.register(_end_group)
+    dist_cfg = _settings(cfg)
+    cfg.env_cfg = {**(cfg.get('env_cfg') or {}), 'dist_cfg': dist_cfg}
     if torch.cuda.is_available():
         return
+    cfg.env_cfg.dist_cfg.backend = 'gloo'
     if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-    cfg.setdefault('env_cfg', {})['dist_cfg'] = dict(backend='gloo')
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=dist_cfg['timeout']))
     cfg.setdefault(
         'model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     )
     _replace_sync_bn(cfg.model)
+
+
+def _settings(cfg: Config) -> dict:
+    """Return ``env_cfg.dist_cfg`` with a timeout."""
+    settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or dict(backend='nccl'))
+    if settings.get('timeout') is None:
+        settings['timeout'] = TIMEOUT
+    return settings
+
+
+@contextlib.contextmanager
+def process_errors(cfg: Config) -> Iterator[None]:
+    """Turn the exception of a process that waits in vain for another one into one sentence, printed by one process.
+
+    With gloo, and while processes start, torch raises such an exception. With NCCL, torch's watchdog prints a report and ends
+    the process after the same time.
+
+    Args:
+        cfg: config of the run, for its launcher and timeout.
+
+    Raises:
+        IgniteError: another process of the distributed run did not answer in time, or ended and reported no error.
+        SystemExit: another process ended and has reported an error, or reports this one; the status is 2.
+    """
+    try:
+        yield
+    except Exception as error:
+        if cfg.get('launcher', 'none') == 'none':
+            raise
+        sentence, first = _sentence(error, _settings(cfg)['timeout']), _is_first_report()
+        if sentence is None:
+            raise
+        if not first:
+            raise SystemExit(2) from error
+        raise IgniteError(sentence) from error
+
+
+def _sentence(error: Exception, timeout: float) -> str | None:
+    """Return the sentence about an exception of torch.distributed about another process; None for other exceptions."""
+    text = str(error)
+    if not isinstance(error, torch.distributed.DistError) and not (
+        isinstance(error, RuntimeError) and _COLLECTIVE.search(text)
+    ):
+        return None
+    if _TIMED_OUT.search(text):
+        return (
+            f'a process of the distributed run has not answered for {timeout:g} s (env_cfg.dist_cfg.timeout), so the run '
+            'ends: look for a process that is stopped or a machine that cannot be reached, then continue a training with '
+            '--resume.'
+        )
+    if _LOST.search(text):
+        return (
+            'another process of the distributed run ended without an error message, as when memory runs out and the system '
+            'kills it: look at the report of the launcher, then continue a training with --resume.'
+        )
+    return None
+
+
+def _is_first_report(patience: float = 2.0) -> bool:
+    """Return whether no other process of the group has reported an error; True if that is unknown after ``patience`` s."""
+    numbers: list[int] = []
+
+    def ask() -> None:  # in a thread: the process that keeps the store may hang
+        with contextlib.suppress(Exception):
+            numbers.append(torch.distributed.distributed_c10d._get_default_store().add('mmseg_ignite reports', 1))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return numbers in ([], [1])
 
 
 def _end_group() -> None:

@@ -1,17 +1,23 @@
-"""A diverging training stops, names the batch and keeps the last good checkpoint."""
+"""A diverging training stops, names and saves the batch, and keeps the last good checkpoint; the batch can be replayed."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import DEMO_CONFIG, small_config, small_options, tool
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
+from PIL import Image
 
-from mmseg_ignite.apis import train
+from mmseg_ignite.apis import load_config, replay, train
 from mmseg_ignite.datasets.prepared import read_index
 from mmseg_ignite.engine import load_weights, open_checkpoint
 from mmseg_ignite.engine.hooks import FiniteLossHook
 from mmseg_ignite.errors import IgniteError
+from mmseg_ignite.models import TissueSegmentor
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -85,9 +91,12 @@ def sample(roi):
     return found
 
 
-def runner(iteration):
+@pytest.fixture
+def runner(tmp_path):
+    """A function that returns what the hook reads of a runner at an iteration."""
     rates = SimpleNamespace(get_lr=lambda: dict(lr=[0.5]))
-    return SimpleNamespace(iter=iteration, optim_wrapper=rates)
+    fixed = dict(optim_wrapper=rates, work_dir=str(tmp_path), cfg=SimpleNamespace(filename='c.py'))
+    return lambda iteration: SimpleNamespace(iter=iteration, **fixed)
 
 
 class OnAccelerator(torch.Tensor):
@@ -96,7 +105,7 @@ class OnAccelerator(torch.Tensor):
     device = torch.device('cuda', 0)
 
 
-def test_on_an_accelerator_the_previous_loss_is_read():
+def test_on_an_accelerator_the_previous_loss_is_read(runner):
     hook = FiniteLossHook()
     good, bad = (torch.tensor(value).as_subclass(OnAccelerator) for value in (1.0, float('nan')))
     hook.after_train_iter(runner(0), 0, dict(data_samples=[sample('a')]), dict(loss=good))
@@ -106,7 +115,7 @@ def test_on_an_accelerator_the_previous_loss_is_read():
 
 
 @pytest.mark.parametrize('event', ['before_val_epoch', 'after_train', 'before_save_checkpoint'])
-def test_on_an_accelerator_the_last_loss_is_read_too(event):
+def test_on_an_accelerator_the_last_loss_is_read_too(event, runner):
     hook = FiniteLossHook()
     bad = torch.tensor(float('inf')).as_subclass(OnAccelerator)
     hook.after_train_iter(runner(0), 0, dict(data_samples=[sample('a')]), dict(loss=bad))
@@ -114,7 +123,197 @@ def test_on_an_accelerator_the_last_loss_is_read_too(event):
         getattr(hook, event)(None, *([{}] if event == 'before_save_checkpoint' else []))
 
 
-def test_batch_of_unknown_type():
+def test_batch_of_unknown_type(runner):
     with pytest.raises(IgniteError, match='ROIs unknown'):
         FiniteLossHook().after_train_iter(runner(0), 0, [1, 2], dict(loss=torch.tensor(float('nan'))))
     FiniteLossHook().after_train_iter(runner(0), 0, None, None)
+
+
+class Gate(torch.nn.Module):
+    bad: list[bool] = []
+
+    def forward(self, x):
+        return torch.where(torch.tensor(self.bad, device=x.device)[:, None, None, None], float('inf'), x)
+
+
+@MODELS.register_module()
+class BrokenSegmentor(TissueSegmentor):
+    """A segmentor whose inputs become infinite if they are of one ROI."""
+
+    def __init__(self, *args, bad_roi, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bad_roi, self.gate = bad_roi, Gate()
+
+    def loss(self, inputs, data_samples):
+        self.gate.bad = [sample.get('roi') == self.bad_roi for sample in data_samples]
+        return super().loss(self.gate(inputs), data_samples)
+
+
+def broken_config(prepared, work_dir, bad_roi, **options):
+    added = {'model.type': 'BrokenSegmentor', '+model.bad_roi': bad_roi, 'randomness.seed': 3}
+    dropout = {'model.backbone.drop_path_rate': 0.3, 'train_cfg.max_iters': 20, 'default_hooks.checkpoint.interval': 1}
+    return small_config(prepared, work_dir, 20, **added, **dropout, **options)
+
+
+@pytest.fixture(scope='module')
+def stopped(prepared, tmp_path_factory):
+    """A training that stopped at an ROI: its work dir, the sentence, the ROI, and the number of its first crop."""
+    root = tmp_path_factory.mktemp('stopped')
+    stream = dataset_of(small_config(prepared, root)).stream
+    drawn = [stream.read(3, n, with_image=False)['entry']['name'] for n in range(40)]
+    number = next(n for n in range(2, 40) if drawn[n] not in drawn[: n - n % 2])
+    with pytest.raises(IgniteError) as error:
+        train(broken_config(prepared, root, drawn[number]))
+    return SimpleNamespace(root=root, error=str(error.value), roi=drawn[number], number=number, crops=drawn)
+
+
+def dataset_of(cfg):
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    dataset.full_init()
+    return dataset
+
+
+def test_batch_is_saved_and_the_good_checkpoint_stays(stopped, prepared):
+    iteration = stopped.number // 2 + 1
+    path = stopped.root / f'nonfinite_batch_{iteration}.json'
+    assert f'at iteration {iteration} ' in stopped.error and stopped.error.endswith(f'replay_batch.py CONFIG {path}".')
+    step, stored = json.loads(path.read_text()), torch.load(path.with_suffix('.pth'), weights_only=True)
+    assert [crop['key'] for crop in step['crops']] == [[3, 2 * iteration - 2], [3, 2 * iteration - 1]]
+    assert [crop['roi'] for crop in step['crops']] == stopped.crops[2 * iteration - 2 : 2 * iteration]
+    assert step['losses']['loss'] in ('nan', 'inf') and step['iteration'] == iteration and step['learning_rate'] > 0
+    good = open_checkpoint(stopped.root / f'iter_{iteration - 1}.pth')['state_dict']
+    assert good.keys() == stored['state_dict'].keys() and 'inputs' not in stored
+    assert all(torch.equal(stored['state_dict'][name], value) for name, value in good.items())
+    assert sorted(p.name for p in stored_files(stopped.root)) == sorted([path.name, path.with_suffix('.pth').name])
+    assert not (stopped.root / f'iter_{iteration}.pth').exists()
+
+
+def stored_files(folder):
+    return folder.glob('*nonfinite*')
+
+
+def test_replay_names_crop_and_module_and_draws_the_crops(stopped, prepared, tmp_path):
+    from mmseg_ignite.apis.replaying import replay_text
+
+    (path,) = stopped.root.glob('*.json')
+    cfg = broken_config(prepared, tmp_path, stopped.roi)
+    found = replay(cfg, path, out=tmp_path)
+    alone = [not torch.tensor(list(crop['losses'].values())).isfinite().all() for crop in found['crops']]
+    assert alone == [crop['roi'] == stopped.roi for crop in found['crops']] and any(alone)
+    assert found['module'] == ('gate', 'Gate', True) and found['weights'] == []
+    for crop in found['crops']:
+        assert (
+            sum(crop['pixels'].values()) == 64 * 64
+            and 0 <= crop['values']['read'][0] <= crop['values']['read'][1] <= 255
+        )
+    assert found['picture'].parent == tmp_path and Image.open(found['picture']).width > 600
+    text = replay_text(found)
+    assert text.count('ALONE NOT FINITE') == sum(alone) and 'gate (Gate), whose inputs are finite' in text
+
+
+def test_replay_repeats_the_step_exactly(stopped, prepared, tmp_path, monkeypatch):
+    """Let the loss of a sound training count as not finite: the repeated losses, with drop path, equal the logged ones."""
+    cfg = broken_config(prepared, tmp_path, 'none')
+    finite = torch.isfinite
+    calls = []
+
+    def twice(value):
+        calls.append(value)
+        return finite(value) & (len(calls) < 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr('mmseg_ignite.engine.hooks.finite_loss_hook.torch.isfinite', twice)
+        with pytest.raises(IgniteError, match='at iteration 3 '):
+            train(cfg)
+    found = replay(cfg, tmp_path / 'nonfinite_batch_3.json')
+    assert found['losses'] == found['logged'] and found['module'] is None
+    other = replay(cfg, tmp_path / 'nonfinite_batch_3.json', checkpoint=tmp_path / 'iter_1.pth')
+    assert other['losses'] != found['logged']
+
+
+def test_other_config_or_data_are_refused(stopped, prepared, tmp_path):
+    (path,) = stopped.root.glob('*.json')
+    with pytest.raises(IgniteError, match=r'crop \[3, \d+\] of .* is another one with this config'):
+        replay(broken_config(prepared, tmp_path, 'x', protocol='fold1'), path)
+    with pytest.raises(IgniteError, match='has the weights of another model'):
+        replay(broken_config(prepared, tmp_path, 'x', **{'model.decode_head.channels': 8}), path)
+
+
+@pytest.mark.parametrize('damage', ['text', 'format', 'key', 'list', 'no tensors', 'truncated'])
+def test_damaged_batch_is_one_sentence(stopped, prepared, tmp_path, damage):
+    (source,) = stopped.root.glob('*.json')
+    path = shutil.copy(source, tmp_path / 'batch.json')
+    shutil.copy(source.with_suffix('.pth'), tmp_path / 'batch.pth')
+    step = json.loads(path.read_text())
+    if damage == 'text':
+        path.write_text('{')
+    if damage == 'format':
+        path.write_text(json.dumps({**step, 'format': 2}))
+    if damage == 'key':
+        path.write_text(json.dumps({**step, 'crops': [{**step['crops'][0], 'key': [0, 1, [10**9, 10**9]]}]}))
+    if damage == 'list':
+        path.write_text('[]')
+    if damage == 'no tensors':
+        torch.save({'state_dict': {'a': 'text'}}, tmp_path / 'batch.pth')
+    if damage == 'truncated':
+        (tmp_path / 'batch.pth').write_bytes(source.with_suffix('.pth').read_bytes()[:1000])
+    with pytest.raises(IgniteError, match=r'batch\.(json|pth)') as error:
+        replay(broken_config(prepared, tmp_path, stopped.roi), path)
+    assert '\n' not in str(error.value)
+
+
+def test_images_of_other_data_sets_are_stored(prepared, tmp_path):
+    """Crops that a pipeline draws cannot be made again from a key."""
+    config = tmp_path / 'pipeline.py'
+    config.write_text(
+        f'_base_ = [{str(DEMO_CONFIG)!r}]\n'
+        "pipeline = [dict(type='LoadIGNITERegion'), dict(type='RandomCrop', crop_size=(64, 64)), "
+        "dict(type='PackSegInputs')]\n"
+        "train_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler'), dataset=dict(_delete_=True, "
+        "type='IGNITEDataset', split='train', pipeline=pipeline))\n"
+    )
+    options = {key: value for key, value in small_options(prepared, 4).items() if key != 'crops.crop_size'}
+    cfg = load_config(config, {**options, 'optim_wrapper.optimizer.lr': 1e33}, str(tmp_path))
+    with pytest.raises(IgniteError, match='nonfinite_batch_2.json'):
+        train(cfg)
+    found = replay(cfg, tmp_path / 'nonfinite_batch_2.json')
+    assert len(found['crops']) == 2 and found['picture'].is_file()
+    assert found['losses']['loss'] != found['losses']['loss'] or found['losses']['loss'] == float('inf')
+
+
+def test_batch_without_weights_needs_a_checkpoint(prepared, stopped, tmp_path):
+    cfg = broken_config(prepared, tmp_path, stopped.roi)
+    cfg.custom_hooks = [dict(type='FiniteLossHook', keep_weights=False)]
+    with pytest.raises(IgniteError, match='nonfinite_batch_'):
+        train(cfg)
+    (path,) = tmp_path.glob('*.json')
+    with pytest.raises(IgniteError, match='was saved without weights'):
+        replay(cfg, path)
+    last = tmp_path / f'iter_{stopped.number // 2}.pth'
+    assert replay(cfg, path, last)['module'] == ('gate', 'Gate', True)
+
+
+def test_foreign_file_is_kept_and_the_loss_is_still_reported(runner, tmp_path):
+    (tmp_path / 'nonfinite_batch_1.json').write_text('mine')
+    with pytest.raises(
+        IgniteError, match=r'the loss is nan at iteration 1 .*the batch was not saved.*exists and is kept'
+    ):
+        FiniteLossHook().after_train_iter(
+            runner(0), 0, dict(data_samples=[sample('a')]), dict(loss=torch.tensor(float('nan')))
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ['nonfinite_batch_1.json']
+
+
+def test_replay_tool(stopped, prepared, tmp_path, capsys):
+    (path,) = stopped.root.glob('*.json')
+    options = [f'{key}={value}'.replace(', ', ',') for key, value in small_options(prepared).items()]
+    config = tmp_path / 'broken.py'
+    config.write_text(
+        f"_base_ = [{str(DEMO_CONFIG)!r}]\nmodel = dict(type='BrokenSegmentor', bad_roi={stopped.roi!r})\n"
+    )
+    assert tool('replay_batch', config, path, '--out', tmp_path, '--cfg-options', *options) == 0
+    assert 'first output that is not finite: gate' in capsys.readouterr().out
+    assert (tmp_path / f'{path.stem}_crops.png').is_file()
+    assert tool('replay_batch', config, tmp_path / 'none.json', '--cfg-options', *options) == 2
+    assert 'none.json cannot be read' in capsys.readouterr().err

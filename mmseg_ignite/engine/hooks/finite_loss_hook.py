@@ -6,14 +6,23 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..nonfinite_batch import Step, WeightCopies
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at the first loss that is NaN or infinite, and report the iteration, the learning rate and the ROIs of the batch.
+    """Stop at the first loss that is NaN or infinite, report the iteration, the learning rate and the ROIs, save the batch.
+
+    The files :mod:`nonfinite_batch_ITER <mmseg_ignite.engine.nonfinite_batch>` in the work dir have what
+    :func:`mmseg_ignite.apis.replay` needs to repeat the step.
 
     On an accelerator the loss of a step is read after the next step was queued, so that the device never waits for the host;
     before a checkpoint or a validation it is read at once.
+
+    Args:
+        keep_weights: copy the weights before each step, so that the step can be repeated exactly: the optimizer has already
+            spread the NaN when it is found. Takes the memory of the weights once on a CPU and twice on an accelerator, e.g.
+            0.03 GB for MiT-B0 and 0.66 GB for B5. Without it only the last checkpoint is left.
 
     Raises:
         IgniteError: the loss is not finite.
@@ -21,8 +30,20 @@ class FiniteLossHook(Hook):
 
     priority = 'VERY_HIGH'  # before the hook that saves
 
-    def __init__(self) -> None:
-        self._pending: tuple | None = None
+    def __init__(self, keep_weights: bool = True) -> None:
+        self.keep_weights = keep_weights
+        self._pending: tuple[torch.Tensor, Step] | None = None
+        self._copies: WeightCopies | None = None
+        self._before: dict | None = None
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Copy the weights."""
+        if not self.keep_weights:
+            return
+        if self._copies is None:
+            on_host = next(runner.model.parameters()).device.type == 'cpu'
+            self._copies = WeightCopies(1 if on_host else 2)  # one per loss that was not read yet
+        self._before = self._copies.take(runner.model)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -32,13 +53,9 @@ class FiniteLossHook(Hook):
         if not isinstance(loss, torch.Tensor):
             return
         self._check()
-        rate = runner.optim_wrapper.get_lr()
-        self._pending = (
-            torch.isfinite(loss.detach()).all(),
-            dict(
-                loss=loss.detach(), iteration=runner.iter + 1, rate=next(iter(rate.values()))[0], rois=_rois(data_batch)
-            ),
-        )
+        rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
+        step = Step(runner, data_batch, outputs, runner.iter + 1, rate, self._before)
+        self._pending = torch.isfinite(loss.detach()).all(), step
         if loss.device.type == 'cpu':
             self._check()
 
@@ -57,16 +74,15 @@ class FiniteLossHook(Hook):
     def _check(self) -> None:
         if self._pending is None:
             return
-        (finite, found), self._pending = self._pending, None
-        if not bool(finite):
-            raise IgniteError(
-                f'the loss is {float(found["loss"])} at iteration {found["iteration"]} (learning rate {found["rate"]:.3g}, '
-                f'ROIs {", ".join(found["rois"]) or "unknown"}), and the training stopped: lower the learning rate, clip '
-                'gradients (optim_wrapper.clip_grad.max_norm=1), or check these ROIs.'
-            )
-
-
-def _rois(batch: dict | None) -> list[str]:
-    """Return the unique names of the ROIs of a batch."""
-    samples = batch.get('data_samples') if isinstance(batch, dict) else None
-    return list(dict.fromkeys(str(sample.get('roi')) for sample in samples or () if sample.get('roi')))
+        (finite, step), self._pending = self._pending, None
+        if bool(finite):
+            return
+        try:
+            saved = f'see "python tools/replay_batch.py CONFIG {step.save()}"'
+        except IgniteError as error:
+            saved = f'see these ROIs (the batch was not saved: {str(error).rstrip(".")})'
+        raise IgniteError(
+            f'the loss is {float(step.outputs["loss"])} at iteration {step.iteration} (learning rate {step.rate:.3g}, ROIs '
+            f'{", ".join(step.rois) or "unknown"}), and the training stopped: lower the learning rate, clip gradients '
+            f'(optim_wrapper.clip_grad.max_norm=1), or {saved}.'
+        )
