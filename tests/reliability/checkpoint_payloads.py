@@ -6,6 +6,7 @@ import signal
 import struct
 import time
 import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -70,6 +71,24 @@ def archive(path, value, records=None, compression=zipfile.ZIP_STORED):
             file.writestr(f'archive/data/{key}', content)
         file.writestr('archive/version', '3\n')
     return path
+
+
+def entries(path, change):
+    """Change every entry of an archive's directory: ``change`` gets and returns (header, name)."""
+    content = Path(path).read_bytes()
+    end = content.rfind(b'PK\x05\x06')
+    start, found = struct.unpack('<I', content[end + 16 : end + 20])[0], []
+    position = start
+    while content[position : position + 4] == b'PK\x01\x02':
+        length, extra, comment = struct.unpack('<HHH', content[position + 28 : position + 34])
+        stop = position + 46 + length + extra + comment
+        found.append((content[position : position + 46], content[position + 46 : stop]))
+        position = stop
+    found = change(found)
+    directory = b''.join(header + rest for header, rest in found)
+    tail = bytearray(content[end:])
+    struct.pack_into('<HHI', tail, 8, len(found), len(found), len(directory))
+    Path(path).write_bytes(content[:start] + directory + tail)
 
 
 class Outcome(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_payloads import archive, build, call, code, in_child, name, tensor
+from checkpoint_payloads import archive, build, call, code, entries, in_child, name, tensor
 from conftest import DEMO_CONFIG, tool
 
 from mmseg_ignite.apis import load_config
@@ -289,24 +289,6 @@ def test_the_builder_of_these_files_can_write_good_ones(tmp_path):
 
 
 # Files
-
-
-def entries(path, change):
-    """Change every entry of an archive's directory: ``change`` gets and returns (header, name)."""
-    content = Path(path).read_bytes()
-    end = content.rfind(b'PK\x05\x06')
-    start, found = struct.unpack('<I', content[end + 16 : end + 20])[0], []
-    position = start
-    while content[position : position + 4] == b'PK\x01\x02':
-        length, extra, comment = struct.unpack('<HHH', content[position + 28 : position + 34])
-        stop = position + 46 + length + extra + comment
-        found.append((content[position : position + 46], content[position + 46 : stop]))
-        position = stop
-    found = change(found)
-    directory = b''.join(header + rest for header, rest in found)
-    tail = bytearray(content[end:])
-    struct.pack_into('<HHI', tail, 8, len(found), len(found), len(directory))
-    Path(path).write_bytes(content[:start] + directory + tail)
 
 
 def test_a_compressed_checkpoint_is_not_inflated(tmp_path, monkeypatch):
