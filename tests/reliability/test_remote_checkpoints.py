@@ -47,11 +47,11 @@ def hostile(served, tmp_path):
 
 
 TOOLS = {
-    'load_from': lambda url, prepared: ('train', [DEMO_CONFIG, *cfg_options(prepared, f'load_from={url}')]),
-    'weights': lambda url, prepared: ('train', [DEMO_CONFIG, '--weights', url, *cfg_options(prepared)]),
-    'test': lambda url, prepared: ('test', [DEMO_CONFIG, url, *cfg_options(prepared)]),
-    'predict': lambda url, prepared: ('predict', [DEMO_CONFIG, url, prepared, '--out', 'out']),
-    'fold': lambda url, prepared: (
+    'load_from': lambda url, prepared, images: ('train', [DEMO_CONFIG, *cfg_options(prepared, f'load_from={url}')]),
+    'weights': lambda url, prepared, images: ('train', [DEMO_CONFIG, '--weights', url, *cfg_options(prepared)]),
+    'test': lambda url, prepared, images: ('test', [DEMO_CONFIG, url, *cfg_options(prepared)]),
+    'predict': lambda url, prepared, images: ('predict', [DEMO_CONFIG, url, images, '--out', 'out']),
+    'fold': lambda url, prepared, images: (
         'cross_validate',
         [DEMO_CONFIG, '--weights', url, '--fold', 0, *cfg_options(prepared)],
     ),
@@ -59,9 +59,9 @@ TOOLS = {
 
 
 @pytest.mark.parametrize('way', TOOLS)
-def test_tools_end_with_one_sentence(prepared, hostile, tmp_path, monkeypatch, capsys, way):
+def test_tools_end_with_one_sentence(prepared, release, hostile, tmp_path, monkeypatch, capsys, way):
     monkeypatch.chdir(tmp_path)
-    name, arguments = TOOLS[way](hostile, prepared)
+    name, arguments = TOOLS[way](hostile, prepared, release / 'images' / 'he')
     assert tool(name, *arguments) == 2
     assert hostile.rsplit('/', 1)[1] in single_error(capsys)
 
