@@ -5,8 +5,11 @@ import gc
 import logging
 import runpy
 import sys
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,3 +144,38 @@ def no_figures():
     """See :func:`without_figures`."""
     with without_figures():
         yield
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A local server of ``files`` {name: bytes} at ``root``, and torch's folder of downloads, ``cache``.
+
+    ``requests`` has the names requested so far and their Range. ``answer`` (optional) is called with (handler, content) in
+    place of the normal answer.
+    """
+    state = SimpleNamespace(files={}, requests=[], answer=None, cache=tmp_path / 'torch' / 'checkpoints')
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path[1:].partition('?')[0]
+            state.requests.append((name, self.headers.get('Range')))
+            content = state.files.get(name)
+            if state.answer is not None:
+                return state.answer(self, content)
+            self.send_response(404 if content is None else 200)
+            self.send_header('Content-Length', str(len(content or b'')))
+            self.end_headers()
+            self.wfile.write(content or b'')
+
+        def log_message(self, *args):
+            pass
+
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'torch'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        state.root = f'http://127.0.0.1:{server.server_port}'
+        yield state
+        server.shutdown()

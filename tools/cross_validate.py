@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument(
         '--minutes', type=float, help="train each fold for this time instead of the config's number of iterations"
     )
-    parser.add_argument('--weights', metavar='FILE|none', help="encoder weights instead of the config's; none: random")
+    parser.add_argument(
+        '--weights', metavar='FILE|URL|none', help="encoder weights instead of the config's; none: random"
+    )
     add_report(parser)
     add_launcher(parser)
     args = parser.parse_args()

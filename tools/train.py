@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument(
         '--tensorboard', action='store_true', help='also log to TensorBoard: tensorboard --logdir WORK_DIR'
     )
-    parser.add_argument('--weights', metavar='FILE|none', help="encoder weights instead of the config's; none: random")
+    parser.add_argument(
+        '--weights', metavar='FILE|URL|none', help="encoder weights instead of the config's; none: random"
+    )
     add_launcher(parser)
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)

@@ -19,7 +19,7 @@ from ..engine.work_dirs import find_checkpoint, fresh_start, replaced_files, res
 from ..errors import IgniteError
 from ..files import check_output_folder, printable
 from .checks import check_run, heads
-from .configuration import build_runner, building, resolved
+from .configuration import build_runner, building, resolved, running
 
 
 @safe_checkpoints()
@@ -81,7 +81,8 @@ def train(
                     set_encoder_weights(cfg, weights)
                 inherit_records(cfg)
             runner = build_runner(cfg, training=True)
-        runner.train()
+        with running(cfg):
+            runner.train()
     return runner
 
 

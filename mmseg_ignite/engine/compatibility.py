@@ -12,6 +12,7 @@ import torch
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner.checkpoint import _get_mmengine_home
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from ..environment import stack_distribution
@@ -57,9 +58,14 @@ def visualization_backends(runner: Runner) -> list[BaseVisBackend]:
     return list(runner.visualizer._vis_backends.values())
 
 
-def local_checkpoint_loader() -> Callable:
-    """Return the function by which mmengine opens local checkpoint files now."""
-    return CheckpointLoader._schemes['']
+def checkpoint_loaders() -> dict[str, Callable]:
+    """Return the functions by which mmengine opens checkpoints now, by the regular expression of their prefix."""
+    return dict(CheckpointLoader._schemes)
+
+
+def mmengine_home() -> str:
+    """Return mmengine's cache folder, to which the user's own table of models is relative."""
+    return _get_mmengine_home()
 
 
 def process_store() -> torch.distributed.Store:

@@ -1,10 +1,8 @@
 """Initial weights of the encoder (MiT-B0..B5, ImageNet-1k): downloaded with a checksum, read from a file, or random."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
@@ -12,8 +10,9 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..errors import IgniteError
-from ..files import atomic_file
+from ..files import atomic_file, sha256
 from .checkpoints import open_checkpoint
+from .checkpoints.remote import local_file
 from .training_record import TrainingRecord
 
 _BLOCKS = {
@@ -29,42 +28,17 @@ _BLOCKS = {
     'mlp.fc2': 'ffn.layers.4',
 }
 """Layers in the names of SegFormer's authors, and in those of mmseg."""
+_REMEDY = 'pass the file with --weights FILE, or train from random weights with --weights none'
 
 
 def _check_hash(path: Path) -> None:
     """Check a file against the first eight hex digits of its SHA-256, with which OpenMMLab's file names end."""
     expected = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
-    if expected and (found := hashlib.sha256(path.read_bytes()).hexdigest()[:8]) != expected[1]:
+    if expected and (found := sha256(path)[:8]) != expected[1]:
         raise IgniteError(
             f'{path} has the SHA-256 {found}..., but its name states {expected[1]}...: delete it and download '
             'it again, or rename it if it contains other weights.'
         )
-
-
-def fetch(url: str) -> Path:
-    """Download weights to torch's cache unless they are there, check them, and return the file.
-
-    Raises:
-        IgniteError: the name has no checksum, the download fails, or the checksum is wrong.
-    """
-    checksum = re.search(r'-([0-9a-f]{8,})\.pth$', url)
-    if checksum is None:
-        raise IgniteError(
-            f'{url} has no checksum in its name (NAME-0123abcd.pth), so the download could not be checked: download the file '
-            'yourself and pass --weights FILE.'
-        )
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), checksum[1])
-        except (URLError, OSError, RuntimeError, ValueError) as error:
-            raise IgniteError(
-                f'{url} cannot be downloaded ({error}): pass the file with --weights FILE, or train from '
-                'random weights with --weights none.'
-            ) from error
-    _check_hash(path)
-    return path
 
 
 def set_encoder_weights(cfg: Config, choice: str | None) -> None:
@@ -74,10 +48,11 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
 
     Args:
         cfg: its ``model.backbone.init_cfg`` is changed in place.
-        choice: None for the weights of the config, 'none' for random weights, or a file.
+        choice: None for the weights of the config, 'none' for random weights, or a file or address, see
+            :func:`.checkpoints.remote.local_file`.
 
     Raises:
-        IgniteError: the file is missing, damaged or does not contain this encoder.
+        IgniteError: the file is missing, damaged or does not contain this encoder, or cannot be downloaded.
     """
     backbone = cfg.model.backbone
     if choice == 'none':
@@ -87,7 +62,7 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     source = (backbone.get('init_cfg') or {}).get('checkpoint')
     if source is None:
         return
-    path = fetch(source) if str(source).startswith(('http://', 'https://')) else Path(source)
+    path = local_file(source, _REMEDY)
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)
@@ -105,16 +80,15 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
 def inherit_records(cfg: Config) -> None:
     """Record the patients that the initial weights of a model have seen, as ``inherited_record`` of the config.
 
-    Every local file in an ``init_cfg`` or ``pretrained`` of the model is read.
+    Every file in an ``init_cfg`` or ``pretrained`` of the model is read, also one with an address.
 
     Raises:
-        IgniteError: such a file is missing or damaged.
+        IgniteError: such a file is missing or damaged, or cannot be downloaded.
     """
     inherited = None
     for source in dict.fromkeys(_sources(cfg.model)):
-        if '://' not in source:
-            record = TrainingRecord.of_meta(open_checkpoint(source).get('meta'))
-            inherited = inherited if record is None else record.following(inherited)
+        record = TrainingRecord.of_meta(open_checkpoint(local_file(source)).get('meta'))
+        inherited = inherited if record is None else record.following(inherited)
     if inherited is not None:
         cfg.inherited_record = inherited.as_meta()
 

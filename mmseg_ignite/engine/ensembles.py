@@ -22,6 +22,7 @@ from ..files import write_result
 from ..provenance import file_sha256
 from ..untrusted import Form, check_form, file_inside, is_text, read_json
 from .checkpoints import load_weights, open_checkpoint
+from .checkpoints.remote import local_file
 from .training_record import TrainingRecord
 from .work_dirs import find_checkpoint
 
@@ -66,7 +67,7 @@ class Ensemble:
             IgniteError: a file is missing, the JSON file is not valid, or a member is listed twice or is outside its folder,
                 also by a link.
         """
-        path = Path(checkpoint)
+        path = local_file(checkpoint)
         if path.suffix.lower() != '.json':
             path = find_checkpoint(path)
             return cls(path, (path,))

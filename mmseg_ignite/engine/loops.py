@@ -92,13 +92,13 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         done = self._iter
         try:
             batch = next(self.dataloader_iterator)
-        except RuntimeError:
+        except (RuntimeError, OSError, EOFError):
             self._stop_if_requested()
             raise
         try:
             with late_worker_errors():
                 self.run_iter(batch)
-        except RuntimeError:
+        except (RuntimeError, OSError, EOFError):
             if self._iter > done:
                 self._stop_if_requested()
             raise

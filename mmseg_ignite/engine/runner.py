@@ -78,7 +78,11 @@ class TissueRunner(Runner):
         with safe_checkpoints(), locked(self.work_dir), stop_request.listening():
             try:
                 return super().train()
-            except RuntimeError:  # another process has stopped, or a loader worker was ended by the same signal
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+            ):  # another process has stopped, or a loader worker was ended by the same signal
                 if not stop_request.received():
                     raise
                 self._say_stopped(resumable_checkpoint(self.work_dir))

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from ..errors import IgniteError
 from ..files import check_outputs, check_writable, is_ours, writing
 from .checkpoints.opening import DamagedCheckpoint, open_checkpoint
+from .checkpoints.remote import local_file
 from .distributed import is_main_process
 
 POINTER = 'last_checkpoint'
@@ -60,21 +61,23 @@ def resumable_checkpoint(work_dir: str | Path) -> Path | None:
     Raises:
         IgniteError: there are checkpoints, and all are damaged.
     """
-    damaged = []
+    damaged: list[Path] = []
+    reason = ''
     while path := next((p for p in [*checkpoints(work_dir), latest_checkpoint(work_dir)] if p not in damaged), None):
         try:
             open_checkpoint(path)
             return path
         except DamagedCheckpoint as error:
             damaged.append(path)
+            reason = reason or str(error).rstrip('.')
             if is_main_process():
                 with writing(path), contextlib.suppress(FileNotFoundError):
                     path.replace(path.with_name(f'{path.name}.damaged'))
                 print_log(f'{str(error).rstrip(".")}. It is kept as {path.name}.damaged.', 'current', logging.WARNING)
     if damaged:
         raise IgniteError(
-            f'{work_dir} has no checkpoint that is whole ({", ".join(path.name for path in damaged[:3])} damaged): start '
-            'again with --overwrite.'
+            f'{work_dir} has no checkpoint that can be resumed from, although {len(damaged)} were found: {reason}. Start again '
+            'with --overwrite.'
         )
     return None
 
@@ -85,7 +88,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     Raises:
         IgniteError: there is no such file, or no checkpoint in the work dir.
     """
-    path = Path(checkpoint)
+    path = local_file(checkpoint)
     if path.is_dir():
         latest = latest_checkpoint(path)
         if latest is None:
@@ -131,7 +134,8 @@ def fresh_start(work_dir: str | Path, overwrite: bool = False) -> Iterator[None]
             f'{aside} was left by a run that was killed while replacing another: move its files back, or delete it.'
         )
     progress = folder.glob('progress/*/iter_*.jpg')
-    training = [path for path in (folder / POINTER, folder / CURVES) if path.is_file()]
+    training = [folder / POINTER, folder / CURVES, *folder.glob('nonfinite_batch_*'), *folder.glob('*.pth.damaged')]
+    training = [path for path in training if path.is_file()]
     moved = [*used, *logs, *training, *progress, *_own_results(folder)]
     try:
         _move(moved, folder, aside)

@@ -111,8 +111,8 @@ def _check_response(response: requests.Response, url: str, start: int) -> None:
         raise Interrupted(answer, _retry_after(response.raw))
     if not response.ok:
         raise IgniteError(
-            f'{url} answers {answer} instead of the file: open the address in a browser to see whether the record has '
-            'moved or is closed.'
+            f'{url} answers {answer} instead of the file: open the address in a browser to see whether it has moved '
+            'or is closed.'
         )
     # Servers may compress although "identity" was requested. urllib3 takes the header as it is, spaces included.
     coding = response.headers.get('Content-Encoding', 'identity').strip().lower()

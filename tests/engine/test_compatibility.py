@@ -32,7 +32,8 @@ def test_installed_mmengine_has_these_attributes(tmp_path):
     runner = Runner(nn.Linear(1, 1), str(tmp_path), experiment_name='compatibility')
     assert not compatibility.is_training(runner)
     assert [type(backend) for backend in compatibility.visualization_backends(runner)] == [LocalVisBackend]
-    assert callable(compatibility.local_checkpoint_loader())
+    assert {'', 'http://'} <= compatibility.checkpoint_loaders().keys()
+    assert Path(compatibility.mmengine_home()).name
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     compatibility.set_last_iteration(SimpleNamespace(train_loop=loop), 7)
     compatibility.set_position(SimpleNamespace(train_loop=loop), 5, 1)

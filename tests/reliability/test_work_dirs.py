@@ -91,7 +91,7 @@ def test_damaged_checkpoint_is_kept_aside_and_the_one_before_is_used(tmp_path, c
     assert (tmp_path / 'iter_6.pth.damaged').read_bytes() == data[: len(data) // 2]
     assert 'It is kept as iter_6.pth.damaged' in ''.join(capsys.readouterr())
     (tmp_path / 'iter_2.pth').write_bytes(b'PK')
-    with pytest.raises(IgniteError, match='iter_2.pth damaged.*--overwrite'):
+    with pytest.raises(IgniteError, match='1 were found: .*iter_2.pth.*--overwrite'):
         resumable_checkpoint(tmp_path)
     assert resumable_checkpoint(tmp_path) is None
 

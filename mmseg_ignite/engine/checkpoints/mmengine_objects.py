@@ -8,6 +8,7 @@ numbers whose type and size were checked.
 import math
 import pickle
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 
@@ -19,7 +20,7 @@ STATISTICS = ('min', 'max', 'current', 'mean')
 """Methods of the log history that its pickles refer to."""
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise pickle.UnpicklingError(f'Unsupported {what}')
 
 
@@ -83,6 +84,11 @@ def scalar(dtype: object = None, data: object = None, *rest: object) -> bool | i
     return dtype.tensor(data, ()).item()
 
 
+def empty_bytes(*content: object) -> bytes:
+    """Stand for ``bytes``, which the pickle of an array without elements calls without arguments."""
+    return _refuse('bytes') if content else b''
+
+
 def statistic(owner: object, name: object) -> str:
     """Stand for ``getattr``, with which the log history refers to its own four methods, and allow nothing else."""
     if owner is not History or name not in STATISTICS:
@@ -115,6 +121,7 @@ class History:
 STAND_INS: list[tuple[object, str]] = [
     (History, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (statistic, 'builtins.getattr'),
+    (empty_bytes, 'builtins.bytes'),
     (ArrayType, 'numpy.ndarray'),
     (DType, 'numpy.dtype'),
 ]

@@ -2,8 +2,9 @@
 
 import contextlib
 import pickle
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from mmengine.runner import CheckpointLoader
 
 from ...errors import IgniteError
 from ...files import printable
-from ..compatibility import local_checkpoint_loader
+from ..compatibility import checkpoint_loaders
 from .contents import CHECKSUM, checked, checksum
 from .mmengine_objects import STAND_INS
+from .remote import local_file
 
 _ZIP = b'PK\x03\x04'
 
@@ -121,28 +123,47 @@ def _check_finite(weights: object, path: Path) -> None:
         )
 
 
+_REPLACED: dict[str, Callable] = {}
+"""mmengine's loaders by prefix, while a context of :func:`safe_checkpoints` is open."""
+_OPEN: list[object] = []
+_LOCK = threading.Lock()
+
+
 @contextlib.contextmanager
 def safe_checkpoints() -> Iterator[None]:
-    """Make mmengine open local files with :func:`open_checkpoint` too, as a context manager or decorator.
+    """Make mmengine open every checkpoint with :func:`open_checkpoint` too, as a context manager or decorator.
 
-    mmengine's own loader falls back to unpickling whatever a file contains. ``train`` and ``test`` of
-    :mod:`mmseg_ignite.apis` run inside this context, so that ``resume``, ``load_from`` and ``init_cfg`` never run a file's
-    code; on exit mmengine's loader is restored.
+    mmengine's own loaders run the code in a file, on the disk or from an address. ``train`` and ``test`` of
+    :mod:`mmseg_ignite.apis` run inside this context, so that ``resume``, ``load_from`` and ``init_cfg`` never do, whatever
+    scheme they have; addresses are downloaded by :func:`.remote.fetch`. When the last context ends, also if several threads
+    have one, mmengine's loaders are restored.
 
     Example:
         >>> with safe_checkpoints():
         ...     model = mmseg.apis.init_model(config, checkpoint)
     """
-    plain = local_checkpoint_loader()
-    CheckpointLoader.register_scheme('', _load_from_local, force=True)
+    with _LOCK:
+        foreign = {prefix: loader for prefix, loader in checkpoint_loaders().items() if loader is not _load_safely}
+        _REPLACED.update(foreign)
+        _OPEN.append(None)
+        CheckpointLoader.register_scheme(list(foreign), _load_safely, force=True)
     try:
         yield
     finally:
-        CheckpointLoader.register_scheme('', plain, force=True)
+        with _LOCK:
+            _OPEN.pop()
+            for prefix in list(_REPLACED) if not _OPEN else ():
+                CheckpointLoader.register_scheme(prefix, _REPLACED.pop(prefix), force=True)
 
 
-def _load_from_local(filename: str, map_location: object = None) -> dict:
-    return open_checkpoint(filename)  # models copy weights to their own device
+def _load_safely(filename: str, map_location: object = None) -> dict:
+    """Open a checkpoint in place of mmengine's loaders; from ``mmcls://`` only the backbone, without its prefix."""
+    checkpoint = open_checkpoint(local_file(filename))  # models copy weights to their own device
+    if not filename.startswith('mmcls://'):
+        return checkpoint
+    weights = checkpoint.get('state_dict', checkpoint)
+    names = [name for name in weights if name.startswith('backbone.')]
+    return dict(state_dict={name.removeprefix('backbone.'): weights[name] for name in names})
 
 
 def load_weights(model: torch.nn.Module, path: str | Path, skip_prefix: str | None = None) -> dict:

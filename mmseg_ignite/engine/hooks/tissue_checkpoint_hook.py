@@ -119,7 +119,7 @@ class TissueCheckpointHook(CheckpointHook):
         if not metrics:
             runner.logger.warning('The validation gives no score, so no best checkpoint is saved.')
         elif is_training(runner):
-            check_finite(runner)
+            check_finite(runner, self._position(runner))
             self._save_best_checkpoint(runner, metrics)
 
     def after_val(self, runner: Runner) -> None:
@@ -154,7 +154,7 @@ class TissueCheckpointHook(CheckpointHook):
 
     def _save(self, runner: Runner, position: int) -> None:
         """Write the checkpoint of this position, then the pointer, then remove older ones."""
-        check_finite(runner)
+        check_finite(runner, position)
         path = Path(self.out_dir) / self.filename_tmpl.format(position)
         self.last_ckpt = str(path)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -227,14 +227,14 @@ class TissueCheckpointHook(CheckpointHook):
         return runner.epoch if self.by_epoch else runner.iter
 
 
-def check_finite(runner: Runner) -> None:
+def check_finite(runner: Runner, position: int) -> None:
     """Raise IgniteError if a weight of the model is NaN or infinite."""
     tensors = {name: value for name, value in unwrapped(runner).state_dict().items() if value.is_floating_point()}
     finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()  # one wait for the device
     if not all(finite):
         name = next(name for name, good in zip(tensors, finite) if not good)
         raise IgniteError(
-            f'the weights are not finite at iteration {runner.iter + 1}, e.g. {name}, and were not saved: lower the '
+            f'the weights are not finite at iteration {position}, e.g. {name}, and were not saved: lower the '
             'learning rate or clip gradients (optim_wrapper.clip_grad.max_norm=1), and continue from the last checkpoint '
             'with --resume.'
         )
