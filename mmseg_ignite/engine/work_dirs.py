@@ -76,8 +76,8 @@ def resumable_checkpoint(work_dir: str | Path) -> Path | None:
                 print_log(f'{str(error).rstrip(".")}. It is kept as {path.name}.damaged.', 'current', logging.WARNING)
     if damaged:
         raise IgniteError(
-            f'{work_dir} has no checkpoint that can be resumed from, although {len(damaged)} were found: {reason}. Start again '
-            'with --overwrite.'
+            f'{work_dir} has no checkpoint that can be resumed from, although {len(damaged)} were found: {reason}. Start '
+            'again with --overwrite.'
         )
     return None
 
