@@ -1,13 +1,11 @@
 """The work dir of a run: its files, and the checkpoint to resume from. A work dir can be moved, copied and renamed."""
 
 import contextlib
-import logging
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-
-from mmengine.logging import print_log
 
 from ..errors import IgniteError
 from ..files import check_outputs, check_writable, is_ours, writing
@@ -73,7 +71,7 @@ def resumable_checkpoint(work_dir: str | Path) -> Path | None:
             if is_main_process():
                 with writing(path), contextlib.suppress(FileNotFoundError):
                     path.replace(path.with_name(f'{path.name}.damaged'))
-                print_log(f'{str(error).rstrip(".")}. It is kept as {path.name}.damaged.', 'current', logging.WARNING)
+                warnings.warn(f'{str(error).rstrip(".")}. It is kept as {path.name}.damaged.')
     if damaged:
         raise IgniteError(
             f'{work_dir} has no checkpoint that can be resumed from, although {len(damaged)} were found: {reason}. Start '

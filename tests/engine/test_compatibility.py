@@ -1,10 +1,12 @@
 """Private attributes of mmengine are used in one file only and exist in the installed version."""
 
+import os
 import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop
@@ -45,8 +47,15 @@ def test_installed_mmengine_has_these_attributes(tmp_path):
 
 
 def test_death_of_a_worker_does_not_interrupt_an_iteration():
-    before = signal.getsignal(signal.SIGCHLD)
-    with compatibility.late_worker_errors():
-        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
-    handler = signal.getsignal(signal.SIGCHLD)
-    assert handler is not signal.SIG_DFL and (handler is before or before is signal.SIG_DFL)
+    def died(*_):
+        raise RuntimeError('a worker died')
+
+    before = signal.signal(signal.SIGCHLD, died)
+    steps = []
+    try:
+        with pytest.raises(RuntimeError, match='a worker died'), compatibility.late_worker_errors():
+            os.kill(os.getpid(), signal.SIGCHLD)
+            steps.append('complete')
+        assert steps == ['complete'] and signal.getsignal(signal.SIGCHLD) is died
+    finally:
+        signal.signal(signal.SIGCHLD, before)
