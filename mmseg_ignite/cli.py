@@ -1,5 +1,6 @@
 """The common entry point of the command-line tools, which turns errors into one sentence instead of a traceback."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ def run(main: Callable[[], None]) -> None:
         if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors='backslashreplace')
     quiet_warnings()
+    logging.raiseExceptions = False  # a log file on a full disk must not print a traceback for each message
     for name in ('SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)

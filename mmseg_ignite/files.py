@@ -6,6 +6,7 @@ if it has the name of one of our results, and is not replaced.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from .errors import IgniteError
 from .version import __version__
 
 WRITTEN_BY = f'mmseg_ignite {__version__}'
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
 """Last line of a signed file by type; PNG files have a chunk."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
@@ -35,6 +37,20 @@ def writing(path: str | os.PathLike, remedy: str = 'choose another folder') -> I
         yield
     except OSError as error:
         raise IgniteError(f'{printable(path)} cannot be written ({error.strerror or error}): {remedy}.') from error
+
+
+@contextlib.contextmanager
+def full_disk_errors(folder: str | os.PathLike) -> Iterator[None]:
+    """Turn the OSError of a full or read-only disk or a quota into an IgniteError; logs of mmengine raise it anywhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise IgniteError(
+            f'{printable(error.filename or folder)} cannot be written ({error.strerror}): free some space or correct the '
+            'permissions; a training continues from its last checkpoint with --resume.'
+        ) from error
 
 
 def _permitted(mode: int) -> int:

@@ -14,6 +14,7 @@ from ..engine.distributed import is_main_process, prepare_launch, process_errors
 from ..engine.loader_errors import TIMEOUT, loader_errors
 from ..engine.runner import TissueRunner
 from ..errors import IgniteError
+from ..files import full_disk_errors
 from ..packaged import PREFIX, config_path, did_you_mean, packaged_configs
 from .checks import LOADERS, check_config, config_name, our_datasets
 from .dotted import find
@@ -160,13 +161,13 @@ def building(cfg: Config) -> Iterator[None]:
 
 @contextmanager
 def running(cfg: Config) -> Iterator[None]:
-    """Convert the errors of loader workers and of other processes of a distributed run into a sentence.
+    """Convert the errors of loader workers, of other processes and of a full disk into a sentence.
 
     Args:
         cfg: config of a runner that :func:`build_runner` returned.
 
     Raises:
-        IgniteError: see :func:`.loader_errors` and :func:`.process_errors`.
+        IgniteError: see :func:`.loader_errors`, :func:`.process_errors` and :func:`.full_disk_errors`.
     """
-    with process_errors(cfg), loader_errors():
+    with full_disk_errors(cfg.work_dir), process_errors(cfg), loader_errors():
         yield

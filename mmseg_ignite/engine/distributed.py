@@ -6,13 +6,14 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
 from mmengine.config import Config
 
 from ..errors import IgniteError
+from .compatibility import process_store
 
 TIMEOUT = 600
 """Default of ``env_cfg.dist_cfg.timeout`` in seconds: how long a process waits for the others before the run ends."""
@@ -101,18 +102,26 @@ def _sentence(error: Exception, timeout: float) -> str | None:
     return None
 
 
-def _is_first_report(patience: float = 2.0) -> bool:
-    """Return whether no other process of the group has reported an error; True if that is unknown after ``patience`` s."""
-    numbers: list[int] = []
+def _is_first_report() -> bool:
+    """Return whether no other process of the group has reported an error; True if that is unknown."""
+    return ask_store(lambda store: store.add('mmseg_ignite reports', 1)) in (None, 1)
 
-    def ask() -> None:  # in a thread: the process that keeps the store may hang
+
+def ask_store(question: Callable[[torch.distributed.Store], object], patience: float = 2.0) -> object:
+    """Return the answer of the store that the processes share; None without one after ``patience`` seconds.
+
+    It is asked in a thread, since the process that keeps the store may hang or have ended.
+    """
+    answers: list[object] = []
+
+    def ask() -> None:
         with contextlib.suppress(Exception):
-            numbers.append(torch.distributed.distributed_c10d._get_default_store().add('mmseg_ignite reports', 1))
+            answers.append(question(process_store()))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(patience)
-    return numbers in ([], [1])
+    return answers[0] if answers else None
 
 
 def _end_group() -> None:

@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from mmengine.dist import get_world_size
+import torch
+from mmengine.dist import get_rank, get_world_size
 
 from . import compatibility
+from .distributed import ask_store
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 """Ctrl-C, a scheduler's or a system's request to end, a closed terminal, Slurm's early warning (--signal=USR1@120)."""
@@ -73,18 +75,19 @@ class StopRequest:
         Args:
             multiple: stop after a multiple of this number of iterations, of which each updates the weights.
         """
-        chosen = self._agreed(-(-(iteration + _MARGIN) // multiple) * multiple)
+        if get_world_size() == 1:
+            return self.signal is not None
+        chosen = self._agreed(compatibility.process_store(), -(-(iteration + _MARGIN) // multiple) * multiple)
         return chosen is not None and iteration >= chosen
 
     def received(self) -> bool:
-        """Return whether this or another process of the run was asked to stop."""
-        return self._agreed(0) is not None
+        """Return whether this or another process of the run was asked to stop, if that is known within two seconds."""
+        if get_world_size() > 1:
+            ask_store(lambda store: self._agreed(store, 0))
+        return self.signal is not None
 
-    def _agreed(self, proposal: int) -> int | None:
+    def _agreed(self, store: torch.distributed.Store, proposal: int) -> int | None:
         """Return the iteration at which all processes stop, proposed by the first that got a signal; None without one."""
-        if get_world_size() == 1:
-            return None if self.signal is None else 0
-        store = compatibility.process_store()
         if self.signal is not None:
             store.compare_set(self._key, '', f'{proposal} {self.signal}')
         if not store.check([self._key]):
@@ -94,15 +97,13 @@ class StopRequest:
         return chosen
 
     def leave(self) -> None:
-        """Wait until all processes are about to end, at most 10 s: the first one often holds the store they share."""
+        """Say that this process ends; the first process, which often keeps the store, waits up to 10 s for the others."""
         if get_world_size() == 1:
             return
-        with contextlib.suppress(RuntimeError):  # the store has gone
-            store, end = compatibility.process_store(), time.monotonic() + _FAREWELL
-            gone = store.add(f'{self._key}/left', 1)
-            while gone < get_world_size() and time.monotonic() < end:
-                time.sleep(0.05)
-                gone = store.add(f'{self._key}/left', 0)
+        end, gone = time.monotonic() + _FAREWELL, ask_store(lambda store: store.add(f'{self._key}/left', 1))
+        while get_rank() == 0 and gone is not None and gone < get_world_size() and time.monotonic() < end:
+            time.sleep(0.05)
+            gone = ask_store(lambda store: store.add(f'{self._key}/left', 0))
 
 
 stop_request = StopRequest()

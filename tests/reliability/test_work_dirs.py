@@ -149,6 +149,17 @@ def _failing_write(fail):
     return write
 
 
+def test_full_disk_of_the_log_is_one_sentence_too(prepared, tmp_path, monkeypatch):
+    """mmengine appends each logged number to a file."""
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / 'scalars.json'))
+
+    monkeypatch.setattr('mmengine.visualization.vis_backend.LocalVisBackend.add_scalars', fail)
+    with pytest.raises(IgniteError, match='scalars.json cannot be written .No space left.*--resume'):
+        train(config(prepared, tmp_path / 'run'))
+
+
 def test_quota_ends_a_training_with_one_sentence(prepared, tmp_path):
     """A limit on file sizes that the kernel enforces, as a quota does, in the tool itself."""
     arguments = [
