@@ -62,6 +62,8 @@ def checked(checkpoint: object, path: str | Path) -> dict:
         found = _harmless(checkpoint, 0, [0])
     except ValueError as error:
         fault = str(error)
+    if wrong := [key for key in found if not isinstance(key, str)]:
+        fault = fault or f'a part with the name {str(wrong[0])[:60]}'
     weights = found.get('state_dict', found if not fault and 'meta' not in found else {})
     if not isinstance(weights, dict):
         fault = fault or f'a state_dict that is a {type(weights).__name__}'

@@ -44,8 +44,9 @@ class DType:
         self.torch = _DTYPES[name]
 
     def __setstate__(self, state: object) -> None:
-        """Check what pickle adds: (version, byte order, then no fields and no shape)."""
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ('<', '|', '=') or any(state[2:5]):
+        """Check what pickle adds: (version, byte order, no structure, no fields, no shape, size, alignment, flags)."""
+        valid = isinstance(state, tuple) and len(state) == 8 and state[1] in ('<', '|', '=')
+        if not valid or state[2:] != (None, None, None, -1, -1, 0):
             _refuse('a numpy dtype with fields or another byte order')
 
     def tensor(self, data: object, shape: tuple[int, ...]) -> torch.Tensor:
