@@ -76,7 +76,8 @@ def _view(content: torch.Tensor, dtype: torch.dtype, offset: object, size: objec
     if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
         raise ForeignContent('a tensor whose shape is not valid')
     length = content.numel() // dtype.itemsize
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1 if all(size) else offset
+    offset = offset if all(size) else 0  # an empty part of an empty tensor may begin anywhere
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1 if all(size) else 0
     if last > length or math.prod(size) > length:
         raise ForeignContent(f'a tensor of shape {tuple(size)} that is larger than its data')
     return torch.empty(0, dtype=dtype).set_(content.untyped_storage(), offset, size, stride)
