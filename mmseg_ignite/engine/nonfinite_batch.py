@@ -24,6 +24,7 @@ from ..errors import IgniteError
 from ..files import atomic_file, check_outputs, write_result
 from ..labels import NUM_CLASSES
 from ..untrusted import read_json
+from .checkpoints.opening import read_tensors
 
 FORMAT = 1
 _MAX_CROP = 1 << 26
@@ -167,12 +168,8 @@ def read_batch(path: str | Path) -> tuple[dict, dict]:
     if not isinstance(step, dict) or step.get('format') != FORMAT or not _is_step(step):
         raise IgniteError(f'{path} does not describe a batch of format {FORMAT}; {expected}: check the path.')
     file = path.with_suffix('.pth')
-    try:
-        tensors = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise IgniteError(f'{file} cannot be read ({reason}): copy it from the work dir of the training.') from error
-    if not isinstance(tensors, dict) or not _are_tensors(tensors):
+    tensors = read_tensors(file)
+    if not _are_tensors(tensors):
         raise IgniteError(f'{file} does not hold the tensors of a batch: copy it from the work dir of the training.')
     return step, tensors
 

@@ -1,6 +1,7 @@
 """The work dir of a run: its files, and the checkpoint to resume from. A work dir can be moved, copied and renamed."""
 
 import contextlib
+import os
 import re
 import shutil
 import warnings
@@ -87,12 +88,12 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         IgniteError: there is no such file, or no checkpoint in the work dir.
     """
     path = local_file(checkpoint)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, also for a name that is too long
         latest = latest_checkpoint(path)
         if latest is None:
             raise IgniteError(f'{path} contains no checkpoint (iter_*.pth); the work dir of a training was expected.')
         return latest
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
     return path
 

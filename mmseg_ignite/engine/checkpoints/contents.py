@@ -16,6 +16,7 @@ CHECKSUM = 'checksum'
 """Key of a checkpoint that has the checksum of all other keys."""
 _MAX_DEPTH, _MAX_VALUES = 40, 5_000_000
 _SCALARS = (str, int, float, bool, bytes, type(None), complex, torch.device, torch.dtype, torch.Size)
+_BYTES_OF_VALUE = 4096
 
 
 def plain(value: object) -> object:
@@ -43,15 +44,15 @@ def plain(value: object) -> object:
 
 
 def checked(checkpoint: object, path: str | Path) -> dict:
-    """Return what was read from a file as a dictionary whose whole content is known to be harmless.
+    """Return what :func:`.file_formats.read_checkpoint` read as a dictionary whose whole content is known to be harmless.
 
     Arrays of NumPy become tensors; the weights become a plain dictionary.
 
     Raises:
-        IgniteError: it is not a dictionary, has objects of other kinds, tensors that are not plain arrays in memory or larger
-            than their data, is nested too deeply, or its weights are not tensors by name.
+        IgniteError: it is not a dictionary, has objects of other kinds, is nested too deeply, or its weights are not tensors
+            by name.
     """
-    if not isinstance(checkpoint, Mapping):
+    if type(checkpoint) is not dict:
         raise IgniteError(
             f'{printable(path)} contains a {type(checkpoint).__name__}; a dictionary with a state_dict was expected: use a '
             'checkpoint.'
@@ -61,6 +62,8 @@ def checked(checkpoint: object, path: str | Path) -> dict:
         found = _harmless(checkpoint, 0, [0])
     except ValueError as error:
         fault = str(error)
+    if wrong := [key for key in found if not isinstance(key, str)]:
+        fault = fault or f'a part with the name {str(wrong[0])[:60]}'
     weights = found.get('state_dict', found if not fault and 'meta' not in found else {})
     if not isinstance(weights, dict):
         fault = fault or f'a state_dict that is a {type(weights).__name__}'
@@ -80,37 +83,29 @@ def checked(checkpoint: object, path: str | Path) -> dict:
 
 
 def _harmless(value: object, depth: int, count: list[int]) -> object:
-    """Return the value with arrays as tensors; raise ValueError with what else it has."""
-    count[0] += 1
-    if depth > _MAX_DEPTH or count[0] > _MAX_VALUES:
-        raise ValueError('containers that are nested too deeply')
-    if isinstance(value, torch.Tensor):
-        return _check_tensor(value)
+    """Return the value with arrays as tensors; raise ValueError with what else it has.
+
+    A file can refer to one value many times, so the values are counted as often as they occur, large ones more than once.
+    """
     if isinstance(value, Array):
         if value.tensor is None:
             raise ValueError('an array without content')
-        return value.tensor
-    if type(value) in _SCALARS:
+        value = value.tensor
+    size = value.nbytes if isinstance(value, torch.Tensor) else len(value) if isinstance(value, (str, bytes)) else 0
+    count[0] += 1 + size // _BYTES_OF_VALUE
+    if depth > _MAX_DEPTH or count[0] > _MAX_VALUES:
+        raise ValueError('containers that are nested too deeply')
+    if type(value) is History and value.values is None:
+        raise ValueError('a log history without content')
+    if type(value) in (torch.Tensor, History, *_SCALARS):
         return value
-    if isinstance(value, History):
-        return value
-    if isinstance(value, dict):
-        if wrong := [key for key in value if type(key) not in (str, int, float, bool, type(None))]:
-            raise ValueError(f'a key that is a {type(wrong[0]).__name__}')
+    if type(value) is dict:
         return {key: _harmless(inner, depth + 1, count) for key, inner in value.items()}
-    if type(value) in (list, tuple, set):
+    if type(value) in (list, tuple):
         return type(value)(_harmless(inner, depth + 1, count) for inner in value)
+    if type(value) is set:  # of text and numbers
+        return value
     raise ValueError(f'an object of the kind {type(value).__name__}')
-
-
-def _check_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        raise ValueError(f'a tensor of the kind {type(tensor).__name__}')
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != 'cpu':
-        raise ValueError('a tensor that is not a plain array in memory')
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f'a tensor of shape {tuple(tensor.shape)} that is larger than its data')
-    return tensor.detach()
 
 
 def checksum(checkpoint: Mapping) -> str:
@@ -123,7 +118,7 @@ def checksum(checkpoint: Mapping) -> str:
 def _feed(digest: object, value: object) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f'tensor {value.dtype} {tuple(value.shape)};'.encode())
-        flat = value.detach().contiguous().reshape(-1)
+        flat = value.detach().contiguous().as_strided((value.numel(),), (1,))  # one value may have any stride
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b'')
     elif isinstance(value, Mapping):
         digest.update(f'dict {len(value)};'.encode())

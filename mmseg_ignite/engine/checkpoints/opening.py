@@ -1,9 +1,8 @@
 """Opening checkpoint files and loading them into models. Code in a file is never run."""
 
 import contextlib
-import pickle
+import os
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from ...errors import IgniteError
 from ...files import printable
 from ..compatibility import checkpoint_loaders
 from .contents import CHECKSUM, checked, checksum
-from .mmengine_objects import STAND_INS
+from .file_formats import read_checkpoint
+from .mmengine_objects import ForeignContent
 from .remote import local_file
-
-_ZIP = b'PK\x03\x04'
 
 
 class DamagedCheckpoint(IgniteError):
@@ -28,27 +26,34 @@ def open_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint into the CPU's memory; a hostile file can neither run code nor fill the memory.
 
     Tensors and plain containers are accepted, and the log history and NumPy numbers that mmengine's own runner stores. A
-    checkpoint of this package has a checksum of its whole content, which is compared; others have the checksums of the zip
-    format. Tensors are stored uncompressed, so a file cannot grow in memory.
+    checkpoint of this package has a checksum of its whole content, which is compared; the zip format also has one of each
+    part. Tensors are stored uncompressed, so a file cannot grow in memory.
 
     Raises:
         DamagedCheckpoint: the file is truncated, changed, not a checkpoint, or contains other objects.
         IgniteError: the file is missing, or weights are NaN or infinite.
     """
+    checkpoint = read_tensors(path)
+    _check_finite(checkpoint.get('state_dict', checkpoint), Path(path))
+    return checkpoint
+
+
+def read_tensors(path: str | Path) -> dict:
+    """Read a dictionary of tensors and plain containers like :func:`open_checkpoint`; values need not be finite.
+
+    Raises:
+        DamagedCheckpoint: see :func:`open_checkpoint`.
+        IgniteError: the file is missing.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also False for a name that is too long
         raise IgniteError(f'{printable(path)} is not a file; a checkpoint (.pth) was expected: check the path.')
     try:
-        is_zip = _check_zip(path)
-        checkpoint = _load(path)
-    except IgniteError:
-        raise
-    except pickle.UnpicklingError as error:
-        foreign = 'unsupported' in str(error).lower() or 'can only' in str(error).lower()
-        reason = 'contains objects other than weights' if foreign else 'is not a PyTorch checkpoint'
+        checkpoint = read_checkpoint(path)
+    except ForeignContent as error:
         raise DamagedCheckpoint(
-            f'{printable(path)} {reason} and was not opened; a checkpoint written by tools/train.py or mmseg was expected: '
-            'check where the file comes from.'
+            f'{printable(path)} contains objects other than weights ({error}) and was not opened; a checkpoint written by '
+            'tools/train.py or mmseg was expected: check where the file comes from.'
         ) from error
     except Exception as error:  # a damaged file may raise anything: struct.error, EOFError, KeyError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
@@ -59,58 +64,11 @@ def open_checkpoint(path: str | Path) -> dict:
         checkpoint = checked(checkpoint, path)
     except IgniteError as error:
         raise DamagedCheckpoint(str(error)) from error
-    _check_unchanged(checkpoint, path, is_zip)
-    _check_finite(checkpoint.get('state_dict', checkpoint), path)
-    return checkpoint
-
-
-def _load(path: Path) -> object:
-    """Unpickle with torch's restricted unpickler, which knows tensors and the stand-ins only."""
-    known = torch.serialization.get_safe_globals()
-    try:
-        torch.serialization.clear_safe_globals()  # others may have allowed NumPy's own functions
-        with torch.serialization.safe_globals(STAND_INS):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(known)
-
-
-def _check_zip(path: Path) -> bool:
-    """Return whether a file is a zip archive; raise DamagedCheckpoint if its entries are not what torch writes."""
-    with open(path, 'rb') as stream:
-        if stream.read(4) != _ZIP:
-            return False
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        size = path.stat().st_size
-        names = {entry.filename for entry in entries}
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or len(names) != len(entries) or sum(entry.file_size for entry in entries) > size:
-            raise DamagedCheckpoint(
-                f'{printable(path)} has compressed or overlapping parts, which torch.save never writes; a checkpoint was '
-                'expected: check where the file comes from.'
-            )
-    return True
-
-
-def _check_unchanged(checkpoint: dict, path: Path, is_zip: bool) -> None:
-    """Raise DamagedCheckpoint if the content does not have its checksum."""
-    stated = checkpoint.get(CHECKSUM)
-    if stated is not None:
-        damaged = stated != checksum(checkpoint)
-    else:
-        damaged = False
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                try:
-                    damaged = archive.testzip() is not None
-                except (OSError, zipfile.BadZipFile, RuntimeError):
-                    damaged = True
-    if damaged:
+    if CHECKSUM in checkpoint and checkpoint[CHECKSUM] != checksum(checkpoint):
         raise DamagedCheckpoint(
             f'{printable(path)} does not have the checksum it was written with, so it was damaged or changed: use another.'
         )
+    return checkpoint
 
 
 def _check_finite(weights: object, path: Path) -> None:
