@@ -139,14 +139,16 @@ def score(samples: int, compares: bool = True, reports: int = 5) -> Callable[[Pa
     return use
 
 
-_calls_of_read_log = itertools.count()
+def read_log() -> Callable[[Path, Path], None]:
+    """Return a function that reads the log, and every few times writes a report, whose curves show it."""
+    calls = itertools.count()
 
+    def use(work: Path, out: Path) -> None:
+        read_scalars(work)
+        if next(calls) % 4 == 0:
+            rescore(work, out, samples=0, report='en')
 
-def read_log(work: Path, out: Path) -> None:
-    """Read the log, and every few times write a report, whose curves show it."""
-    read_scalars(work)
-    if next(_calls_of_read_log) % 4 == 0:
-        rescore(work, out, samples=0, report='en')
+    return use
 
 
 def read_fold(work: Path, out: Path) -> None:
@@ -264,7 +266,7 @@ KINDS = {
     ),
     'fold.json': _kind(20, 0.1, run_file, 'fold.json', as_json, read_fold),
     'groupings': _kind(40, 0.1, run_file, 'groupings.json', as_json, regroup),
-    'scalars.json': _kind(15, 0.0, run_file, 'now/vis_data/scalars.json', a_line, read_log),
+    'scalars.json': _kind(15, 0.0, run_file, 'now/vis_data/scalars.json', a_line, read_log()),
     'label images': _kind(25, 0.5, labels),
     'checkpoint': _kind(30, 0.5, checkpoint, False, False),
     'checkpoint, content': _kind(30, 0.1, checkpoint, False, True),
