@@ -41,11 +41,11 @@ TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 ENDS = {
     'plain': [
         ('before_train_iter', 2, None),
-        ('before_train_iter', 4, None),
         ('before_val_iter', 2, INT),
         ('before_val_iter', 3, None),
-        ('after_train_iter', 2, None),
-        ('before_train_iter', 2, TERM),
+        ('before_train_iter', 2, None),
+        ('after_train_iter', 1, None),
+        ('before_train_iter', 1, TERM),
         ('after_val_epoch', 1, None),
         ('after_val', 1, None),
     ],
