@@ -4,7 +4,11 @@ Each run trains a tiny network on synthetic tissue and is killed by SIGKILL, res
 After each kill a valid checkpoint must be there, no older than the latest that was complete; the checkpoints of the finished
 run must equal those of an uninterrupted run bit by bit.
 
+With --fuzz, randomly damaged inputs of all kinds are read in place of killing trainings; each must be accepted, or refused
+with one sentence.
+
     python benchmarks/reliability.py --random 100 --aimed 50
+    python benchmarks/reliability.py --fuzz 2000
 """
 
 import argparse
@@ -23,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ['CUDA_VISIBLE_DEVICES'] = ''  # processes are forked, which CUDA does not survive
 
 import torch
 from mmengine.utils.dl_utils import collect_env
@@ -35,7 +40,8 @@ from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'segformer' / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
-ITERATIONS = 7
+FAILURES = Path(__file__).parents[1] / 'work_dirs' / 'fuzz_failures'
+ITERATIONS = 6
 CLOCKS = ('time', 'data_time', 'memory', 'training_seconds')
 
 
@@ -217,9 +223,21 @@ def main() -> int:
     parser.add_argument('--random', type=int, default=100, help='kills at random times')
     parser.add_argument('--aimed', type=int, default=50, help='kills before a file operation in the work dir')
     parser.add_argument('--per-run', type=int, default=5, help='kills of one run before it may end')
+    parser.add_argument('--fuzz', type=int, metavar='N', help='read N damaged inputs of all kinds; kill no training')
+    parser.add_argument(
+        '--failures', type=Path, default=FAILURES, help='folder for inputs that are neither read nor refused'
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     prepare_process()
+    if args.fuzz is not None:
+        from fuzzing import fuzz  # imports the tests
+
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix='reliability') as name:
+            fine = fuzz(args.fuzz, args.seed, Path(name), args.failures)
+        print(f'{(time.monotonic() - began) / 60:.1f} min')
+        return int(not fine)
     rng = random.Random(args.seed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='reliability') as name:
@@ -227,6 +245,8 @@ def main() -> int:
         with open(os.devnull, 'w') as null, redirect_stdout(null), redirect_stderr(null):
             write_synthetic_release(root / 'release', rois=8, patients=4, size=(64, 72), seed=5)
             prepare(root / 'release', root / 'data')
+            train(config(root / 'data', root / 'warm'))  # so that each forked process need not import and compile anew
+        gc.freeze()
         (root / 'whole').mkdir()
         clock = time.monotonic()
         os.waitpid(start(root / 'data', root / 'whole' / 'work', None, root / 'whole' / 'log'), 0)

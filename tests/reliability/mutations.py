@@ -1,8 +1,10 @@
-"""Damage JSON and bytes at random, as a disk, an editor or an attacker would; all mutations follow from the generator."""
+"""Damage JSON, checkpoints and bytes at random, as a disk, an editor or an attacker would; the generator decides all."""
 
 import copy
 import json
 import random
+
+import torch
 
 _DEEP = 'replaced by a deeply nested list'
 DEEP_TEXT = '[' * 20_000 + ']' * 20_000
@@ -51,6 +53,42 @@ def mutated_json(content: object, rng: random.Random) -> bytes:
     if twice is not None:
         text = text.replace(json.dumps(f'{twice[0]} twice'), json.dumps(twice[0]))
     return text.encode()
+
+
+CONTENTS = (
+    *(value for value in VALUES if value is not _DEEP), b'bytes', (1, 2), {1, 2}, 1j, torch.float16, torch.Size([2]),
+    torch.zeros(0), torch.tensor(2), torch.full((8, 4), float('nan')), torch.ones(3, dtype=torch.bool),
+    torch.ones(8, 4, dtype=torch.complex64), torch.ones(1).expand(1000, 1000), torch.arange(32.0)[::2], torch.ones(8, 4).T,
+)  # fmt: skip
+"""What replaces a value in a checkpoint, besides containers in containers."""
+
+
+def mutated_content(content: dict, rng: random.Random) -> dict:
+    """Return the content of a checkpoint with one mutation; ``content`` is unchanged.
+
+    A value is replaced by one of :data:`CONTENTS` or by lists in lists, a key or list item is deleted, gets another name, or
+    is swapped with another value of the same dictionary or list.
+
+    Args:
+        content: nested dictionaries and lists with values of any kind, e.g. tensors.
+        rng: decides what is changed and how.
+    """
+    content = copy.deepcopy(content)
+    parent, key = rng.choice(_places(content))
+    kind = rng.choice(('replace', 'replace', 'replace', 'nest', 'delete', 'rename', 'swap'))
+    if kind == 'replace' or (kind == 'rename' and isinstance(parent, list)):
+        parent[key] = rng.choice(CONTENTS)
+    elif kind == 'nest':
+        for _ in range(rng.choice((30, 200))):
+            parent[key] = [parent[key]]
+    elif kind == 'rename':
+        parent[rng.choice((None, 7, 0.5, (1, 2), '', 'x' * 5000, '../evil', 'a\0b'))] = parent.pop(key)
+    elif kind == 'delete':
+        del parent[key]
+    else:
+        other = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+        parent[key], parent[other] = parent[other], parent[key]
+    return content
 
 
 def _places(content: object) -> list[tuple[dict | list, object]]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -36,69 +37,53 @@ SETTINGS = {
     'float16': {'optim_wrapper.type': 'HalfOptimWrapper', 'optim_wrapper.dtype': 'float16'},
 }
 """float16 scales the loss; 'plain' has dropout and drop path, which need the state of torch's generator."""
-MOMENTS = [
-    ('before_train_iter', 2),
-    ('before_train_iter', 5),
-    ('after_train_iter', 4),
-    ('before_val_iter', 2),
-    ('after_val_epoch', 1),
-    ('after_val', 2),
-]
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(prepared, tmp_path_factory):
-    """Work dirs of uninterrupted runs by setting."""
-    done = {}
-
-    def run(name):
-        if name not in done:
-            done[name] = tmp_path_factory.mktemp('uninterrupted') / 'run'
-            train(config(prepared, done[name], SETTINGS[name]))
-        return done[name]
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ('name', 'moment'),
-    [('plain', moment) for moment in MOMENTS]
-    + [('averaged, accumulated', MOMENTS[n]) for n in (1, 3)]
-    + [('bfloat16, two workers', MOMENTS[2]), ('float16', MOMENTS[4])],
-    ids=str,
-)
-def test_killed_run_equals_the_uninterrupted_one(prepared, uninterrupted, tmp_path, name, moment):
-    """Weights, optimizer, schedules, averages, loss scale, scores, losses, and the checkpoints that are kept."""
-    work_dir = tmp_path / 'run'
-    with pytest.raises(Killed):
-        train(config(prepared, work_dir, SETTINGS[name], dict(type='EndHook', moment=moment[0], call=moment[1])))
-    assert bool(latest_checkpoint(work_dir)) == (moment != MOMENTS[0])
-    train(config(prepared, work_dir, SETTINGS[name]), resume=True)
-    assert_same_run(work_dir, uninterrupted(name))
-
-
-@pytest.mark.parametrize(
-    ('name', 'moment', 'number', 'saved'),
-    [
-        ('plain', ('before_train_iter', 5), signal.SIGTERM, 5),
-        ('plain', ('before_val_iter', 2), signal.SIGINT, 3),
-        ('averaged, accumulated', ('before_train_iter', 3), signal.SIGUSR1, 3),
-        ('averaged, accumulated', ('before_val_iter', 3), signal.SIGTERM, 3),
+TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+ENDS = {
+    'plain': [
+        ('before_train_iter', 2, None),
+        ('before_val_iter', 2, INT),
+        ('before_val_iter', 3, None),
+        ('before_train_iter', 2, None),
+        ('after_train_iter', 1, None),
+        ('before_train_iter', 1, TERM),
+        ('after_val_epoch', 1, None),
+        ('after_val', 1, None),
     ],
-    ids=str,
-)
-def test_signal_saves_the_run(prepared, uninterrupted, tmp_path, capsys, name, moment, number, saved):
-    """The current iteration is completed; gradients in accumulation are saved; a validation is made up later."""
-    work_dir, before = tmp_path / 'run', signal.getsignal(number)
-    hook = dict(type='EndHook', moment=moment[0], call=moment[1], number=number)
-    with pytest.raises(TrainingStopped) as stopped:
-        train(config(prepared, work_dir, SETTINGS[name], hook))
-    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
-    assert latest_checkpoint(work_dir).name == f'iter_{saved}.pth'
-    message = f'stopped by {number.name} after {saved} iterations: saved iter_{saved}.pth; continue with --resume.'
-    assert message in ''.join(capsys.readouterr())
+    'averaged, accumulated': [
+        ('before_train_iter', 3, USR1),
+        ('before_val_iter', 2, None),
+        ('before_train_iter', 2, None),
+        ('before_val_iter', 3, TERM),
+    ],
+    'bfloat16, two workers': [('after_train_iter', 4, None)],
+    'float16': [('after_val_epoch', 1, None)],
+}
+"""How each process of one run ends: the n-th call of a method of a hook, by an exception like a kill or by a signal."""
+
+
+@pytest.mark.parametrize('name', ENDS)
+def test_run_that_is_ended_again_and_again_equals_the_uninterrupted_one(prepared, tmp_path, capsys, name):
+    """Weights, optimizer, schedules, averages, loss scale, scores, losses, and the checkpoints that are kept.
+
+    At a signal, the current iteration is completed; gradients in accumulation are saved; a validation is made up later.
+    """
+    train(config(prepared, tmp_path / 'whole', SETTINGS[name]))
+    work_dir = tmp_path / 'run'
+    for moment, call, number in ENDS[name]:
+        before, hook = signal.getsignal(number or TERM), dict(type='EndHook', moment=moment, call=call, number=number)
+        with pytest.raises(TrainingStopped if number else Killed) as ended:
+            train(config(prepared, work_dir, SETTINGS[name], hook), resume=True)
+        assert signal.getsignal(number or TERM) == before
+        output, latest = ''.join(capsys.readouterr()), latest_checkpoint(work_dir)
+        assert bool(latest) == ((moment, call) != ('before_train_iter', 2) or 'resumed from' in output)
+        if not latest:
+            time.sleep(1)  # the folder of a run's logs is named after the second
+        if number:
+            saved = latest.stem.removeprefix('iter_')
+            message = f'stopped by {number.name} after {saved} iterations: saved {latest.name}; continue with --resume.'
+            assert ended.value.code == 128 + number and message in output
     train(config(prepared, work_dir, SETTINGS[name]), resume=True)
-    assert_same_run(work_dir, uninterrupted(name))
+    assert_same_run(work_dir, tmp_path / 'whole')
 
 
 def test_signal_before_the_first_iteration_saves_nothing(prepared, tmp_path, capsys):

@@ -19,6 +19,9 @@ from yapf.yapflib import yapf_api
 
 from mmseg_ignite.apis import train
 
+SETTINGS = {'launcher': 'pytorch', 'train_cfg.max_iters': 4, 'randomness.diff_rank_seed': True}
+"""Equal seeds would give both processes the same dropout."""
+
 
 def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
     """Fork two processes that train one network; return their exit statuses."""
@@ -35,7 +38,7 @@ def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
         )
         try:
-            train(config(prepared, work_dir, {'launcher': 'pytorch'}, *hooks), resume=True)
+            train(config(prepared, work_dir, SETTINGS, *hooks), resume=True)
             status = 0
         except SystemExit as end:
             status = end.code
