@@ -24,6 +24,7 @@ from ..errors import IgniteError
 from ..files import atomic_file, check_outputs, write_result
 from ..labels import NUM_CLASSES
 from ..untrusted import read_json
+from .checkpoints.file_formats import read_checkpoint
 
 FORMAT = 1
 _MAX_CROP = 1 << 26
@@ -168,7 +169,7 @@ def read_batch(path: str | Path) -> tuple[dict, dict]:
         raise IgniteError(f'{path} does not describe a batch of format {FORMAT}; {expected}: check the path.')
     file = path.with_suffix('.pth')
     try:
-        tensors = torch.load(file, map_location='cpu', weights_only=True)
+        tensors = read_checkpoint(file)
     except Exception as error:  # a damaged file may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise IgniteError(f'{file} cannot be read ({reason}): copy it from the work dir of the training.') from error
