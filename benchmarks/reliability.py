@@ -137,10 +137,11 @@ def killed_run(data: Path, root: Path, expected: dict, outcome: Outcome, plan: l
     for moment in [*plan, None]:
         process = start(data, work_dir, moment if isinstance(moment, int) else None, log)
         if isinstance(moment, float):
-            highest = max(highest, watch(process, work_dir, moment))
-        status = os.waitpid(process, 0)[1] if not isinstance(moment, float) else 0
-        killed = moment is not None and (isinstance(moment, float) or os.WIFSIGNALED(status))
-        outcome.kills += killed
+            status, newest = watch(process, work_dir, moment)
+            highest = max(highest, newest)
+        else:
+            status = os.waitpid(process, 0)[1]
+        outcome.kills += os.WIFSIGNALED(status)
         if moment is None and status != 0:
             outcome.lost.append(f'run {outcome.runs} did not end: {log.read_text()[-300:]}')
             return
@@ -158,17 +159,17 @@ def killed_run(data: Path, root: Path, expected: dict, outcome: Outcome, plan: l
     shutil.rmtree(folder)
 
 
-def watch(process: int, work_dir: Path, seconds: float) -> int:
-    """Kill a process after some time; return the newest checkpoint that was complete before."""
+def watch(process: int, work_dir: Path, seconds: float) -> tuple[int, int]:
+    """Kill a process after some time; return its status and the newest checkpoint that was complete before."""
     end, newest = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         newest = max(newest, newest_complete(work_dir))
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return newest
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return status, newest
         time.sleep(0.002)
     os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return newest
+    return os.waitpid(process, 0)[1], newest
 
 
 def comparable(work_dir: Path) -> dict:

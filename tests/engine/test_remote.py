@@ -233,9 +233,10 @@ def test_every_loader_of_mmengine_is_replaced_and_restored():
 
 FORBIDDEN = {
     'load_url', 'load_state_dict_from_url', 'download_url_to_file', 'urlopen', 'urlretrieve', 'load_from_http',
-    'load_from_local', 'Unpickler', 'pickle.load', 'pickle.loads', 'torch.jit.load', 'hub.load', 'joblib', 'dill', 'shelve',
+    'load_from_local', 'Unpickler', 'pickle.load', 'pickle.loads', 'torch.load', 'torch.jit.load',
+    'hub.load', 'joblib', 'dill', 'shelve',
 }  # fmt: skip
-ALLOWED = {'torch.load': 'opening.py', 'torch.hub': 'remote.py'}
+ALLOWED = {'torch.hub': 'remote.py'}
 
 
 def test_checkpoints_are_downloaded_and_opened_in_one_place():

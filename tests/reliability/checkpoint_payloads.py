@@ -102,36 +102,62 @@ class Outcome(NamedTuple):
 
 def in_child(function, *args, seconds=20, memory=3 << 30):
     """Call a function in a forked process of limited time and memory, so that a crash ends only that process."""
+    return outcomes([(function, *args)], seconds, memory)[0]
+
+
+def outcomes(calls, seconds=20, memory=3 << 30):
+    """Return the outcome of each call (function, *args), one after the other in a forked process.
+
+    A crash is the outcome of its call, and the rest go on in another process.
+    """
     if 'fork' not in multiprocessing.get_all_start_methods():
         pytest.skip('processes cannot be forked here')
-    context = multiprocessing.get_context('fork')
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(sender, function, args, seconds, memory))
-    child.start()
-    sender.close()
-    try:
-        outcome = receiver.recv() if receiver.poll(seconds + 10) else None
-    except EOFError:
-        outcome = None
-    child.join(5)
-    if child.is_alive():
-        child.kill()
-        child.join()
-    return outcome or Outcome('crashed', f'exit code {child.exitcode}', 0.0, 0.0)
+    context, calls, found = multiprocessing.get_context('fork'), list(calls), []
+    while len(found) < len(calls):
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_run, args=(sender, calls[len(found) :], seconds, memory))
+        child.start()
+        sender.close()
+        crashed = False
+        while len(found) < len(calls) and not crashed:
+            try:
+                outcome = receiver.recv() if receiver.poll(seconds + 10) else None
+            except EOFError:
+                outcome = None
+            crashed = outcome is None
+            found += [] if crashed else [outcome]
+        child.join(5)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        if crashed:
+            found.append(Outcome('crashed', f'exit code {child.exitcode}', 0.0, 0.0))
+    return found
 
 
-def _run(sender, function, args, seconds, memory):
+def _run(sender, calls, seconds, memory):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
     with open('/proc/self/statm') as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    for function, *args in calls:
+        signal.alarm(seconds)
+        sender.send(_outcome(function, args))
+
+
+def _outcome(function, args):
+    Path('/proc/self/clear_refs').write_text('5')  # the peak of the memory starts again
+    before, start = _peak(), time.perf_counter()
     try:
         kind, text = 'returned', str(function(*args))[:500]
     except IgniteError as error:
         kind, text = 'refused', str(error)
     except BaseException as error:
         kind, text = 'raised', f'{type(error).__name__}: {error}'[:500]
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    sender.send(Outcome(kind, text, grown, time.perf_counter() - start))
+    return Outcome(kind, text, _peak() - before, time.perf_counter() - start)
+
+
+def _peak():
+    """Return the most memory that this process has used, MB."""
+    status = Path('/proc/self/status').read_text()
+    return int(status.partition('VmHWM:')[2].split()[0]) / 1024
