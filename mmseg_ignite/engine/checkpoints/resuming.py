@@ -27,6 +27,7 @@ from .settings import changed_settings, flat_settings
 _MAX_ITERATION = 10**9
 _PATHS = ('last_ckpt', 'keep_ckpt_ids')
 _SHOWN = 12
+_POSITIVE = ('lr', 'initial_lr', 'eps', 'weight_decay', 'momentum')
 
 
 @dataclass
@@ -67,6 +68,7 @@ def resume(runner: Runner, checkpoint: dict, path: str | Path) -> Resumed:
     schedules = _schedules(checkpoint, path, runner)
     state = checkpoint.get(STATE) if isinstance(checkpoint.get(STATE), dict) else {}
     history = _history(checkpoint, state, path)
+    information = _information(checkpoint, path)
     gradients = _gradients(state, path, runner)
     resumed = Resumed(path, iteration, validation_pending=state.get('validation_pending') is True)
 
@@ -80,7 +82,7 @@ def resume(runner: Runner, checkpoint: dict, path: str | Path) -> Resumed:
         parameter = unwrapped(runner).get_parameter(name)
         parameter.grad = gradient.to(parameter.device)
     compatibility.set_position(runner, iteration, epoch)
-    _resume_messages(runner, checkpoint, history)
+    _resume_messages(runner, information, history)
     _resume_stopping(runner, state)
     resumed.random_state = _random_state(state, resumed, runner)
     resumed.notes += _notes(runner, checkpoint, state)
@@ -150,7 +152,7 @@ def _optimizer(found: object, wrapper: object, path: Path, own: bool) -> dict:
     if not isinstance(groups, list) or not isinstance(states, dict) or len(groups) != len(expected):
         raise _refusal(path, 'its optimizer has other parameter groups')
     for group, known in zip(groups, expected):
-        _check_group(group, known, path)
+        _check_group(group, known, wrapper.optimizer.defaults, path)
     parameters = [parameter for group in expected for parameter in group['params']]
     numbers = [number for group in groups for number in group['params']]
     if numbers != list(range(len(parameters))) or not set(states) <= set(numbers):
@@ -172,12 +174,16 @@ def _optimizer(found: object, wrapper: object, path: Path, own: bool) -> dict:
     return found
 
 
-def _check_group(group: object, known: dict, path: Path) -> None:
+def _check_group(group: object, known: dict, defaults: dict, path: Path) -> None:
     params = group.get('params') if isinstance(group, dict) else None
     if not isinstance(params, list) or len(params) != len(known['params']):
         raise _refusal(path, 'a parameter group of its optimizer has another size')
+    for key, value in defaults.items():
+        if key not in group and value is not None and not isinstance(value, bool):  # flags are new in some versions
+            raise _refusal(path, f'a parameter group of its optimizer has no {key}')
     for key, value in group.items():
-        if key != 'params' and not _same_form(value, known.get(key)):
+        negative = key in _POSITIVE and _is_number(value) and value < 0
+        if key != 'params' and (negative or not _same_form(value, known.get(key))):
             raise _refusal(path, f'{str(key)[:40]} of its optimizer is {str(value)[:40]}')
 
 
@@ -191,7 +197,9 @@ def _check_parameter_state(state: object, parameter: torch.Tensor, path: Path) -
             valid = (number or value.shape == parameter.shape) and bool(torch.isfinite(value).all())
             valid = valid and value.is_floating_point()
         if valid and key == 'step':
-            valid = 0 <= float(value) < _MAX_ITERATION
+            valid = value is not None and 0 <= float(value) < _MAX_ITERATION
+        elif valid and str(key).endswith('_sq') and isinstance(value, torch.Tensor):  # mean squares
+            valid = not bool((value < 0).any())
         if not valid:
             what = tuple(value.shape) if isinstance(value, torch.Tensor) else str(value)[:40]
             raise _refusal(
@@ -214,10 +222,8 @@ def _is_number(value: object) -> bool:
 
 def _same_form(found: object, own: object) -> bool:
     """Return whether a setting has the type of this run's, with finite numbers and lists of the same length."""
-    if own is None or found is None or isinstance(own, bool) or isinstance(found, bool):
-        return (
-            found is None or isinstance(found, (bool, int, float)) and (isinstance(found, bool) or math.isfinite(found))
-        )
+    if own is None or isinstance(own, bool) or isinstance(found, bool):
+        return found is None or isinstance(found, bool) or isinstance(found, (int, float)) and math.isfinite(found)
     if isinstance(own, (list, tuple)):
         return isinstance(found, (list, tuple)) and len(found) == len(own) and all(map(_same_form, found, own))
     if isinstance(own, dict):
@@ -284,16 +290,25 @@ def _gradients(state: dict, path: Path, runner: Runner) -> dict[str, torch.Tenso
     return found
 
 
-def _resume_messages(runner: Runner, checkpoint: dict, history: dict[str, HistoryBuffer]) -> None:
-    """Take over the log history and the numbers that hooks keep; paths are not taken from a file."""
+def _information(checkpoint: dict, path: Path) -> dict:
+    """Return the numbers and texts that hooks keep; paths are not taken from a file."""
     hub = checkpoint.get('message_hub')
-    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    found = hub.get('runtime_info') if isinstance(hub, dict) else None
+    found = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    for key, value in found.items():
+        wrong = key.startswith('best_score') and not _is_number(value)
+        if wrong or key.startswith('best_ckpt') and not isinstance(value, (str, type(None))):
+            raise _refusal(path, f'its {key[:40]} is {str(value)[:40]}')
+    known = (bool, int, float, str, list, tuple)
+    return {key: value for key, value in found.items() if key not in _PATHS and isinstance(value, known)}
+
+
+def _resume_messages(runner: Runner, information: dict, history: dict[str, HistoryBuffer]) -> None:
     for name, buffer in history.items():
         runner.message_hub.log_scalars[name] = buffer
         compatibility.mark_resumed(runner.message_hub, name)
-    for key, value in info.items() if isinstance(info, dict) else ():
-        if key not in _PATHS and isinstance(value, (bool, int, float, str, list, tuple)):
-            runner.message_hub.update_info(str(key), value)
+    for key, value in information.items():
+        runner.message_hub.update_info(key, value)
 
 
 def _resume_stopping(runner: Runner, state: dict) -> None:
