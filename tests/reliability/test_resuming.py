@@ -100,8 +100,18 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('fault', FAULTS)
-def test_checkpoint_that_does_not_fit_is_refused(prepared, trained, tmp_path, fault):
+@pytest.fixture(scope='module')
+def runner(prepared, tmp_path_factory):
+    """A run that has not started."""
+    return build_runner(config(prepared, tmp_path_factory.mktemp('runner') / 'run'), training=True)
+
+
+AT_START = ['a random state of zeros', 'a random position beyond the state']
+"""Faults that are noticed when the training starts, not when the checkpoint is loaded."""
+
+
+@pytest.mark.parametrize('fault', [fault for fault in FAULTS if fault not in AT_START])
+def test_checkpoint_that_does_not_fit_is_refused(runner, trained, tmp_path, fault):
     """With a valid checksum, as a hostile file would have, so the content itself is checked."""
     spoil, expected = FAULTS[fault]
     checkpoint = open_checkpoint(trained)
@@ -109,11 +119,23 @@ def test_checkpoint_that_does_not_fit_is_refused(prepared, trained, tmp_path, fa
     if fault == 'half of the optimizer':  # in our own file the checksum vouches for the number of states
         del checkpoint['mmseg_ignite']
         expected = 'lacks'
+    write_checkpoint(checkpoint, tmp_path / 'iter_4.pth')
+    with pytest.raises(IgniteError, match=expected) as refused:
+        runner.resume(str(tmp_path / 'iter_4.pth'))
+    assert 'iter_4.pth' in str(refused.value)
+    assert (tmp_path / 'iter_4.pth').is_file()
+
+
+@pytest.mark.parametrize('fault', ['half of the weights', 'no optimizer', *AT_START])
+def test_training_does_not_start_from_a_checkpoint_that_does_not_fit(prepared, trained, tmp_path, fault):
+    """Those that are noticed at different moments."""
+    spoil, expected = FAULTS[fault]
+    checkpoint = open_checkpoint(trained)
+    spoil(checkpoint)
     (tmp_path / 'run').mkdir()
     write_checkpoint(checkpoint, tmp_path / 'run' / 'iter_4.pth')
-    with pytest.raises(IgniteError, match=expected) as refused:
+    with pytest.raises(IgniteError, match=expected):
         train(config(prepared, tmp_path / 'run'), resume=True)
-    assert 'iter_4.pth' in str(refused.value) or 'random state' in expected
     assert (tmp_path / 'run' / 'iter_4.pth').is_file()
 
 
