@@ -90,6 +90,14 @@ FAULTS = {
     'no iteration': (lambda c: c['meta'].pop('iter'), 'iter is None'),
     'no meta': (lambda c: c.pop('meta'), 'iter is None'),
     'more iterations than the config': (lambda c: changed(c, 'meta', 'iter', value=99), 'config ends after 7'),
+    'a log history that is repeated': (
+        lambda c: c['mmseg_ignite'].update(
+            history=dict.fromkeys(
+                map(str, range(60)), dict(values=torch.zeros(10**6), counts=torch.zeros(10**6), max_length=10**6)
+            )
+        ),
+        'more than 50,000,000 values',
+    ),
     'a log history of text': (lambda c: changed(c, 'mmseg_ignite', 'history', 'train/loss', value='x'), 'log history'),
     'a random state of zeros': (
         lambda c: changed(c, 'mmseg_ignite', 'random', 0, 'torch', value=torch.zeros(7, dtype=torch.uint8)), 'random state',

@@ -25,6 +25,7 @@ from .saving import FORMAT, STATE, early_stopping_hooks, unwrapped
 from .settings import changed_settings, flat_settings
 
 _MAX_ITERATION = 10**9
+_MAX_LOGGED = 50_000_000
 _PATHS = ('last_ckpt', 'keep_ckpt_ids')
 _SHOWN = 12
 _POSITIVE = ('lr', 'initial_lr', 'eps', 'weight_decay', 'momentum')
@@ -267,7 +268,7 @@ def _history(checkpoint: dict, state: dict, path: Path) -> dict[str, HistoryBuff
     old = hub.get('log_scalars') if isinstance(hub, dict) else None
     found: dict = dict(old) if isinstance(old, dict) else {}
     found.update(state.get('history') or {} if isinstance(state.get('history'), dict) else {})
-    buffers = {}
+    buffers, total = {}, 0
     for name, value in found.items():
         if isinstance(value, History):
             value = dict(values=value.values, counts=value.counts, max_length=value.max_length)
@@ -276,6 +277,9 @@ def _history(checkpoint: dict, state: dict, path: Path) -> dict[str, HistoryBuff
         length = value.get('max_length') if valid else None
         if not valid or len(parts[0]) != len(parts[1]) or type(length) is not int or length < 1:
             raise _refusal(path, f'the log history of {str(name)[:40]} is not valid')
+        total += len(parts[0])
+        if total > _MAX_LOGGED:  # many names may share one tensor in the file, but not in memory
+            raise _refusal(path, f'its log history has more than {_MAX_LOGGED:,} values')
         values, counts = (tensor.double().numpy() for tensor in parts)
         buffers[str(name)] = HistoryBuffer(values, counts, length)
     return buffers
