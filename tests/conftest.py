@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.logging import MMLogger
 from mmengine.utils.dl_utils import collect_env
 
 import mmseg_ignite  # noqa: F401  registers everything before a test uses a registry
@@ -38,6 +39,13 @@ def fast_mmengine():
         patch.setattr('mmengine.runner.runner.collect_env', functools.cache(collect_env))
         patch.setattr(logging, 'raiseExceptions', False)  # its loggers write to streams of earlier tests, now closed
         yield
+
+
+@pytest.fixture(autouse=True)
+def new_loggers():
+    """Forget mmengine's loggers after a test: a run in the same second would write to the streams of an earlier test."""
+    yield
+    MMLogger._instance_dict.clear()
 
 
 def small_options(prepared, iterations=2):

@@ -25,7 +25,7 @@ def record(message, path, level=logging.INFO):
     [
         ('Iter(train) [1/4] loss: 3.7', MMENGINE + 'hooks/logger_hook.py', logging.INFO, True),
         ('Saving checkpoint at 2 iterations', MMENGINE + 'hooks/checkpoint_hook.py', logging.INFO, True),
-        ('resumed epoch: 0, iter: 4', MMENGINE + 'runner/runner.py', logging.INFO, True),
+        ('resumed from work/iter_4.pth', MMENGINE + 'logging/logger.py', logging.INFO, True),
         ('Did not find last_checkpoint', MMENGINE + 'logging/logger.py', logging.INFO, True),
         ('time is over', str(ROOT / 'mmseg_ignite/engine/hooks/time_budget_hook.py'), logging.INFO, True),
         ('of a third package', '/home/mmseg/mine/hook.py', logging.INFO, True),

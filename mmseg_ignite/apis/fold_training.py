@@ -26,7 +26,7 @@ from .training import train
 
 FOLD = 'fold.json'
 FORMAT = 1
-_FREE = {'work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory'}
+_FREE = {'work_dir', 'launcher', 'resume', 'data_root', 'num_workers', 'persistent_workers', 'pin_memory', 'timeout'}
 """Settings that may differ when a fold is continued or pooled: where it runs, and on what."""
 
 _FORM = {

@@ -91,6 +91,7 @@ class TissueCheckpointHook(CheckpointHook):
         """Save at the interval and after the last iteration."""
         last = self.save_last and self.is_last_train_iter(runner)
         if not self.by_epoch and (self.every_n_train_iters(runner, self.interval, self.save_begin) or last):
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
             self._save(runner, runner.iter + 1)
         if self.by_epoch and stop_request.received():  # ResumableTrainLoop stops a training by iterations
             runner.stop()
@@ -99,6 +100,7 @@ class TissueCheckpointHook(CheckpointHook):
         """Save at the interval and after the last epoch."""
         last = self.save_last and self.is_last_train_epoch(runner)
         if self.by_epoch and (self.every_n_epochs(runner, self.interval, self.save_begin) or last):
+            runner.logger.info(f'Saving checkpoint at {runner.epoch + 1} epochs')
             self._save(runner, runner.epoch + 1)
 
     def before_val(self, runner: Runner) -> None:
@@ -203,7 +205,7 @@ class TissueCheckpointHook(CheckpointHook):
             if earlier and earlier != str(path):
                 self._outdated.append(Path(earlier))
             self._best_is_new = True
-            runner.logger.info(f'{score} is the best so far, {value:0.4f}: saved {path.name}')
+            runner.logger.info(f'best checkpoint so far: {path.name}, {score} {value:0.4f}')
 
     def _scores(self) -> list[str]:
         return [score for score in self.key_indicators if score != 'auto'] if self.save_best else []
