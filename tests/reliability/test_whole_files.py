@@ -106,6 +106,15 @@ def test_pointer_is_rebuilt(prepared, tmp_path):
         assert (tmp_path / 'run' / 'last_checkpoint').read_text() == str(tmp_path / 'run' / f'iter_{last + 1}.pth')
 
 
+def test_older_checkpoints_that_a_killed_run_left_are_removed(prepared, tmp_path):
+    """Also if the resumed run has nothing left to do."""
+    settings = {'train_cfg.max_iters': 4, 'default_hooks.checkpoint.max_keep_ckpts': 1}
+    train(config(prepared, tmp_path / 'run', settings))
+    (tmp_path / 'run' / 'iter_2.pth').write_bytes((tmp_path / 'run' / 'iter_4.pth').read_bytes())
+    train(config(prepared, tmp_path / 'run', settings), resume=True)
+    assert [path.name for path in (tmp_path / 'run').glob('iter_*.pth')] == ['iter_4.pth']
+
+
 def test_partial_files_of_a_killed_run_are_removed(tmp_path):
     own = ('.iter_12.ab_c1.pth', '.best_mIoU_iter_3.x.pth', '.last_checkpoint.k3')
     foreign = ('.iter_x.pth', '.notes', 'iter_2.pth', '.iter_3.pth')

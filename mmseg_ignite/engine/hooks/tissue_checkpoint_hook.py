@@ -80,6 +80,8 @@ class TissueCheckpointHook(CheckpointHook):
         resumed = getattr(runner, 'resumed', None)
         if resumed is not None and resumed.path.resolve().parent == Path(self.out_dir).resolve():
             self._saved = self._position(runner)
+            if is_main_process():
+                self._remove_older(self._saved)  # a run was killed before it could
         val = runner.val_loop.dataloader.dataset if runner.val_loop is not None else None
         inherited = TrainingRecord.of_meta(runner.cfg.get('inherited_record'))
         self._record = TrainingRecord.of_datasets(runner.train_dataloader.dataset, val)
