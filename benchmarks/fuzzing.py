@@ -18,12 +18,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / 'tests'
-sys.path[:0] = [str(TESTS), str(TESTS / 'reliability')]
-
-import fuzz_data  # noqa: E402
-import fuzz_runs  # noqa: E402
-from fuzz_cases import Kind, Sources, accepted  # noqa: E402
+import fuzz_data  # of the tests, whose folders reliability.py adds to the path
+import fuzz_runs
+from fuzz_cases import Kind, Sources, accepted
 
 KINDS: dict[str, Kind] = {**fuzz_data.KINDS, **fuzz_runs.KINDS}
 MEMORY = 2 << 30

@@ -29,40 +29,30 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # processes are forked, which CUDA does not survive
 
-import torch
-from mmengine.utils.dl_utils import collect_env
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))  # for conftest
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'reliability'))
 
-import mmseg_ignite  # noqa: F401  registers everything
-from mmseg_ignite.apis import load_config, train
-from mmseg_ignite.engine import open_checkpoint
+import torch
+from conftest import small_config
+from mmengine.utils.dl_utils import collect_env
+from runs import TINY, comparable, first_difference
+
+from mmseg_ignite.apis import train
 from mmseg_ignite.engine.work_dirs import checkpoints, resumable_checkpoint
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.preparation import prepare, write_synthetic_release
 
-CONFIG = Path(__file__).parents[1] / 'configs' / 'segformer' / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
 FAILURES = Path(__file__).parents[1] / 'work_dirs' / 'fuzz_failures'
 ITERATIONS = 6
-CLOCKS = ('time', 'data_time', 'memory', 'training_seconds')
 
 
 def config(data: Path, work_dir: Path) -> object:
     """Return a config that saves every second iteration, validates every third, and keeps one checkpoint."""
-    loaders = {
-        f'{part}_dataloader.{key}': value
-        for part in ('train', 'val', 'test')
-        for key, value in {'num_workers': 0, 'persistent_workers': False}.items()
-    }
     options = {
-        'data_root': str(data), 'crops.crop_size': (32, 32), 'model.data_preprocessor.size': (32, 32),
-        'train_dataloader.batch_size': 2, 'train_cfg.max_iters': ITERATIONS, 'train_cfg.val_interval': 3,
+        'crops.crop_size': (32, 32), 'model.data_preprocessor.size': (32, 32), 'train_cfg.val_interval': 3,
         'default_hooks.checkpoint.interval': 2, 'default_hooks.checkpoint.max_keep_ckpts': 1,
-        'model.backbone.embed_dims': 8, 'model.backbone.num_layers': [1, 1, 1, 1],
-        'model.decode_head.in_channels': [8, 16, 40, 64], 'model.decode_head.channels': 16, **loaders,
     }  # fmt: skip
-    cfg = load_config(CONFIG, options, str(work_dir))
-    plotting = ('TrainingCurvesHook', 'ValidationOverlayHook')
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type not in plotting]
-    return cfg
+    return small_config(data, work_dir, ITERATIONS, **TINY, **options)
 
 
 def start(data: Path, work_dir: Path, dies_at: int | None, log: Path) -> int:
@@ -123,7 +113,7 @@ def newest_complete(work_dir: Path) -> int:
     return max((int(path.stem.split('_')[1]) for path in checkpoints(work_dir)), default=0)
 
 
-def killed_run(data: Path, root: Path, expected: dict, outcome: Outcome, plan: list, rng: random.Random) -> None:
+def killed_run(data: Path, root: Path, expected: dict, outcome: Outcome, plan: list) -> None:
     """Train in a new work dir; kill the process by the plan, then let it end, and compare with the uninterrupted run.
 
     Args:
@@ -170,41 +160,6 @@ def watch(process: int, work_dir: Path, seconds: float) -> tuple[int, int]:
         time.sleep(0.002)
     os.kill(process, signal.SIGKILL)
     return os.waitpid(process, 0)[1], newest
-
-
-def comparable(work_dir: Path) -> dict:
-    """Return all checkpoints of a work dir by name, without times and folders."""
-    found = {}
-    for path in work_dir.glob('*.pth'):
-        checkpoint = open_checkpoint(path)
-        del checkpoint['checksum']
-        for key in ('time', 'experiment_name', 'cfg'):
-            del checkpoint['meta'][key]
-        checkpoint.get('mmseg_ignite', {}).pop('settings', None)
-        found[path.name] = checkpoint
-    return found
-
-
-def first_difference(one: object, other: object, where: str = '') -> str | None:
-    """Return where two checkpoints differ first, apart from clocks; None if they are equal bit by bit."""
-    if type(one) is not type(other):
-        return where
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return f'{where}: {sorted(map(str, one.keys() ^ other.keys()))}'
-        pairs = [(key, one[key], other[key]) for key in one if str(key).rpartition('/')[2] not in CLOCKS]
-    elif isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return where
-        pairs = [(number, a, b) for number, (a, b) in enumerate(zip(one, other))]
-    elif isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape
-        same = same and torch.equal(*(value.reshape(-1).view(torch.uint8) for value in (one, other)))
-        return None if same else where
-    else:
-        return None if one == other or (one != one and other != other) else f'{where}: {one} and {other}'
-    differences = (first_difference(a, b, f'{where}.{key}') for key, a, b in pairs)
-    return next((found for found in differences if found is not None), None)
 
 
 def prepare_process() -> None:
@@ -263,7 +218,7 @@ def main() -> int:
                     rng.uniform(0.05, seconds) if kind == 'random' else rng.randint(1, count)
                     for _ in range(min(args.per_run, number - outcome.kills))
                 ]
-                killed_run(root / 'data', root, expected, outcome, moments, rng)
+                killed_run(root / 'data', root, expected, outcome, moments)
             print(f'{kind}: {outcome.kills} kills of {outcome.runs} runs, {len(outcome.lost)} losses', flush=True)
             for loss in outcome.lost:
                 print(f'    {loss}')

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from .engine.allocator import keep_freed_memory
+from .engine.worker_errors import worker_errors
 from .errors import IgniteError
 from .messages import quiet_warnings
 
@@ -21,9 +22,9 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors='backslashreplace')
     quiet_warnings()
     logging.raiseExceptions = False  # a log file on a full disk must not print a traceback for each message
-    for name in ('SIGTERM', 'SIGHUP'):
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         main()
     except IgniteError as error:
@@ -32,3 +33,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print('stopped.', file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Stop like Ctrl-C; loader workers, which the signal may have ended too, are not reported."""
+    worker_errors.off()
+    raise KeyboardInterrupt

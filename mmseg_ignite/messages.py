@@ -20,7 +20,7 @@ _HIDDEN = (
     'Exp name:',
 )
 """First words of messages that a user need not act on."""
-_SHOWN = ('Auto resumed', 'resumed from', 'Did not find')
+_SHOWN = ('resumed from', 'Did not find')
 _SHOWN_SOURCES = ('logger_hook', 'checkpoint_hook', 'early_stopping_hook')
 _STACK = tuple(str(Path(find_spec(name).origin).parent) + os.sep for name in ('mmengine', 'mmcv', 'mmseg'))
 

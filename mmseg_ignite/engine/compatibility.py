@@ -3,10 +3,7 @@
 Tested with mmengine 0.10.7 and onedl-mmengine 0.10.12; a test fails if a field is missing.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
@@ -71,23 +68,3 @@ def mmengine_home() -> str:
 def process_store() -> torch.distributed.Store:
     """Return the key-value store that the processes of a distributed run share."""
     return torch.distributed.distributed_c10d._get_default_store()
-
-
-@contextlib.contextmanager
-def late_worker_errors() -> Iterator[None]:
-    """Report the death of a loader worker at the end of the context, not in the middle of an iteration.
-
-    torch raises it in a handler of SIGCHLD, wherever the main thread is.
-    """
-    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, 'SIGCHLD') else None
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    deaths: list[tuple] = []
-    signal.signal(signal.SIGCHLD, lambda *arguments: deaths.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-    if deaths:
-        handler(*deaths[0])

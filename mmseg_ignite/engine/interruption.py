@@ -13,6 +13,7 @@ from mmengine.dist import get_rank, get_world_size
 
 from . import compatibility
 from .distributed import ask_store
+from .worker_errors import worker_errors
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 """Ctrl-C, a scheduler's or a system's request to end, a closed terminal, Slurm's early warning (--signal=USR1@120)."""
@@ -49,6 +50,7 @@ class StopRequest:
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
+        worker_errors.on()
         self.signal, self._listening = None, os.getpid()
         self._key = f'mmseg_ignite/stop/{next(self._runs)}'
         numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]

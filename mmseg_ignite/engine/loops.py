@@ -7,8 +7,9 @@ from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import LOOPS
 from torch.utils.data import DataLoader
 
-from .compatibility import accumulation_steps, late_worker_errors
+from .compatibility import accumulation_steps
 from .interruption import stop_request
+from .worker_errors import worker_errors
 
 
 class Batches:
@@ -71,7 +72,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         self.dataloader_iterator.start(self._iter)
-        resumed = getattr(runner, 'resumed', None)
+        with worker_errors.late():
+            self._train()
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def _train(self) -> None:
+        runner, resumed = self.runner, getattr(self.runner, 'resumed', None)
         if resumed is not None:
             resumed.restore_random_state()
             if resumed.validation_pending and runner.val_loop is not None:
@@ -79,35 +87,26 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             self._stop_if_requested()
             runner.model.train()
-            self._iterate()
+            self.run_iter(self._next_batch())
             self._decide_current_val_interval()
             if self.validation_due(self._iter):
                 self._validate()
-        runner.call_hook('after_train_epoch')
-        runner.call_hook('after_train')
-        return runner.model
 
-    def _iterate(self) -> None:
-        """Do one iteration. A signal to the process group also ends the workers: then save what is complete and stop."""
-        done = self._iter
+    def _next_batch(self) -> Sequence[dict]:
+        """Return the next batch. A signal to the process group ends the workers too: then save what is complete and stop."""
         try:
-            batch = next(self.dataloader_iterator)
+            with worker_errors.at_once():
+                return next(self.dataloader_iterator)
         except (RuntimeError, OSError, EOFError):
             self._stop_if_requested()
-            raise
-        try:
-            with late_worker_errors():
-                self.run_iter(batch)
-        except (RuntimeError, OSError, EOFError):
-            if self._iter > done:
-                self._stop_if_requested()
             raise
 
     def _validate(self) -> None:
         """Score the model that checkpoints have: the first process's, as statistics of an unsynchronised BN differ."""
         for buffer in self.runner.model.buffers() if get_world_size() > 1 else ():
             broadcast(buffer, src=0)
-        self.runner.val_loop.run()
+        with worker_errors.at_once():
+            self.runner.val_loop.run()
 
     def _stop_if_requested(self) -> None:
         if stop_request.due(self._iter, accumulation_steps(self.runner.optim_wrapper)):

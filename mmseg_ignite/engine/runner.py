@@ -15,11 +15,13 @@ from ..errors import IgniteError
 from ..files import is_ours, result_file
 from ..messages import quiet_console
 from .checkpoints import open_checkpoint, safe_checkpoints
+from .checkpoints.remote import local_file
 from .checkpoints.resuming import Resumed, resume
 from .checkpoints.saving import save_checkpoint, unwrapped
 from .interruption import TrainingStopped, stop_request
 from .work_dir_lock import locked
 from .work_dirs import resumable_checkpoint
+from .worker_errors import worker_errors
 
 
 @RUNNERS.register_module()  # of mmengine, so that runner_type needs no scope
@@ -78,13 +80,11 @@ class TissueRunner(Runner):
         with safe_checkpoints(), locked(self.work_dir), stop_request.listening():
             try:
                 return super().train()
-            except (
-                RuntimeError,
-                OSError,
-                EOFError,
-            ):  # another process has stopped, or a loader worker was ended by the same signal
+            except (RuntimeError, OSError, EOFError):
+                # Another process has stopped, or a loader worker was ended by the same signal.
                 if not stop_request.received():
                     raise
+                worker_errors.off()
                 self._say_stopped(resumable_checkpoint(self.work_dir))
                 stop_request.leave()
                 raise TrainingStopped(stop_request.signal) from None
@@ -139,7 +139,7 @@ class TissueRunner(Runner):
         What differs from the run that wrote it (config, data, processes, device, versions) is printed.
 
         Args:
-            filename: checkpoint of a training.
+            filename: checkpoint of a training, a path or an address.
             resume_optimizer: must be True; weights alone are loaded by ``load_from`` without ``resume``.
             resume_param_scheduler: must be True.
             map_location: not used: values are copied to the devices of the model.
@@ -152,8 +152,7 @@ class TissueRunner(Runner):
             raise IgniteError(
                 f'{filename} can only be resumed from as a whole: set load_from without resume for its weights.'
             )
-        with safe_checkpoints():
-            checkpoint = open_checkpoint(filename)
+        checkpoint = open_checkpoint(local_file(filename))
         self.train_loop  # noqa: B018  builds the loop
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         if self.param_schedulers is not None:
@@ -211,6 +210,7 @@ class TissueRunner(Runner):
         Raises:
             TrainingStopped: always.
         """
+        worker_errors.off()
         saved = None
         hook = next((hook for hook in self.hooks if hasattr(hook, 'save_now')), None)
         if self.iter > 0 and hook is not None:

@@ -66,8 +66,12 @@ def resumable_checkpoint(work_dir: str | Path) -> Path | None:
         try:
             open_checkpoint(path)
             return path
-        except DamagedCheckpoint as error:
+        except IgniteError as error:
             damaged.append(path)
+            if not path.exists():  # the main process of a distributed run has renamed it
+                continue
+            if not isinstance(error, DamagedCheckpoint):
+                raise
             reason = reason or str(error).rstrip('.')
             if is_main_process():
                 with writing(path), contextlib.suppress(FileNotFoundError):

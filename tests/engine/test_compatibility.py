@@ -15,6 +15,7 @@ from torch import nn
 
 import mmseg_ignite
 from mmseg_ignite.engine import compatibility
+from mmseg_ignite.engine.worker_errors import WorkerErrors
 
 PRIVATE = re.compile(r'\b(?:runner|cfg|visualizer|loop|hook|hub|wrapper|CheckpointLoader|data_preprocessor)\._[a-z]\w*')
 
@@ -47,15 +48,26 @@ def test_installed_mmengine_has_these_attributes(tmp_path):
 
 
 def test_death_of_a_worker_does_not_interrupt_an_iteration():
+    """It is reported when the next batch is due, and not at all once the process ends."""
+
     def died(*_):
         raise RuntimeError('a worker died')
 
-    before = signal.signal(signal.SIGCHLD, died)
+    errors, before = WorkerErrors(), signal.signal(signal.SIGCHLD, died)
     steps = []
     try:
-        with pytest.raises(RuntimeError, match='a worker died'), compatibility.late_worker_errors():
+        with errors.late():
             os.kill(os.getpid(), signal.SIGCHLD)
             steps.append('complete')
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match='a worker died'), errors.at_once():
+                    os.kill(os.getpid(), signal.SIGCHLD)
         assert steps == ['complete'] and signal.getsignal(signal.SIGCHLD) is died
+        with errors.late():
+            errors.off()
+            os.kill(os.getpid(), signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGCHLD)
+        errors.on()
+        assert signal.getsignal(signal.SIGCHLD) is died
     finally:
         signal.signal(signal.SIGCHLD, before)

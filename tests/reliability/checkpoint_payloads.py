@@ -1,6 +1,7 @@
 """Builders of damaged and hostile checkpoint files, and a process in which a test may crash."""
 
 import multiprocessing
+import os
 import resource
 import signal
 import struct
@@ -12,6 +13,17 @@ from typing import NamedTuple
 import pytest
 
 from mmseg_ignite.errors import IgniteError
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
 
 # Pickles are put together from opcodes: bytes are opcodes already, everything else is converted by `code`.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_payloads import archive, build, call, code, entries, in_child, name, outcomes, tensor
+from checkpoint_payloads import Hostile, archive, build, call, code, entries, in_child, name, outcomes, tensor
 from conftest import DEMO_CONFIG, tool
 
 from mmseg_ignite.apis import load_config
@@ -18,16 +18,6 @@ from mmseg_ignite.engine import load_weights, open_checkpoint
 pytestmark = pytest.mark.usefixtures('one_thread')
 GOOD = dict(state_dict=dict(a=tensor()))
 MAX_GROWTH = 300  # MB
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 def opened(path):

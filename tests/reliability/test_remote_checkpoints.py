@@ -2,10 +2,10 @@
 
 import hashlib
 import io
-import os
 
 import pytest
 import torch
+from checkpoint_payloads import Hostile
 from conftest import DEMO_CONFIG, cfg_options, single_error, small_config, tool
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
@@ -16,14 +16,6 @@ from mmseg_ignite.engine import safe_checkpoints
 from mmseg_ignite.errors import IgniteError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-
-
-class Hostile:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 def named(content):

@@ -1,20 +1,20 @@
 """What a resumed run says and refuses: nothing that does not fit is loaded, not even half of it."""
 
 import math
+import signal
 
 import pytest
 import torch
-from conftest import tool
-from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmseg.registry import HOOKS
-from runs import TINY, config
+from runs import config
 
 from mmseg_ignite.apis import train
-from mmseg_ignite.apis.configuration import build_runner, load_config
-from mmseg_ignite.engine import open_checkpoint
+from mmseg_ignite.apis.configuration import build_runner
+from mmseg_ignite.engine import TissueRunner, open_checkpoint
 from mmseg_ignite.engine.checkpoints.writing import write_checkpoint
+from mmseg_ignite.engine.interruption import TrainingStopped
 from mmseg_ignite.errors import IgniteError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -227,11 +227,6 @@ def test_mmengine_resumes_our_checkpoint(prepared, trained, tmp_path):
     assert runner.iter == 5
 
 
-@HOOKS.register_module()
-class Mark(Hook):
-    """Stands for code in the config text of a checkpoint."""
-
-
 def test_config_text_in_a_checkpoint_is_never_executed(prepared, trained, tmp_path):
     """mmengine's own runner executes ``meta['config']`` when it resumes."""
     mark = tmp_path / 'ran'
@@ -279,8 +274,26 @@ def test_load_from_of_another_model_is_refused_and_of_a_part_is_said(prepared, t
     assert '2 of' in (output := ''.join(capsys.readouterr())) and 'keep initial values' in output
 
 
-def test_tools_of_mmseg_use_our_runner(prepared):
-    """``runner_type`` stands in the base config, and needs no scope."""
-    cfg = load_config('segformer_mit-b0_1xb8-20k_ignite-512x512.py', {'data_root': str(prepared), **TINY})
-    assert cfg.runner_type == 'TissueRunner'
-    assert tool('train', '--help') == 0
+def test_tools_of_mmseg_use_our_runner(prepared, tmp_path):
+    """They build what ``runner_type`` names, before any scope is set."""
+    cfg = config(prepared, tmp_path)
+    assert cfg.runner_type == 'TissueRunner' and type(RUNNERS.build(cfg)) is TissueRunner
+
+
+@pytest.mark.parametrize('moment', ['before_train', 'before_val_iter'])
+def test_signal_before_a_resumed_run_has_saved_names_its_checkpoint(prepared, trained, tmp_path, capsys, moment):
+    """Also in the validation that it makes up."""
+    checkpoint = open_checkpoint(trained)
+    checkpoint['mmseg_ignite']['validation_pending'] = True
+    (tmp_path / 'run').mkdir()
+    write_checkpoint(checkpoint, tmp_path / 'run' / 'iter_4.pth')
+    hook = dict(type='EndHook', moment=moment, call=1, number=signal.SIGTERM)
+    with pytest.raises(TrainingStopped):
+        train(config(prepared, tmp_path / 'run', {}, hook), resume=True)
+    assert 'after 4 iterations: saved iter_4.pth; continue with --resume' in ''.join(capsys.readouterr())
+
+
+def test_checkpoints_elsewhere_are_refused(prepared, tmp_path):
+    """A resumed run would not find them and start anew."""
+    with pytest.raises(IgniteError, match='out_dir of the checkpoint hook is elsewhere.*remove out_dir'):
+        train(config(prepared, tmp_path / 'run', {'default_hooks.checkpoint.out_dir': 'elsewhere'}))

@@ -64,10 +64,10 @@ def checked(checkpoint: object, path: str | Path) -> dict:
         fault = str(error)
     if wrong := [key for key in found if not isinstance(key, str)]:
         fault = fault or f'a part with the name {str(wrong[0])[:60]}'
-    weights = found.get('state_dict', found if not fault and 'meta' not in found else {})
+    weights = found.get('state_dict', {})
     if not isinstance(weights, dict):
         fault = fault or f'a state_dict that is a {type(weights).__name__}'
-    elif 'state_dict' in found and not fault:
+    elif not fault:
         wrong = [k for k, v in weights.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
         fault = f'{str(wrong[0])[:60]!r} in its state_dict, which is not a tensor with a name' if wrong else ''
     if not fault and not isinstance(found.get('meta', {}), (dict, type(None))):

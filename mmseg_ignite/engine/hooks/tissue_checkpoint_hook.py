@@ -45,7 +45,7 @@ class TissueCheckpointHook(CheckpointHook):
     :class:`TissueRunner <mmseg_ignite.engine.runner.TissueRunner>` writes the files and resumes from them.
 
     Raises:
-        IgniteError: the weights are not finite, a file cannot be written, ``filename_tmpl`` has no number, or a top-level
+        IgniteError: the weights are not finite, a file cannot be written, ``out_dir`` is not the work dir, or a top-level
             ``data_root``, ``protocol`` or ``crops`` of the config did not reach a data set.
     """
 
@@ -57,6 +57,11 @@ class TissueCheckpointHook(CheckpointHook):
         self._outdated: list[Path] = []  # best checkpoints that a better one has replaced
         self._random: dict | None = None
         self._best_is_new = False
+        if self.out_dir is not None and Path(self.out_dir).resolve() != Path(runner.work_dir).resolve():
+            raise IgniteError(
+                f'out_dir of the checkpoint hook is {self.out_dir}, where a resumed run would not look; the work dir '
+                f'{runner.work_dir} was expected: remove out_dir, and set the work dir.'
+            )
         _check_shared_settings(runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -65,8 +70,7 @@ class TissueCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Create the record; look for the best checkpoint of a resumed run in the folder of this run."""
-        own = Path(runner.work_dir).name
-        self.out_dir = runner.work_dir if self.out_dir is None else str(Path(self.out_dir) / own)
+        self.out_dir = runner.work_dir
         runner.logger.info(f'Checkpoints will be saved to {self.out_dir}.')
         if is_main_process():
             remove_partial_files(self.out_dir)
@@ -79,7 +83,7 @@ class TissueCheckpointHook(CheckpointHook):
             self._set_best(runner, score, str(path) if known else None)
         resumed = getattr(runner, 'resumed', None)
         if resumed is not None and resumed.path.resolve().parent == Path(self.out_dir).resolve():
-            self._saved = self._position(runner)
+            self._saved, self.last_ckpt = self._position(runner), str(resumed.path)
             if is_main_process():
                 self._remove_older(self._saved)  # a run was killed before it could
         val = runner.val_loop.dataloader.dataset if runner.val_loop is not None else None
