@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import settings
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.utils.dl_utils import collect_env
 
 import mmseg_ignite  # noqa: F401  registers everything before a test uses a registry
@@ -42,10 +42,11 @@ def fast_mmengine():
 
 
 @pytest.fixture(autouse=True)
-def new_loggers():
-    """Forget mmengine's loggers after a test: a run in the same second would write to the streams of an earlier test."""
+def new_instances():
+    """Forget mmengine's loggers and histories after a test: it names them by the second, so the next run would share them."""
     yield
     MMLogger._instance_dict.clear()
+    MessageHub._instance_dict.clear()
 
 
 def small_options(prepared, iterations=2):

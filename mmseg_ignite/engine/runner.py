@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import MessageHub, MMLogger, print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.loops import BaseLoop
@@ -51,6 +51,12 @@ class TissueRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         quiet_console(logger)
         return logger
+
+    def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
+        """Build an empty log history: mmengine names it by the second, and an earlier run in this process may have it."""
+        if message_hub is None:
+            MessageHub._instance_dict.pop(self._experiment_name, None)
+        return super().build_message_hub(message_hub)
 
     @master_only
     def dump_config(self) -> None:

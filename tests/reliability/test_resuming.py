@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 
 import pytest
 import torch
@@ -297,3 +298,11 @@ def test_checkpoints_elsewhere_are_refused(prepared, tmp_path):
     """A resumed run would not find them and start anew."""
     with pytest.raises(IgniteError, match='out_dir of the checkpoint hook is elsewhere.*remove out_dir'):
         train(config(prepared, tmp_path / 'run', {'default_hooks.checkpoint.out_dir': 'elsewhere'}))
+
+
+def test_runs_of_one_second_share_no_history(prepared, tmp_path, monkeypatch):
+    """mmengine names the history of a run by the second in which it starts."""
+    monkeypatch.setattr('mmengine.runner.runner.time.localtime', lambda *_: time.gmtime(0))
+    for name in ('first', 'second'):
+        runner = train(config(prepared, tmp_path / name, {'train_cfg.max_iters': 2}))
+        assert len(runner.message_hub.log_scalars['train/loss'].data[0]) == 2
