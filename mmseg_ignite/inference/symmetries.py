@@ -43,8 +43,9 @@ def average_symmetries(
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = torch.zeros(len(windows), *logits.shape[1:], dtype=dtype, device=logits.device)
             for axes, part in zip(group, logits.split(len(windows))):
-                for window_sum, window_logits in zip(total, part):  # one at a time, to save memory
-                    probabilities = window_logits.softmax(0, dtype=total.dtype).flip(axes)
-                    window_sum.add_(probabilities.transpose(1, 2) if transpose else probabilities)
+                # On a CPU one window at a time, to save memory; on an accelerator few large operations.
+                for window_sum, window_logits in zip(total, part) if total.device.type == 'cpu' else [(total, part)]:
+                    probabilities = window_logits.softmax(-3, dtype=total.dtype).flip(axes)
+                    window_sum.add_(probabilities.transpose(-2, -1) if transpose else probabilities)
             del logits
     return total.div_(number)

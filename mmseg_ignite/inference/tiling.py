@@ -2,12 +2,17 @@
 
 The logits of a window are added only where the window is. Pixel rows that no later row of windows covers become labels, and
 their logits are dropped; MONAI's ``sliding_window_inference`` and mmseg's ``slide_inference`` hold those of the whole image.
+
+Batches continue across rows, so at most the last one is smaller. Windows of arrays are read in a thread while the network
+works, and labels leave an accelerator a row late, so that the host never waits for the row that is being predicted.
 """
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +23,7 @@ from ..errors import IgniteError
 WEIGHTS = ('uniform', 'gaussian')
 Windows = Tensor | np.ndarray
 Span = tuple[int, int]
+Item = TypeVar('Item')
 
 
 def grid(side: int, crop: int, stride: int) -> list[Span]:
@@ -83,9 +89,10 @@ def slide_labels(
     device: torch.device | str | None = None,
     skip: Callable[[Windows], bool | Tensor] | None = None,
     skip_label: int = 0,
-    out: np.ndarray | None = None,
+    out: Windows | None = None,
     on_progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
+    full_batches: bool = False,
+) -> Windows:
     """Label an image by sliding windows, with C x crop height x image width float32 logits in memory.
 
     Args:
@@ -93,18 +100,20 @@ def slide_labels(
             tensor if the image is a tensor, else a (B, h, w, 3) array. All windows have the same size, ``crop_size`` or, if
             smaller, the size of the image.
         image: (3, H, W) tensor, or (H, W, 3) uint8 array. Memory-mapped arrays, and other objects with a ``shape`` that
-            support ``image[y0:y1, x0:x1]``, are read window by window.
+            support ``image[y0:y1, x0:x1]``, are read row by row of windows, in a thread.
         classes: C, 1 to 256.
         crop_size: (h, w) of a window in pixels.
         stride: (y, x) pixels between windows, at most the crop size.
-        window_batch: Number of windows of a row predicted at once.
+        window_batch: Number of windows predicted at once.
         weights: See :func:`window_weights`.
         device: Device on which the logits are added; by default that of the image, the CPU for arrays.
         skip: Function that decides whether to skip a window (3, h, w) or (h, w, 3), as a bool or a tensor with one element.
             Tensors are synchronised once per row of windows.
         skip_label: Label, 0..255, of pixels that are only in skipped windows; 0 is Background.
-        out: (H, W) uint8 array to write to, e.g. memory-mapped; by default a new one.
+        out: (H, W) uint8 array to write to, e.g. memory-mapped, or tensor on any device; by default a new array.
         on_progress: Callback that receives the number of finished or skipped windows after each batch.
+        full_batches: Fill the last batch up with copies of its last window, so that all batches have the same shape, as
+            cuDNN's benchmark mode and compiled networks prefer.
 
     Returns:
         (H, W) uint8 labels 0..C-1; ``out`` if given.
@@ -116,21 +125,34 @@ def slide_labels(
         >>> slide = np.load('slide.npy', mmap_mode='r')  # (H, W, 3) uint8
         >>> labels = slide_labels(predict, slide, classes=16, crop_size=(512, 512), stride=(384, 384))
     """
-    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, full_batches)
     if skip_label != 0:
         _check_integer('skip_label', skip_label, 255, '0 to 255')
     out = np.empty(tiling.size, np.uint8) if out is None else out
-    if out.shape != tiling.size or out.dtype != np.uint8:
-        raise IgniteError(f'out is {out.dtype} {out.shape}; uint8 {tiling.size}, the size of the image, was expected.')
+    if tuple(out.shape) != tiling.size or out.dtype not in (np.uint8, torch.uint8):
+        raise IgniteError(
+            f'out is {out.dtype} {tuple(out.shape)}; uint8 {tiling.size}, the size of the image, was expected.'
+        )
     # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal
     # for all classes at a pixel: the largest class stays the same, and no map of weights is needed.
     sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
-    covered = np.zeros(sums.shape[1:], bool)  # by windows that were not skipped; on the host, to save GPU memory
-    for row, next_top in zip(tiling.rows, [*(top for top, _ in tiling.rows[1:]), tiling.size[0]]):
-        for (left, right), logits in tiling.predict_row(row, on_progress, skip):
-            _add(sums[:, :, left:right], logits, tiling.weight)
+    covered = None if skip is None else torch.zeros(sums.shape[1:], dtype=torch.bool, device=tiling.device)
+    tops, writer, complete = [*(top for top, _ in tiling.rows), tiling.size[0]], _Writer(out), 0
+
+    def complete_rows(number: int) -> None:
+        """Write the labels of the pixel rows that no window from row ``number`` on covers."""
+        nonlocal complete
+        for row in range(complete, number):
+            writer.write(tops[row], _pop(sums, covered, tops[row + 1] - tops[row], skip_label))
+        complete = number
+
+    for row, (left, right), logits in tiling.predictions(on_progress, skip):
+        complete_rows(row)
+        _add(sums[:, :, left:right], logits, tiling.weight)
+        if covered is not None:
             covered[:, left:right] = True
-        out[row[0] : next_top] = _pop(sums, covered, next_top - row[0], skip_label)
+    complete_rows(len(tiling.rows))
+    writer.finish()
     return out
 
 
@@ -145,6 +167,7 @@ def slide_logits(
     weights: str = 'uniform',
     device: torch.device | str | None = None,
     on_progress: Callable[[int], object] | None = None,
+    full_batches: bool = False,
 ) -> Tensor:
     """Average the logits of sliding windows, with those of the whole image in memory.
 
@@ -153,12 +176,12 @@ def slide_logits(
     Returns:
         (C, H, W) float32 on ``device``: per pixel the weighted mean of the outputs of ``predict`` over its windows.
     """
-    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device)
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, full_batches)
     total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
-    for top, bottom in tiling.rows:
-        for (left, right), logits in tiling.predict_row((top, bottom), on_progress):
-            _add(total[:, top:bottom, left:right], logits, tiling.weight)
-            count[top:bottom, left:right] += 1 if tiling.weight is None else tiling.weight
+    for row, (left, right), logits in tiling.predictions(on_progress):
+        top, bottom = tiling.rows[row]
+        _add(total[:, top:bottom, left:right], logits, tiling.weight)
+        count[top:bottom, left:right] += 1 if tiling.weight is None else tiling.weight
     return total.div_(count)
 
 
@@ -185,6 +208,7 @@ class _Tiling:
     window_batch: int
     weights: str
     device: torch.device | str | None
+    full_batches: bool
 
     def __post_init__(self) -> None:
         shape, self.is_tensor = tuple(self.image.shape), isinstance(self.image, Tensor)
@@ -200,31 +224,91 @@ class _Tiling:
         weight = window_weights(self.window_size, self.weights)
         self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
-    def predict_row(
-        self,
-        row: Span,
-        on_progress: Callable[[int], object] | None,
-        skip: Callable[[Windows], bool | Tensor] | None = None,
-    ) -> Iterator[tuple[Span, Tensor]]:
-        """Yield the (left, right) and the (C, h, w) logits of the windows of a row that are not skipped."""
-        spans = [(column, slice(*row), slice(*column)) for column in self.columns]
-        windows = [(c, self.image[:, y, x] if self.is_tensor else np.asarray(self.image[y, x])) for c, y, x in spans]
-        if skip is not None:
-            flags = [skip(window) for _, window in windows]
-            # One synchronisation per row if the flags are computed on an accelerator.
-            flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
-            windows = [item for item, skipped in zip(windows, flags) if not skipped]
-            if on_progress is not None and len(windows) < len(flags):
-                on_progress(len(flags) - len(windows))
-        for start in range(0, len(windows), self.window_batch):
-            spans, batch = zip(*windows[start : start + self.window_batch])
-            logits = self.predict(torch.stack(batch) if self.is_tensor else np.stack(batch))
-            expected = (len(batch), self.classes, *self.window_size)
-            if tuple(logits.shape) != expected:
-                raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
-            yield from zip(spans, logits)
+    def predictions(
+        self, on_progress: Callable[[int], object] | None, skip: Callable[[Windows], bool | Tensor] | None = None
+    ) -> Iterator[tuple[int, Span, Tensor]]:
+        """Yield row number, (left, right) and (C, h, w) logits of the windows that are not skipped, row by row."""
+        batches = self._batches(skip)
+        for places, windows, skipped in batches if self.is_tensor else _read_ahead(batches):
+            if places:
+                for place, logits in zip(places, self._logits(windows, len(places))):
+                    yield *place, logits
             if on_progress is not None:
-                on_progress(len(batch))
+                on_progress(len(places) + skipped)
+
+    def _batches(
+        self, skip: Callable[[Windows], bool | Tensor] | None
+    ) -> Iterator[tuple[list[tuple[int, Span]], Windows | None, int]]:
+        """Yield the places and the pixels of each batch, and the number of windows skipped before it."""
+        waiting, skipped = [], 0
+        for number, row in enumerate(self.rows):
+            windows = [((number, column), self._read(slice(*row), slice(*column))) for column in self.columns]
+            if skip is not None:
+                flags = [skip(window) for _, window in windows]
+                # One synchronisation per row if the flags are computed on an accelerator.
+                flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
+                windows = [item for item, skipped_one in zip(windows, flags) if not skipped_one]
+                skipped += len(flags) - len(windows)
+            waiting += windows
+            while len(waiting) >= self.window_batch:
+                yield *self._stacked(waiting[: self.window_batch]), skipped
+                waiting, skipped = waiting[self.window_batch :], 0
+        if waiting or skipped:
+            yield *self._stacked(waiting), skipped
+
+    def _read(self, y: slice, x: slice) -> Windows:
+        return self.image[:, y, x] if self.is_tensor else np.asarray(self.image[y, x])
+
+    def _stacked(self, windows: list[tuple]) -> tuple[list[tuple[int, Span]], Windows | None]:
+        places, pixels = [place for place, _ in windows], [window for _, window in windows]
+        if pixels and self.full_batches:
+            pixels += pixels[-1:] * (self.window_batch - len(pixels))
+        return places, (torch.stack(pixels) if self.is_tensor else np.stack(pixels)) if pixels else None
+
+    def _logits(self, windows: Windows, count: int) -> Tensor:
+        """Predict a batch and return the logits of its first ``count`` windows."""
+        logits = self.predict(windows)
+        expected = (len(windows), self.classes, *self.window_size)
+        if tuple(logits.shape) != expected:
+            raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
+        return logits[:count]
+
+
+def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items; the next one is prepared in a thread while the caller uses the last one."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+
+
+class _Writer:
+    """Writes rows of labels to an array or a tensor; to an array from an accelerator when the next rows arrive."""
+
+    def __init__(self, out: Windows) -> None:
+        self.out, self._waiting = out, None
+
+    def write(self, top: int, labels: Tensor) -> None:
+        """Write (rows, W) uint8 labels from the pixel row ``top`` on."""
+        rows = slice(top, top + len(labels))
+        if isinstance(self.out, Tensor):
+            self.out[rows].copy_(labels, non_blocking=True)
+        elif labels.device.type == 'cuda':
+            host = torch.empty(labels.shape, dtype=torch.uint8, pin_memory=True).copy_(labels, non_blocking=True)
+            copied = torch.cuda.current_stream(labels.device).record_event()
+            self.finish()
+            self._waiting = rows, host, copied
+        else:
+            self.out[rows] = labels.cpu().numpy()
+
+    def finish(self) -> None:
+        """Write the rows that are still on their way."""
+        if self._waiting is not None:
+            rows, host, copied = self._waiting
+            copied.synchronize()
+            self.out[rows], self._waiting = host.numpy(), None
 
 
 def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
@@ -233,14 +317,20 @@ def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
     target += logits if weight is None else logits.float() * weight
 
 
-def _pop(sums: Tensor, covered: np.ndarray, rows: int, blank: int) -> np.ndarray:
+def _pop(sums: Tensor, covered: Tensor | None, rows: int, blank: int) -> Tensor:
     """Remove the top pixel rows and return their labels (rows, W) uint8, ``blank`` where no window was added."""
-    labels = np.full((rows, covered.shape[1]), blank, np.uint8)
-    if covered[:rows].any():  # max returns the same indices as argmax, which is several times slower on a CPU
-        np.copyto(labels, sums[:, :rows].max(0).indices.to(torch.uint8).cpu().numpy(), where=covered[:rows])
-    if rows < len(covered):
-        for plane in sums:  # one class at a time, so that the temporary copy is of one class
-            plane[:-rows] = plane[rows:].clone()
-        covered[:-rows] = covered[rows:].copy()
-    sums[:, -rows:], covered[-rows:] = 0, False
+    # max returns the same indices as argmax, which is several times slower on a CPU.
+    labels = sums[:, :rows].max(0).indices.to(torch.uint8)
+    if covered is not None:
+        labels.masked_fill_(~covered[:rows], blank)
+    for kept, cleared in ((sums, 0), *([(covered, False)] if covered is not None else [])):
+        left = kept.shape[-2] - rows
+        if left > rows:
+            for plane in (
+                kept.flatten(0, -3) if kept.dim() > 2 else [kept]
+            ):  # so that the temporary copy is of one class
+                plane[:left] = plane[rows:].clone()
+        elif left:
+            kept[..., :left, :] = kept[..., rows:, :]
+        kept[..., left:, :] = cleared
     return labels

@@ -1,5 +1,7 @@
 """Tiling compared with brute-force sums over the whole image."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -137,17 +139,60 @@ def test_blending_matches_brute_force(layout, window_batch, weights, seed):
     np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
 
 
+@pytest.mark.parametrize('full_batches', [False, True])
 @pytest.mark.parametrize('weights', tiling.WEIGHTS)
-def test_windows_of_a_row_are_batched(weights):
-    seen, done = [], []
+def test_batches_continue_across_rows(weights, full_batches):
+    seen, done, image = [], [], torch.rand(3, 30, 70)
 
     def predict(windows):
         seen.append(tuple(windows.shape))
         return windows
 
-    slide_labels(predict, torch.rand(3, 30, 70), 3, (20, 20), (10, 10), 4, weights, on_progress=done.append)
-    assert seen == [(4, 3, 20, 20), (2, 3, 20, 20)] * 2
-    assert done == [4, 2, 4, 2]
+    options = dict(window_batch=5, weights=weights, on_progress=done.append, full_batches=full_batches)
+    labels = slide_labels(predict, image, 3, (20, 20), (10, 10), **options)
+    assert seen == [(5, 3, 20, 20)] * 2 + [(5 if full_batches else 2, 3, 20, 20)]
+    assert done == [5, 5, 2]
+    np.testing.assert_array_equal(labels, image.argmax(0).numpy())
+    torch.testing.assert_close(slide_logits(predict, image, 3, (20, 20), (10, 10), **options), image)
+
+
+def test_labels_are_written_to_a_tensor():
+    image = torch.randint(256, (3, 61, 47))
+    out = torch.empty((61, 47), dtype=torch.uint8)
+    assert slide_labels(pixelwise, image, 5, (16, 20), (12, 12), out=out) is out
+    assert torch.equal(out, pixelwise(image[None])[0].argmax(0).to(torch.uint8))
+
+
+def test_next_windows_are_read_while_the_network_works():
+    """Each prediction waits until the windows of the next batch have been read."""
+    changed, read, batches = threading.Condition(), [], []
+
+    class Noting(Reader):
+        def __getitem__(self, key):
+            with changed:
+                read.append(key)
+                changed.notify()
+            return super().__getitem__(key)
+
+    def predict(windows):
+        batches.append(len(windows))
+        with changed:
+            assert changed.wait_for(lambda: len(read) >= min(4 * (len(batches) + 1), 12), timeout=30)
+        return pixelwise(windows)
+
+    slide_labels(predict, Noting(np.zeros((60, 40, 3), np.uint8)), 5, (20, 10), (20, 10), window_batch=4)
+    assert batches == [4, 4, 4]
+
+
+def test_error_of_a_reader_ends_the_prediction():
+    class Broken(Reader):
+        def __getitem__(self, key):
+            if key[0].start:
+                raise OSError('tile 7 is damaged')
+            return super().__getitem__(key)
+
+    with pytest.raises(OSError, match='tile 7'):
+        slide_labels(pixelwise, Broken(np.zeros((40, 40, 3), np.uint8)), 5, (20, 20), (20, 20))
 
 
 class Reader:

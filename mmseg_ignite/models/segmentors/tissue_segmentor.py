@@ -49,11 +49,14 @@ class InferenceSettings:
         settings._check(out_channels)
         return settings
 
-    @property
-    def tiling(self) -> dict:
-        """Arguments for :func:`mmseg_ignite.inference.slide_labels`."""
+    def tiling(self, device: torch.device) -> dict:
+        """Arguments of :func:`mmseg_ignite.inference.slide_labels` for a network on this device."""
         batch = self.window_batch // self.flips_at_once
-        return dict(crop_size=self.crop_size, stride=self.stride, window_batch=batch, weights=self.weights)
+        # cuDNN's benchmark mode tries its algorithms anew for each size of batch.
+        full = device.type == 'cuda' and torch.backends.cudnn.benchmark
+        return dict(
+            crop_size=self.crop_size, stride=self.stride, window_batch=batch, weights=self.weights, full_batches=full
+        )
 
     @property
     def flips_at_once(self) -> int:
@@ -184,7 +187,7 @@ class TissueSegmentor(EncoderDecoder):
             lambda windows: self._scores(self._preprocessed(windows, device), [{}], settings),
             image,
             self.out_channels,
-            **(settings.tiling if settings.mode == 'slide' else whole),
+            **(settings.tiling(device) if settings.mode == 'slide' else whole),
             device=settings.accumulator or device,
             skip=self._is_glass if settings.skip_glass else None,
             out=out,
@@ -209,13 +212,15 @@ class TissueSegmentor(EncoderDecoder):
         if settings.mode == 'whole':
             return list(self._scores(inputs, metas, settings).max(1).indices.to(torch.uint8))
         skip = self._is_glass if settings.skip_glass else None
-        labels = (self._slide(slide_labels, *item, settings, skip=skip) for item in zip(inputs, metas))
-        return [torch.from_numpy(x).to(inputs.device, non_blocking=True) for x in labels]
+        maps = inputs.new_empty((len(inputs), *inputs.shape[2:]), dtype=torch.uint8)
+        return [
+            self._slide(slide_labels, *item, settings, skip=skip, out=out) for *item, out in zip(inputs, metas, maps)
+        ]
 
     def _slide(
         self, slide: Callable, image: Tensor, meta: dict, settings: InferenceSettings, **options: object
     ) -> Tensor | np.ndarray:
-        options |= dict(settings.tiling, device=settings.accumulator)
+        options |= dict(settings.tiling(image.device), device=settings.accumulator)
         return slide(lambda windows: self._scores(windows, [meta], settings), image, self.out_channels, **options)
 
     def _scores(self, inputs: Tensor, metas: list[dict], settings: InferenceSettings) -> Tensor:
@@ -230,8 +235,9 @@ class TissueSegmentor(EncoderDecoder):
 
     def _preprocessed(self, windows: np.ndarray, device: torch.device) -> Tensor:
         """Return RGB windows (B, h, w, 3) uint8 as (B, 3, h, w) float, as the data preprocessor gives them to the network."""
-        x = torch.from_numpy(np.ascontiguousarray(windows[..., ::-1].transpose(0, 3, 1, 2)))  # BGR, as in a pipeline
+        x = torch.from_numpy(np.ascontiguousarray(windows))
         x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True)
+        x = x.permute(0, 3, 1, 2).flip(1)  # BGR, as in a pipeline
         return self.data_preprocessor(dict(inputs=list(x), data_samples=None))['inputs']
 
     def _is_glass(self, window: Tensor | np.ndarray) -> Tensor:
