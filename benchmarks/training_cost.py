@@ -86,7 +86,8 @@ def measured(size: int, side: int, device: str, batch: int) -> list[str]:
         optimizer.zero_grad()
     torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - begin) / 10
-    return [f'B{size}', str(batch), f'{torch.cuda.max_memory_allocated(device) / 1e9:.1f}', f'{1e3 * seconds:.0f}']
+    peak = f'{torch.cuda.max_memory_allocated(device) / 1e9:.1f}'
+    return [f'B{size}', str(batch), peak, f'{1e3 * seconds:.0f}', f'{batch / seconds:.0f}']
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     if args.device.startswith('cuda'):
-        rows = [['size', 'batch', 'peak GB', 'ms per step'], ['---'] * 4]
+        rows = [['size', 'batch', 'peak GB', 'ms per step', 'crops/s'], ['---'] * 5]
         rows += [measured(size, args.side, args.device, args.batch) for size in args.sizes]
     else:
         cards = [f'largest batch, {card}' for card in CARDS]
