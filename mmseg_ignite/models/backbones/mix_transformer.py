@@ -14,6 +14,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..fusion import convolve_and_activate
+
 
 @MODELS.register_module()
 class FastMixVisionTransformer(MixVisionTransformer):
@@ -59,9 +61,15 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _block(block: TransformerEncoderLayer, x: Tensor, size: tuple[int, int]) -> Tensor:
     x = _attention(block.attn, block.norm1(x), x, size)
-    # Mix-FFN: 1 x 1 convolution, 3 x 3 depth-wise convolution, GELU, 1 x 1 convolution.
-    branch = block.ffn.layers(_as_map(block.norm2(x), size))
+    branch = _mix_ffn(block.ffn.layers, _as_map(block.norm2(x), size))
     return _residual(x, _as_tokens(branch), block.ffn.dropout_layer)
+
+
+def _mix_ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply a 1 x 1 convolution, a 3 x 3 depth-wise convolution, GELU, and a 1 x 1 convolution to a map."""
+    widen, positions, activation, dropout, narrow, last_dropout = layers
+    x = convolve_and_activate(widen(x), positions.weight, positions.bias, activation, 1, positions.groups)
+    return last_dropout(narrow(dropout(x)))
 
 
 def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor, size: tuple[int, int]) -> Tensor:

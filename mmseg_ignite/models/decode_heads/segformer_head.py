@@ -11,6 +11,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..folding import fold
+from ..fusion import convolve_and_activate
 from ..losses import TissueLoss, resized_loss
 
 
@@ -36,9 +37,12 @@ class FastSegformerHead(SegformerHead):
         weight, bias, fusion_is_normalised = fold(fusion)
         for x, conv, part in zip(inputs, self.convs, weight.split(self.channels, dim=1)):
             *folded, is_normalised = fold(conv, x)
-            x = F.conv2d(x, *folded)
-            x = x if is_normalised or not conv.with_norm else conv.norm(x)
-            x = conv.activate(x) if conv.with_activation else x
+            if conv.with_activation and (is_normalised or not conv.with_norm):
+                x = convolve_and_activate(x, *folded, conv.activate)
+            else:
+                x = F.conv2d(x, *folded)
+                x = x if is_normalised or not conv.with_norm else conv.norm(x)
+                x = conv.activate(x) if conv.with_activation else x
             x = F.conv2d(x, part, bias if total is None else None)
             if x.shape[2:] != inputs[0].shape[2:]:
                 x = resize(x, inputs[0].shape[2:], mode=self.interpolate_mode, align_corners=self.align_corners)
