@@ -66,7 +66,8 @@ class TissueEnsemble(TissueSegmentor):
             logits = predict(member, *arguments)
             if total is None:
                 total = logits.new_zeros(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
-            for image_sum, image_logits in zip(total, logits):  # so that probabilities take the memory of one image
-                image_sum.add_(image_logits.softmax(0, dtype=total.dtype))
+            # On a CPU image by image, to save memory; on an accelerator few large operations.
+            for sums, values in zip(total, logits) if total.device.type == 'cpu' else [(total, logits)]:
+                sums.add_(values.softmax(-3, dtype=total.dtype))
             del logits
         return total.div_(len(self.members)).clamp_min_(torch.finfo(total.dtype).tiny).log_()
