@@ -41,6 +41,11 @@ def fast_mmengine():
         yield
 
 
+@pytest.fixture
+def device():
+    return torch.device("cpu")
+
+
 @pytest.fixture(autouse=True)
 def new_instances():
     """Forget mmengine's loggers and histories after a test: it names them by the second, so the next run would share them."""
