@@ -1,4 +1,4 @@
-"""Normalise batches over two processes. Started by test_folding.py: python shared_batches.py FOLDER
+"""Normalise batches over two processes. Started by test_folding.py: python shared_batches.py FOLDER DEVICE
 
 Each process writes outputs, gradients and statistics of every case; ``case`` describes the same work for one process.
 """
@@ -30,10 +30,12 @@ CASES = {
     'layer, cumulative': dict(kind='layer', norm='ProcessBatchNorm', sizes=(2, 2), momentum=None, dtype=torch.float32),
     'layer without weights': dict(kind='layer', norm='ProcessBatchNorm', sizes=(1, 2), affine=False),
     'head': dict(kind='head', norm='ProcessBatchNorm', sizes=(1, 3)),
+    'layer of torch': dict(kind='layer', norm='SyncBN', sizes=(1, 3)),
+    'head, layer of torch': dict(kind='head', norm='SyncBN', sizes=(1, 3)),
 }
 
 
-def case(kind, norm, sizes, dtype=torch.float64, side=5, **settings):
+def case(kind, norm, sizes, dtype=torch.float64, side=5, device='cpu', **settings):
     """Return a module in training with random weights, the input of each process, and the module's call."""
     generator = torch.Generator().manual_seed(3)
     norm = dict(type=norm, **settings)
@@ -46,7 +48,8 @@ def case(kind, norm, sizes, dtype=torch.float64, side=5, **settings):
     module.to(dtype).train()
     for parameter in module.parameters():
         parameter.data = torch.randn(parameter.shape, dtype=dtype, generator=generator)
-    inputs = [30 + torch.randn(n, 6, side, side + 1, dtype=dtype, generator=generator) for n in sizes]
+    inputs = [30 + torch.randn(n, 6, side, side + 1, dtype=dtype, generator=generator).to(device) for n in sizes]
+    module.to(device)
 
     def call(module, x):
         if kind == 'fold':
@@ -70,21 +73,27 @@ def results(module, inputs, call, first=0):
         output = call(module, inputs)
         generator = torch.Generator().manual_seed(step)
         weight = torch.randn(9, *output.shape[1:], dtype=output.dtype, generator=generator)
-        (weight[first : first + len(output)] * output.square()).sum().backward()
+        (weight[first : first + len(output)].to(output.device) * output.square()).sum().backward()
     gradients = {name.removeprefix('module.'): p.grad for name, p in module.named_parameters()}
     statistics = {name.removeprefix('module.'): value for name, value in module.named_buffers()}
     return dict(output=output.detach(), input=inputs.grad, gradients=gradients, statistics=statistics)
 
 
-def run_rank(rank: int, port: int, folder: Path) -> None:
+def on_cpu(value):
+    return {key: on_cpu(part) for key, part in value.items()} if isinstance(value, dict) else value.cpu()
+
+
+def run_rank(rank: int, port: int, folder: Path, device: str) -> None:
     store = f'tcp://127.0.0.1:{port}'
     torch.distributed.init_process_group('gloo', store, timedelta(seconds=60), world_size=2, rank=rank)
     found = {}
     for name, settings in CASES.items():
-        module, inputs, call = case(**settings)
+        if device == 'cpu' and settings['norm'] == 'SyncBN' and settings['kind'] != 'fold':
+            continue  # torch refuses tensors of the CPU
+        module, inputs, call = case(**settings, device=device)
         if settings['kind'] == 'head':
             module = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
-        found[name] = results(module, inputs[rank : rank + 1], call, sum(settings['sizes'][:rank]))
+        found[name] = on_cpu(results(module, inputs[rank : rank + 1], call, sum(settings['sizes'][:rank])))
     torch.save(found, folder / f'{rank}.pth')
     torch.distributed.destroy_process_group()
 
@@ -95,7 +104,7 @@ if __name__ == '__main__':
         free.bind(('127.0.0.1', 0))
         number = free.getsockname()[1]
     other = os.fork()
-    run_rank(int(other == 0), number, Path(sys.argv[1]))
+    run_rank(int(other == 0), number, Path(sys.argv[1]), sys.argv[2])
     sys.stdout.flush()
     sys.stderr.flush()
     if other == 0:

@@ -1,6 +1,6 @@
 """The fast SegFormer has the outputs, gradients, statistics and state dict of mmseg's with equal random weights.
 
-Both compute on the same device. Their sums have another order, so they agree to the rounding of float32, on CUDA without TF32.
+Both compute on the same device. Their sums have another order, so they agree to rounding, on CUDA without TF32.
 """
 
 import copy
