@@ -13,9 +13,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from mmseg_ignite.apis import Predictor, load_config, train
+from mmseg_ignite.apis import Predictor, load_config, replay, train
 from mmseg_ignite.engine import open_checkpoint
 from mmseg_ignite.engine.devices import find_device
+from mmseg_ignite.errors import IgniteError
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.cuda]
 DETERMINISTIC = {'randomness.deterministic': True, 'randomness.seed': 3}
@@ -97,6 +98,16 @@ def test_tools_train_resume_test_and_predict(prepared, tmp_path):
     arguments = (work_dir / 'iter_4.pth', tmp_path / 'a.png', '--out', tmp_path / 'o', '--device', 'cuda')
     assert tool('predict', DEMO_CONFIG, *arguments, *options) == 0
     assert np.array(Image.open(tmp_path / 'o' / 'a.png')).shape == (150, 180)
+
+
+def test_loss_that_is_not_finite_stops_the_training_and_its_batch_is_replayed(prepared, tmp_path):
+    """On CUDA, a loss is read one iteration later, in order not to wait for it."""
+    cfg = small_config(prepared, tmp_path, 6, **{'optim_wrapper.optimizer.lr': 1e33}, **DETERMINISTIC)
+    with pytest.raises(IgniteError, match='nonfinite_batch_'):
+        train(cfg)
+    (path,) = tmp_path.glob('nonfinite_batch_*.json')
+    found = replay(cfg, path)
+    assert not np.isfinite(found['losses']['loss']) and len(found['crops']) == 2
 
 
 def test_one_process_of_torchrun_trains_with_nccl(prepared, tmp_path):
