@@ -1,5 +1,6 @@
 # make demo    the whole workflow on synthetic tissue: release, preparation, training, test, report, overlays
 # make test    run the tests
+# make test-cuda  run the tests that need an NVIDIA GPU
 # make setup   install into .venv only
 # make lint    run ruff
 # make clean   remove everything that these targets created
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 DEMO := work_dirs/demo
 CONFIG := configs/segformer/segformer_mit-b0_1xb8-demo_ignite-256x256.py
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test test-cuda setup lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: setup.py constraints.txt
@@ -45,6 +46,10 @@ demo: $(DEMO)/segformer/report.html
 test: $(VENV)/installed
 # Two processes with one thread each are faster than one with two. A test file stays in one process, with its fixtures.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-cuda: $(VENV)/installed
+# Two processes share the GPU; CUDA_TESTS are options of pytest, e.g. "-n 8" or "tests/models".
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cuda -n 2 --dist loadfile $(CUDA_TESTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 import functools
 import gc
 import logging
+import os
+import re
 import runpy
 import sys
 import threading
@@ -13,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.utils.dl_utils import collect_env
 
@@ -26,8 +28,72 @@ REAL_RELEASE = ROOT.parent / 'shared' / 'data' / 'lung_he_release'
 CONFIGS = ROOT / 'configs' / 'segformer'
 DEMO_CONFIG = CONFIGS / 'segformer_mit-b0_1xb8-demo_ignite-256x256.py'
 
-settings.register_profile('any machine', deadline=None)  # time limits would fail on a busy machine
+GPU = torch.cuda.is_available()  # asked before tests hide it; from now on, the driver ignores CUDA_VISIBLE_DEVICES
+REAL = dict(is_available=torch.cuda.is_available, device_count=torch.cuda.device_count)
+HIDDEN = dict(is_available=lambda: False, device_count=lambda: 0)
+VISIBLE = os.environ.get('CUDA_VISIBLE_DEVICES')
+
+settings.register_profile(  # time limits would fail on a busy machine; the device is the same for all examples
+    'any machine', deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 settings.load_profile('any machine')
+
+
+def pytest_configure(config):
+    if not GPU and re.search(r'(?<!not )\bcuda\b', config.option.markexpr or ''):
+        raise pytest.UsageError('the tests of -m cuda need an NVIDIA GPU that torch can use; torch.cuda finds none.')
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a GPU, deselect the tests that need one, rather than report hundreds of skipped tests."""
+    needing = [] if GPU else [item for item in items if item.get_closest_marker('cuda')]
+    if needing:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if not item.get_closest_marker('cuda')]
+
+
+@pytest.fixture(params=['cpu', *([pytest.param('cuda:0', marks=pytest.mark.cuda)] if GPU else [])])
+def device(request):
+    """The CPU and, marked ``cuda``, the GPU of a machine that has one."""
+    return torch.device(request.param)
+
+
+def _set_gpu(patch, visible):
+    """Show the GPU to torch, mmengine and subprocesses, or hide it."""
+    for name, function in (REAL if visible else HIDDEN).items():
+        patch.setattr(torch.cuda, name, function)
+    patch.setattr('mmengine.device.utils.DEVICE', 'cuda' if visible else 'cpu')
+    if visible and VISIBLE is None:
+        patch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    else:
+        patch.setenv('CUDA_VISIBLE_DEVICES', VISIBLE if visible else '')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def hidden_gpu():
+    """Hide the GPU: tests compare results of the CPU, most of them bit by bit, and should give the same on any machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        if GPU:
+            _set_gpu(patch, visible=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def exact_gpu(request, hidden_gpu):
+    """Show the GPU to tests marked ``cuda``, and start each test with settings in which equal computations agree.
+
+    TF32 has 10 bits of mantissa, so float32 results would agree to three digits only, and cudnn.benchmark chooses kernels by
+    their time. Configs and ``randomness.deterministic`` change these settings in a training. Other CUDA kernels still add
+    in any order, e.g. in the gradient of a resize: equality bit by bit needs ``randomness.deterministic``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if GPU and request.node.get_closest_marker('cuda'):
+            _set_gpu(patch, visible=True)
+        backends = torch.backends
+        backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
+        backends.cudnn.benchmark = backends.cudnn.deterministic = False
+        yield
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -2,6 +2,7 @@
 
 from .backbones import FastMixVisionTransformer
 from .decode_heads import FastSegformerHead
+from .normalisation import ProcessBatchNorm
 from .segmentors import TissueEnsemble, TissueSegmentor
 
-__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueEnsemble', 'TissueSegmentor']
+__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'ProcessBatchNorm', 'TissueEnsemble', 'TissueSegmentor']

@@ -365,7 +365,7 @@ def test_missing_or_unknown_pipeline_is_refused(config, checkpoint):
         Predictor(cfg, checkpoint, device='cpu')
 
 
-def test_model_with_fewer_classes_returns_ids_of_the_release(config, tmp_path):
+def test_model_with_fewer_classes_returns_ids_of_the_release(device, config, tmp_path):
     cfg = copy.deepcopy(config)
     cfg.model.decode_head.num_classes = 3
     names = CLASSES[3], CLASSES[0], CLASSES[9]
@@ -374,27 +374,27 @@ def test_model_with_fewer_classes_returns_ids_of_the_release(config, tmp_path):
     init_default_scope('mmseg')
     torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'c.pth')
     image = picture()
-    predictor = Predictor(cfg, tmp_path / 'c.pth', device='cpu')
+    predictor = Predictor(cfg, tmp_path / 'c.pth', device=str(device))
     labels, indices = predictor.predict(image), predictor.model.label_image(image)
     np.testing.assert_array_equal(labels, np.array([3, 0, 9])[indices])
     cfg.test_dataloader.dataset.metainfo = dict(classes=('a', 'b', 'c'))
     with pytest.raises(IgniteError, match='not classes of IGNITE'):
-        Predictor(cfg, tmp_path / 'c.pth', device='cpu')
+        Predictor(cfg, tmp_path / 'c.pth', device=str(device))
 
 
 @pytest.mark.parametrize('symmetries', [1, 2])
-def test_progress_counts_windows(config, checkpoint, symmetries):
+def test_progress_counts_windows(device, config, checkpoint, symmetries):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48), symmetries=symmetries)
-    predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
+    predictor, done = Predictor(cfg, checkpoint, device=str(device)), []
     predictor.predict(picture(100, 200), on_progress=done.append)
     assert sum(done) == predictor.windows((100, 200)) == 2 * 4
 
 
-def test_device_receives_windows_only(config, checkpoint, monkeypatch):
+def test_device_receives_windows_only(device, config, checkpoint, monkeypatch):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
-    predictor, shapes = Predictor(cfg, checkpoint, device='cpu'), []
+    predictor, shapes = Predictor(cfg, checkpoint, device=str(device)), []
     hook = predictor.model.data_preprocessor.register_forward_pre_hook(
         lambda module, inputs: shapes.extend(tuple(x.shape) for x in inputs[0]['inputs'])
     )
@@ -406,10 +406,10 @@ def test_device_receives_windows_only(config, checkpoint, monkeypatch):
     np.testing.assert_array_equal(predictor.predict(image), labels)
 
 
-def test_resizing_pipeline_is_predicted_as_in_mmseg(config, checkpoint):
+def test_resizing_pipeline_is_predicted_as_in_mmseg(device, config, checkpoint):
     cfg = copy.deepcopy(config)
     cfg.test_pipeline.insert(1, dict(type='Resize', scale=(128, 128), keep_ratio=False))
-    predictor, done = Predictor(cfg, checkpoint, device='cpu'), []
+    predictor, done = Predictor(cfg, checkpoint, device=str(device)), []
     labels = predictor.predict(picture(100, 200), on_progress=done.append)
     assert labels.shape == (100, 200) and sum(done) == predictor.windows((100, 200))
 

@@ -138,29 +138,30 @@ def test_deterministic_training(prepared, tmp_path):
         torch.use_deterministic_algorithms(False)
 
 
-def test_half_forward_pass_updates_weights_as_in_float32():
+def test_half_forward_pass_updates_weights_as_in_float32(device):
     """All numbers are exactly representable, so half precision does not round."""
     weights = []
     for kind in (OptimWrapper, HalfOptimWrapper):
-        model = nn.Linear(4, 2, bias=False)
+        model = nn.Linear(4, 2, bias=False, device=device)
         nn.init.constant_(model.weight, 0.5)
         wrapper = kind(optimizer=torch.optim.SGD(model.parameters(), 0.25), clip_grad=dict(max_norm=4.0))
         with wrapper.optim_context(model):
-            out = model(torch.ones(1, 4))
-        assert out.dtype == (torch.bfloat16 if kind is HalfOptimWrapper else torch.float32)
+            out = model(torch.ones(1, 4, device=device))
+        assert out.dtype == (half_dtype(device) if kind is HalfOptimWrapper else torch.float32)
         wrapper.update_params(out.float().sum())
         weights.append(model.weight.detach().clone())
     assert torch.equal(*weights) and float(weights[0][0, 0]) < 0.5
 
 
-def test_float16_scales_the_loss_and_skips_an_overflow():
-    model = nn.Linear(4, 2)
+def test_float16_scales_the_loss_and_skips_an_overflow(device):
+    model = nn.Linear(4, 2, device=device)
     wrapper = HalfOptimWrapper('float16', optimizer=torch.optim.SGD(model.parameters(), 0.1))
     assert wrapper.loss_scaler.is_enabled()
     before, scale = model.weight.detach().clone(), wrapper.loss_scaler.get_scale()
-    wrapper.update_params(model(torch.full((1, 4), float('inf'))).sum())
+    wrapper.update_params(model(torch.full((1, 4), float('inf'), device=device)).sum())
     assert torch.equal(model.weight, before) and wrapper.loss_scaler.get_scale() < scale
-    other = HalfOptimWrapper('float16', optimizer=torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))
+    other = nn.Linear(4, 2, device=device).parameters()
+    other = HalfOptimWrapper('float16', optimizer=torch.optim.SGD(other, 0.1))
     other.load_state_dict(wrapper.state_dict())
     assert other.loss_scaler.get_scale() == wrapper.loss_scaler.get_scale()
     plain = OptimWrapper(torch.optim.SGD(nn.Linear(4, 2).parameters(), 0.1))

@@ -26,6 +26,15 @@ def samples(rng, present, rois=4, **extra):
     ]
 
 
+def on(device, data):
+    """Move the maps of samples to a device, as networks leave them."""
+    for sample in data:
+        for value in sample.values():
+            if isinstance(value, dict) and 'data' in value:
+                value['data'] = value['data'].to(device)
+    return data
+
+
 def run(metric, data, batch=1, size=None):
     metric.dataset_meta = dict(classes=CLASSES)
     for i in range(0, len(data), batch):
@@ -34,10 +43,10 @@ def run(metric, data, batch=1, size=None):
 
 
 @pytest.mark.parametrize('absent', [(), (2, 7)])
-def test_scores_match_mmseg_iou_metric(absent):
+def test_scores_match_mmseg_iou_metric(device, absent):
     """mmseg's means equal ours over all classes, and our logged means if every class is present."""
     rng = np.random.default_rng()
-    data = samples(rng, [c for c in range(16) if c not in absent])
+    data = on(device, samples(rng, [c for c in range(16) if c not in absent]))
     ours = TissueMetric()
     logged, stock = run(ours, data, 2), run(IoUMetric(iou_metrics=['mIoU', 'mDice']), data, 2)
     for key in ('mIoU', 'mDice'):
@@ -92,7 +101,7 @@ def test_scores_do_not_depend_on_the_order_of_rois(order):
     assert [n for n, _ in metrics[1].rois] == [f'roi{i}' for i in range(7)]
 
 
-def test_metadata_boundaries_and_calibration_are_kept():
+def test_metadata_boundaries_and_calibration_are_kept(device):
     rng = np.random.default_rng()
     logits = [torch.from_numpy(rng.normal(size=(16, 30, 40)).astype(np.float32)) for _ in range(4)]
     data = samples(rng, range(16))
@@ -101,7 +110,7 @@ def test_metadata_boundaries_and_calibration_are_kept():
     metric = TissueMetric(
         boundary_tolerance_um=1.0, calibration=True, groupings={'two': {'a': ['Muscle'], 'b': 'rest'}}
     )
-    run(metric, data)
+    run(metric, on(device, data))
     assert metric.evaluation.metadata[1] == dict(roi='roi1', patient='1', um_per_px=0.5, organ='lung')
     result = metric.evaluation.metrics(**metric.options | dict(samples=100))
     assert set(result['groupings']) == {'ignite-6', 'two'} and set(result['strata']) == {'patient', 'organ'}
@@ -110,13 +119,13 @@ def test_metadata_boundaries_and_calibration_are_kept():
     assert sum(b['pixels'] for b in result['calibration']['bins']) == annotated
     for sample, one in zip(data, logits):
         del sample['seg_logits']
-        sample['seg_probabilities'] = dict(data=one.softmax(0))
+        sample['seg_probabilities'] = dict(data=one.softmax(0).to(device))
     run(metric, data)
     assert metric.evaluation.metrics(samples=100)['calibration']['ece'] == pytest.approx(result['calibration']['ece'])
 
 
 @pytest.mark.parametrize('key', ['seg_logits', 'seg_probabilities'])
-def test_logits_and_probabilities_are_distinguished_by_key(key):
+def test_logits_and_probabilities_are_distinguished_by_key(device, key):
     """Use scores that could be either: positive values that sum to 1."""
     rng = np.random.default_rng()
     data = samples(rng, range(16))
@@ -124,11 +133,11 @@ def test_logits_and_probabilities_are_distinguished_by_key(key):
     for sample, one in zip(data, both):
         sample[key] = dict(data=one)
     metric = TissueMetric(calibration=True)
-    run(metric, data)
+    run(metric, on(device, data))
     expected = np.stack([one.numpy() for one in both])
     if key == 'seg_logits':
         expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
-    truth = np.concatenate([d['gt_sem_seg']['data'].numpy() for d in data])
+    truth = np.concatenate([d['gt_sem_seg']['data'].cpu().numpy() for d in data])
     bins = metric.evaluation.metrics(samples=100)['calibration']['bins']
     sums = [b['pixels'] * b['confidence'] for b in bins if b['pixels']]
     assert sum(sums) == pytest.approx(100 * expected.max(1)[truth != 255].sum(), rel=1e-5)

@@ -20,10 +20,14 @@ EXPLICIT = [
 SUBSETS = {2: [0, 4], 4: [0, 4, 6, 2], 8: range(8)}
 
 
-def network():
+def network(device):
     """Return a random convolution, which is not symmetric: (B, 3, h, w) to (B, 4, h, w) float64."""
-    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, device=device)
     return lambda x: conv2d(x, weight, padding=1)
+
+
+def transformed(transform, windows):
+    return torch.from_numpy(transform(windows.cpu().numpy()).copy()).to(windows.device)
 
 
 def softmax(logits):
@@ -33,37 +37,40 @@ def softmax(logits):
 
 @pytest.mark.parametrize('shape', [(6, 6), (5, 9)])
 @pytest.mark.parametrize('number', [2, 4, 8])
-def test_average_matches_explicit_transforms(number, shape):
-    predict, windows = network(), torch.randn(2, 3, *shape, dtype=torch.float64)
+def test_average_matches_explicit_transforms(device, number, shape):
+    predict, windows = network(device), torch.randn(2, 3, *shape, dtype=torch.float64, device=device)
     each = []
     for i in SUBSETS[number]:
         forward, back = EXPLICIT[i]
-        logits = predict(torch.from_numpy(forward(windows.numpy()).copy())).numpy()
+        logits = predict(transformed(forward, windows)).cpu().numpy()
         each.append(back(softmax(logits)))
     for at_once in (1, 3, 4):
         found = average_symmetries(predict, windows, number, at_once)
-        np.testing.assert_allclose(found.numpy(), np.mean(each, 0), atol=1e-12)
-    np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-12)
+        np.testing.assert_allclose(found.cpu().numpy(), np.mean(each, 0), atol=1e-12)
+    np.testing.assert_allclose(found.sum(1).cpu().numpy(), 1, atol=1e-12)
 
 
 @pytest.mark.parametrize('transform', EXPLICIT)
-def test_average_is_equivariant(transform):
-    predict, windows = network(), torch.randn(1, 3, 6, 8, dtype=torch.float64)
-    turned = average_symmetries(predict, torch.from_numpy(transform[0](windows.numpy()).copy()))
-    expected = transform[0](average_symmetries(predict, windows).numpy())
-    np.testing.assert_allclose(turned.numpy(), expected, atol=1e-12)
-    assert np.abs(predict(windows).softmax(1).numpy() - average_symmetries(predict, windows).numpy()).max() > 1e-3
+def test_average_is_equivariant(device, transform):
+    predict, windows = network(device), torch.randn(1, 3, 6, 8, dtype=torch.float64, device=device)
+    turned = average_symmetries(predict, transformed(transform[0], windows))
+    expected = transform[0](average_symmetries(predict, windows).cpu().numpy())
+    np.testing.assert_allclose(turned.cpu().numpy(), expected, atol=1e-12)
+    assert (
+        np.abs(predict(windows).softmax(1).cpu().numpy() - average_symmetries(predict, windows).cpu().numpy()).max()
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize('number', [2, 4, 8])
-def test_symmetric_predictors_are_unchanged(number):
+def test_symmetric_predictors_are_unchanged(device, number):
     # One-hot probabilities have exact sums and means.
-    windows = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 7, 4)), 3).permute(0, 3, 1, 2) * 1e4
+    windows = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 7, 4), device=device), 3).permute(0, 3, 1, 2) * 1e4
     assert torch.equal(average_symmetries(lambda x: x, windows.float(), number), windows.float() / 1e4)
 
 
-def test_number_1_returns_logits():
-    windows = torch.randn(2, 3, 4, 5)
+def test_number_1_returns_logits(device):
+    windows = torch.randn(2, 3, 4, 5, device=device)
     assert torch.equal(average_symmetries(lambda x: 3 * x, windows, 1), 3 * windows)
 
 
@@ -75,8 +82,8 @@ def test_each_symmetry_is_predicted_once():
     assert sorted((x.shape, x.tolist()) for x in seen) == sorted((x.shape, x.tolist()) for x in expected)
 
 
-def test_half_precision_is_averaged_in_float32():
-    found = average_symmetries(lambda x: x, torch.randn(1, 3, 4, 4).bfloat16(), 4)
+def test_half_precision_is_averaged_in_float32(device):
+    found = average_symmetries(lambda x: x, torch.randn(1, 3, 4, 4, device=device).bfloat16(), 4)
     assert found.dtype == torch.float32
 
 

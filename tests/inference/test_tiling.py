@@ -46,15 +46,16 @@ def pixelwise(windows):
 def positional(windows):
     """Return logits (B, 3, h, w) that depend on the position in the window, like those of a network near borders."""
     h, w = windows.shape[2:]
-    ramp = torch.linspace(0, 1, h)[:, None] + torch.linspace(0, 2, w)
+    ramp = (torch.linspace(0, 1, h)[:, None] + torch.linspace(0, 2, w)).to(windows.device)
     return windows * (1 + ramp) + ramp * windows.mean((1, 2, 3), keepdim=True)
 
 
 def brute_force(predict, image, classes, crop, stride, weights):
     """Pad every window to the whole image and add, as mmseg does."""
-    total, count = torch.zeros(classes, *image.shape[1:]), torch.zeros(image.shape[1:])
+    total, count = (torch.zeros(shape, device=image.device) for shape in ((classes, *image.shape[1:]), image.shape[1:]))
     for y1, y2, x1, x2 in stock_windows(image.shape[1:], crop, stride):
-        logits, w = predict(image[None, :, y1:y2, x1:x2])[0], window_weights((y2 - y1, x2 - x1), weights)
+        logits = predict(image[None, :, y1:y2, x1:x2])[0]
+        w = window_weights((y2 - y1, x2 - x1), weights).to(image.device)
         pad = (x1, image.shape[2] - x2, y1, image.shape[1] - y2)
         total += torch.nn.functional.pad(logits * w, pad)
         count += torch.nn.functional.pad(w, pad)
@@ -64,7 +65,7 @@ def brute_force(predict, image, classes, crop, stride, weights):
 def clear(scores):
     """Mask the pixels whose best class leads by more than rounding errors."""
     top = scores.sort(0).values
-    return (top[-1] - top[-2] > 1e-4).numpy()
+    return (top[-1] - top[-2] > 1e-4).cpu().numpy()
 
 
 @quick
@@ -112,31 +113,31 @@ def test_uniform_and_unknown_weights():
 
 @quick
 @given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
-def test_pixelwise_predictions_are_reproduced(layout, window_batch, weights, seed):
+def test_pixelwise_predictions_are_reproduced(device, layout, window_batch, weights, seed):
     size, crop, stride = layout
-    image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, *size)))
+    image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, *size))).to(device)
     expected = pixelwise(image[None])[0]
     logits = slide_logits(pixelwise, image, 5, crop, stride, window_batch, weights)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
     labels = slide_labels(pixelwise, image, 5, crop, stride, window_batch, weights)
     assert labels.dtype == np.uint8 and labels.shape == size
     if weights == 'uniform':  # sums of integers are exact, including ties
-        np.testing.assert_array_equal(labels, expected.argmax(0).numpy())
+        np.testing.assert_array_equal(labels, expected.argmax(0).cpu().numpy())
     else:
-        np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
+        np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).cpu().numpy()[clear(expected)])
 
 
 @quick
 @given(layouts(), st.integers(1, 9), st.sampled_from(tiling.WEIGHTS), st.integers(0, 2**32 - 1))
-def test_blending_matches_brute_force(layout, window_batch, weights, seed):
+def test_blending_matches_brute_force(device, layout, window_batch, weights, seed):
     size, crop, stride = layout
-    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, *size)).astype(np.float32))
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, *size)).astype(np.float32)).to(device)
     expected = brute_force(positional, image, 3, crop, stride, weights)
     torch.testing.assert_close(
         slide_logits(positional, image, 3, crop, stride, window_batch, weights), expected, rtol=1e-5, atol=1e-5
     )
     labels = slide_labels(positional, image, 3, crop, stride, window_batch, weights)
-    np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).numpy()[clear(expected)])
+    np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).cpu().numpy()[clear(expected)])
 
 
 @pytest.mark.parametrize('full_batches', [False, True])
@@ -241,8 +242,8 @@ def test_memory_does_not_grow_with_the_height(monkeypatch):
 
 
 @pytest.mark.parametrize('as_tensor', [False, True], ids=['bool', 'tensor'])
-def test_skipped_windows_are_not_predicted(as_tensor):
-    image = torch.rand(3, 60, 60) + 1
+def test_skipped_windows_are_not_predicted(device, as_tensor):
+    image = torch.rand(3, 60, 60, device=device) + 1
     image[:, 10:50, 20:] = 0  # blank; the pixels that are only in blank windows are a part of it
     predicted, done = [], []
 
@@ -252,7 +253,7 @@ def test_skipped_windows_are_not_predicted(as_tensor):
 
     def predict(windows):
         predicted.extend(windows)
-        return windows + torch.tensor([0.0, 0, 9])[:, None, None]
+        return windows + torch.tensor([0.0, 0, 9], device=device)[:, None, None]
 
     labels = slide_labels(
         predict, image, 3, (10, 10), (5, 5), window_batch=3, skip=skip, skip_label=7, on_progress=done.append
@@ -267,19 +268,19 @@ def test_skipped_windows_are_not_predicted(as_tensor):
     np.testing.assert_array_equal(labels, np.where(covered, 2, 7))
 
 
-def test_image_with_only_skipped_windows():
+def test_image_with_only_skipped_windows(device):
     def never(windows):
         raise AssertionError('predicted')
 
-    labels = slide_labels(never, torch.zeros(3, 33, 21), 3, (8, 8), (5, 5), skip=lambda window: True)
+    labels = slide_labels(never, torch.zeros(3, 33, 21, device=device), 3, (8, 8), (5, 5), skip=lambda window: True)
     assert labels.shape == (33, 21) and not labels.any()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('weights', tiling.WEIGHTS)
-def test_half_precision_logits_are_added_in_float32(dtype, weights):
+def test_half_precision_logits_are_added_in_float32(device, dtype, weights):
     # Sums over windows are not representable in bfloat16 and are rounded in float16.
-    image = torch.randint(900, 1100, (3, 24, 24)).to(dtype)
+    image = torch.randint(900, 1100, (3, 24, 24), device=device).to(dtype)
     expected = brute_force(lambda w: w.float(), image, 3, (16, 16), (4, 4), weights)
     logits = slide_logits(lambda w: w, image, 3, (16, 16), (4, 4), weights=weights)
     assert logits.dtype == torch.float32
@@ -298,9 +299,27 @@ def test_sums_are_on_the_requested_device(monkeypatch):
         slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='meta')
 
 
-def test_no_gradients_are_kept():
-    scale = torch.ones(1, requires_grad=True)
-    assert not slide_logits(lambda w: w * scale, torch.rand(3, 9, 9), 3, (4, 4), (4, 4)).requires_grad
+@pytest.mark.cuda
+@pytest.mark.parametrize('weights', tiling.WEIGHTS)
+def test_devices_of_image_and_sums_may_differ(weights):
+    image = torch.randn(3, 40, 50)
+    expected = brute_force(positional, image, 3, (16, 20), (8, 12), weights)
+    settings = (3, (16, 20), (8, 12), 3, weights)
+    for logits, where in (
+        (slide_logits(positional, image.cuda(), *settings, device='cpu'), 'cpu'),
+        (slide_logits(lambda windows: positional(windows.cuda()), image, *settings, device='cuda'), 'cuda'),
+    ):
+        assert logits.device.type == where
+        torch.testing.assert_close(logits.cpu(), expected, rtol=1e-5, atol=1e-5)
+    rgb = (255 * torch.rand(40, 50, 3)).to(torch.uint8).numpy()
+    for where in ('cpu', 'cuda'):
+        labels = slide_labels(lambda w: pixelwise(w).cuda(), rgb, 5, (16, 20), (8, 12), 3, device=where)
+        np.testing.assert_array_equal(labels, pixelwise(rgb[None])[0].argmax(0).numpy())
+
+
+def test_no_gradients_are_kept(device):
+    scale = torch.ones(1, requires_grad=True, device=device)
+    assert not slide_logits(lambda w: w * scale, torch.rand(3, 9, 9, device=device), 3, (4, 4), (4, 4)).requires_grad
 
 
 @pytest.mark.parametrize(

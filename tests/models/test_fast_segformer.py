@@ -1,4 +1,7 @@
-"""The fast SegFormer has the outputs, gradients, statistics and state dict of mmseg's with equal random weights."""
+"""The fast SegFormer has the outputs, gradients, statistics and state dict of mmseg's with equal random weights.
+
+Both compute on the same device. Their sums have another order, so they agree to rounding, on CUDA without TF32.
+"""
 
 import copy
 import warnings
@@ -58,28 +61,28 @@ def relative(a, b):
 @pytest.mark.parametrize('size', range(6))
 @pytest.mark.parametrize('shape', [(1, 3, 77, 131), (3, 3, 32, 50)])
 @pytest.mark.parametrize('train', [False, True])
-def test_logits_match_mmseg(size, shape, train):
-    stock, fast = (m.train(train) for m in initialised(size))
-    x = torch.randn(shape)
+def test_logits_match_mmseg(device, size, shape, train):
+    stock, fast = (m.train(train).to(device) for m in initialised(size))
+    x = torch.randn(shape, device=device)
     with torch.no_grad():
         torch.testing.assert_close(run(fast, x), run(stock, x), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(('size', 'dtype'), [*((n, torch.float32) for n in range(6)), (0, torch.float64)])
 @pytest.mark.parametrize(('shape', 'train'), [((1, 35, 61), False), ((3, 32, 50), True)])
-def test_outputs_gradients_and_statistics_match_mmseg(size, shape, train, dtype):
+def test_outputs_gradients_and_statistics_match_mmseg(device, size, shape, train, dtype):
     """Compare to eight digits in float64 with random weights, and in float32 with initial weights.
 
     Random weights amplify rounding errors too much for float32. There, the head has GELU instead of ReLU, whose gradient
     jumps where its input is rounded to the other side of 0, in one of ten runs.
     """
-    stock, fast = (m.train(train).to(dtype) for m in (initialised if dtype == torch.float32 else pair)(size))
+    stock, fast = (m.train(train).to(device, dtype) for m in (initialised if dtype == torch.float32 else pair)(size))
     if dtype == torch.float32:
         for model in (stock, fast):
             for layer in (*model[1].convs, model[1].fusion_conv):
                 layer.activate = torch.nn.GELU()
     near, tolerance = (1e-4, 1e-3) if dtype == torch.float32 else (1e-9, 1e-8)
-    x = torch.randn(shape[0], 3, *shape[1:], dtype=dtype)
+    x = torch.randn(shape[0], 3, *shape[1:], dtype=dtype, device=device)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [run(model, i) for model, i in zip((stock, fast), inputs)]
     scale = max(1.0, float(outputs[0].detach().abs().max())) if dtype == torch.float64 else 1.0
@@ -109,16 +112,16 @@ def test_outputs_gradients_and_statistics_match_mmseg(size, shape, train, dtype)
     ],
 )
 @pytest.mark.parametrize('train', [False, True])
-def test_head_settings(head, train):
-    stock, fast = (m.train(train) for m in pair(head=head))
-    x = torch.randn(2, 3, 70, 100)
+def test_head_settings(device, head, train):
+    stock, fast = (m.train(train).to(device) for m in pair(head=head))
+    x = torch.randn(2, 3, 70, 100, device=device)
     with torch.no_grad():
         torch.testing.assert_close(run(fast, x), run(stock, x), rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_and_drop_path_use_the_same_random_numbers():
-    stock, fast = (m.train() for m in pair(drop_path=0.3, head=dict(dropout_ratio=0.2)))
-    x = torch.randn(4, 3, 64, 64)
+def test_dropout_and_drop_path_use_the_same_random_numbers(device):
+    stock, fast = (m.train().to(device) for m in pair(drop_path=0.3, head=dict(dropout_ratio=0.2)))
+    x = torch.randn(4, 3, 64, 64, device=device)
     results = []
     for model in (stock, fast):
         torch.manual_seed(3)
@@ -126,13 +129,13 @@ def test_dropout_and_drop_path_use_the_same_random_numbers():
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_checkpointing_does_not_change_gradients():
+def test_gradient_checkpointing_does_not_change_gradients(device):
     _, plain = pair()
     _, saving = pair(backbone=dict(with_cp=True))
     saving.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64, device=device)
     gradients = []
-    for model in (plain.train(), saving.train()):
+    for model in (plain.train().to(device), saving.train().to(device)):
         # The input needs a gradient for checkpointing to take effect.
         run(model, x.clone().requires_grad_()).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -141,21 +144,21 @@ def test_gradient_checkpointing_does_not_change_gradients():
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_autocast_is_as_accurate_as_mmseg(channels_last):
-    stock, fast = (m.eval() for m in pair())
-    x = torch.randn(2, 3, 96, 64)
+def test_autocast_is_as_accurate_as_mmseg(device, channels_last):
+    stock, fast = (m.eval().to(device) for m in pair())
+    x = torch.randn(2, 3, 96, 64, device=device)
     if channels_last:
         fast = copy.deepcopy(fast).to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         exact = run(stock, x)
-        with torch.autocast('cpu', torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             assert relative(run(fast, x).float(), exact) < 1.5 * relative(run(stock, x).float(), exact) + 1e-3
 
 
-def test_encoder_maps_match_mmseg_and_are_channels_last():
-    stock, fast = (m.eval() for m in pair())
-    x = torch.randn(1, 3, 77, 130)
+def test_encoder_maps_match_mmseg_and_are_channels_last(device):
+    stock, fast = (m.eval().to(device) for m in pair())
+    x = torch.randn(1, 3, 77, 130, device=device)
     with torch.no_grad():
         for a, b in zip(stock[0](x), fast[0](x)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -163,10 +166,10 @@ def test_encoder_maps_match_mmseg_and_are_channels_last():
 
 
 @pytest.mark.parametrize('train', [False, True])
-def test_compiles_without_graph_breaks(train):
+def test_compiles_without_graph_breaks(device, train):
     """Trace the full graph with autograd; Inductor is not tested, because it requires a compiler."""
-    _, fast = (m.train(train) for m in initialised())
-    x = torch.randn(2, 3, 64, 64)
+    _, fast = (m.train(train).to(device) for m in initialised())
+    x = torch.randn(2, 3, 64, 64, device=device)
     model = torch.nn.Sequential(*fast)
     compiled = torch.compile(copy.deepcopy(model), backend='aot_eager', fullgraph=True)
     outputs = [m(x.clone()) for m in (model, compiled)]

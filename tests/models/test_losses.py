@@ -29,7 +29,7 @@ def losses_and_gradients(loss, logits, labels, **kwargs):
     found = []
     for head in heads(loss, **kwargs):
         own = logits.clone().requires_grad_()
-        losses = head.loss_by_feat(own, labelled(labels))
+        losses = head.to(logits.device).loss_by_feat(own, labelled(labels))
         sum(value for name, value in losses.items() if 'loss' in name).backward()
         found.append((losses, own.grad))
     return found
@@ -39,10 +39,10 @@ def losses_and_gradients(loss, logits, labels, **kwargs):
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('ignored', [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(('low', 'size'), [((16, 16), (64, 64)), ((9, 13), (33, 51)), ((20, 7), (20, 7))])
-def test_value_gradient_and_accuracy_match_mmseg(avg_non_ignore, align_corners, ignored, low, size):
-    logits = 3 * torch.randn(3, 5, *low, dtype=torch.float64)
-    labels = torch.randint(5, (3, *size))
-    labels[torch.rand(labels.shape) < ignored] = 255
+def test_value_gradient_and_accuracy_match_mmseg(device, avg_non_ignore, align_corners, ignored, low, size):
+    logits = 3 * torch.randn(3, 5, *low, dtype=torch.float64, device=device)
+    labels = torch.randint(5, (3, *size), device=device)
+    labels[torch.rand(labels.shape, device=device) < ignored] = 255
     loss = dict(type='CrossEntropyLoss', loss_weight=0.7, avg_non_ignore=avg_non_ignore)
     (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels, align_corners=align_corners)
     assert stock.keys() == fast.keys()
@@ -61,27 +61,33 @@ def test_value_gradient_and_accuracy_match_mmseg(avg_non_ignore, align_corners, 
         (dict(type='CrossEntropyLoss'), dict(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100))),
     ],
 )
-def test_other_losses_are_computed_by_mmseg(loss, kwargs):
-    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
+def test_other_losses_are_computed_by_mmseg(device, loss, kwargs):
+    logits, labels = torch.randn(2, 5, 16, 16, device=device), torch.randint(5, (2, 64, 64), device=device)
     (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels, **kwargs)
     for name in stock:
         torch.testing.assert_close(fast[name], stock[name])
     torch.testing.assert_close(found, expected)
 
 
-def test_nothing_of_the_size_of_the_labels_is_kept_for_the_backward_pass():
+def test_nothing_of_the_size_of_the_labels_is_kept_for_the_backward_pass(device):
     kept = []
-    logits, labels = torch.randn(2, 5, 16, 16, requires_grad=True), torch.randint(5, (2, 64, 64))
+    logits, labels = (
+        torch.randn(2, 5, 16, 16, requires_grad=True, device=device),
+        torch.randint(5, (2, 64, 64), device=device),
+    )
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        resized_loss(logits, labels, dice=1.0, gamma=2.0, class_weight=torch.rand(5))
+        resized_loss(logits, labels, dice=1.0, gamma=2.0, class_weight=torch.rand(5, device=device))
     assert kept and max(kept) <= logits.numel()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_scored_in_float32(dtype):
-    logits, labels = torch.randn(2, 5, 8, 8).to(dtype).requires_grad_(), torch.randint(5, (2, 32, 32))
+def test_half_precision_logits_are_scored_in_float32(device, dtype):
+    logits, labels = (
+        torch.randn(2, 5, 8, 8, device=device).to(dtype).requires_grad_(),
+        torch.randint(5, (2, 32, 32), device=device),
+    )
     exact = logits.detach().float().requires_grad_()
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         loss = resized_loss(logits, labels, dice=0.5).total
     expected = resized_loss(exact, labels, dice=0.5).total
     assert loss.dtype == torch.float32
@@ -91,8 +97,8 @@ def test_half_precision_logits_are_scored_in_float32(dtype):
     torch.testing.assert_close(logits.grad, exact.grad.to(dtype))
 
 
-def test_without_gradients():
-    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 32, 32))
+def test_without_gradients(device):
+    logits, labels = torch.randn(2, 5, 8, 8, device=device), torch.randint(5, (2, 32, 32), device=device)
     with torch.no_grad():
         loss, _, _, accuracy = resized_loss(logits, labels)
     resized = torch.nn.functional.interpolate(logits, (32, 32), mode='bilinear')
@@ -121,8 +127,8 @@ def brute_force(logits, labels, cross_entropy, dice, class_weight, gamma, smooth
 
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('ignored', [0.0, 0.5])
-def test_value_and_gradient_match_a_loop_over_pixels(seed, ignored):
-    rng = torch.Generator().manual_seed(seed)
+def test_value_and_gradient_match_a_loop_over_pixels(device, seed, ignored):
+    rng = torch.Generator().manual_seed(seed)  # the loop runs on the CPU
     logits = 2 * torch.randn(2, 4, 3, 4, dtype=torch.float64, generator=rng)
     labels = torch.randint(3, (2, 7, 9), generator=rng)  # class 3 is absent
     labels[torch.rand(labels.shape, generator=rng) < ignored] = 255
@@ -139,29 +145,35 @@ def test_value_and_gradient_match_a_loop_over_pixels(seed, ignored):
     settings = dict(
         cross_entropy=cross_entropy, dice=dice, class_weight=class_weight, gamma=gamma, smooth=smooth, weight=weight
     )
-    mine, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    found = resized_loss(mine, labels, **settings)
+    mine, theirs = logits.to(device, copy=True).requires_grad_(), logits.clone().requires_grad_()
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in settings.items()}
+    found = resized_loss(mine, labels.to(device), **moved)
     expected = brute_force(theirs, labels, **settings)
     (3 * found.total).backward()
     (3 * expected).backward()
-    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-12)  # the denominator has a float32 eps
-    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found.total.cpu(), expected, rtol=1e-6, atol=1e-12)  # the denominator has a float32 eps
+    torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-6, atol=1e-12)
 
 
-def test_weighted_cross_entropy_matches_torch():
-    logits, labels = torch.randn(3, 5, 8, 8, dtype=torch.float64), torch.randint(5, (3, 32, 32))
+def test_weighted_cross_entropy_matches_torch(device):
+    logits, labels = (
+        torch.randn(3, 5, 8, 8, dtype=torch.float64, device=device),
+        torch.randint(5, (3, 32, 32), device=device),
+    )
     labels[:, :9] = 255
-    weight = torch.rand(5, dtype=torch.float64)
+    weight = torch.rand(5, dtype=torch.float64, device=device)
     resized = torch.nn.functional.interpolate(logits, (32, 32), mode='bilinear')
     expected = torch.nn.functional.cross_entropy(resized, labels, weight, ignore_index=255)
     loss = TissueLoss(dice=0.0, class_weight=weight.tolist())
     torch.testing.assert_close(loss(resized, labels), expected, rtol=1e-6, atol=0)
 
 
-def test_deterministic_algorithms_do_not_change_cpu_gradients():
-    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 32, 32))
+def test_deterministic_algorithms_reproduce_gradients(device, monkeypatch):
+    """On CUDA, torch promises equal bits only with deterministic algorithms, whose rounding differs."""
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    logits, labels = torch.randn(2, 5, 8, 8, device=device), torch.randint(5, (2, 32, 32), device=device)
     found = []
-    for deterministic in (False, True):
+    for deterministic in (False, True, True):
         own = logits.clone().requires_grad_()
         torch.use_deterministic_algorithms(deterministic)
         try:
@@ -169,28 +181,31 @@ def test_deterministic_algorithms_do_not_change_cpu_gradients():
         finally:
             torch.use_deterministic_algorithms(False)
         found.append(own.grad)
-    assert torch.equal(*found)
+    assert torch.equal(*found[1:])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0 if device.type == 'cpu' else 1e-6)
 
 
-def test_ignored_crops_have_no_gradient():
+def test_ignored_crops_have_no_gradient(device):
     (_, _), (losses, grad) = losses_and_gradients(
-        dict(type='TissueLoss', gamma=2.0), torch.randn(2, 5, 8, 8), torch.full((2, 32, 32), 255)
+        dict(type='TissueLoss', gamma=2.0),
+        torch.randn(2, 5, 8, 8, device=device),
+        torch.full((2, 32, 32), 255, device=device),
     )
     assert all(float(losses[name]) == 0 for name in ('loss_tissue', 'cross_entropy', 'dice')) and not grad.any()
 
 
-def test_ignored_pixels_have_no_effect():
-    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 16, 16))
+def test_ignored_pixels_have_no_effect(device):
+    logits, labels = torch.randn(2, 5, 16, 16, device=device), torch.randint(5, (2, 16, 16), device=device)
     labels[:, 7:] = 255
     changed = logits.clone()
-    changed[:, :, 7:] = 40 * torch.randn(2, 5, 9, 16)
+    changed[:, :, 7:] = 40 * torch.randn(2, 5, 9, 16, device=device)
     loss = TissueLoss()
     assert loss(logits, labels) == pytest.approx(float(loss(changed, labels)))
 
 
-def test_lovasz_loss_of_mmseg_matches_its_definition():
+def test_lovasz_loss_of_mmseg_matches_its_definition(device):
     """Extend 1 - IoU (Berman et al. 2018) over the present classes, without ignored pixels."""
-    logits, labels = torch.randn(2, 4, 6, 6), torch.randint(3, (2, 6, 6))
+    logits, labels = torch.randn(2, 4, 6, 6, device=device), torch.randint(3, (2, 6, 6), device=device)
     labels[0, :2] = 255
     stock = MODELS.build(dict(type='LovaszLoss', reduction='none'))
     p, y = logits.softmax(1).permute(0, 2, 3, 1)[labels != 255], labels[labels != 255]
@@ -207,8 +222,11 @@ def test_lovasz_loss_of_mmseg_matches_its_definition():
     torch.testing.assert_close(stock(logits, labels, ignore_index=255), torch.stack(expected).mean(), rtol=1e-5, atol=0)
 
 
-def test_tissue_loss_is_equal_in_both_heads():
-    logits, labels = torch.randn(2, 5, 16, 16, dtype=torch.float64), torch.randint(5, (2, 64, 64))
+def test_tissue_loss_is_equal_in_both_heads(device):
+    logits, labels = (
+        torch.randn(2, 5, 16, 16, dtype=torch.float64, device=device),
+        torch.randint(5, (2, 64, 64), device=device),
+    )
     labels[0, :20] = 255
     loss = dict(type='TissueLoss', dice=0.5, gamma=2.0, class_weight=[1.0, 2.0, 3.0, 4.0, 5.0])
     (stock, expected), (fast, found) = losses_and_gradients(loss, logits, labels)
@@ -218,8 +236,8 @@ def test_tissue_loss_is_equal_in_both_heads():
     torch.testing.assert_close(found, expected)
 
 
-def test_pixel_samplers_weight_the_pixels():
-    logits, labels = torch.randn(2, 5, 16, 16), torch.randint(5, (2, 64, 64))
+def test_pixel_samplers_weight_the_pixels(device):
+    logits, labels = torch.randn(2, 5, 16, 16, device=device), torch.randint(5, (2, 64, 64), device=device)
     sampler = dict(type='OHEMPixelSampler', thresh=0.3, min_kept=100)
     (stock, expected), (fast, found) = losses_and_gradients(dict(type='TissueLoss'), logits, labels, sampler=sampler)
     torch.testing.assert_close(fast['loss_tissue'], stock['loss_tissue'])

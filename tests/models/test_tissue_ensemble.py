@@ -1,5 +1,6 @@
 """TissueEnsemble compared with its members, and the JSON files that list them."""
 
+import copy
 import json
 
 import numpy as np
@@ -19,15 +20,20 @@ SIZE = (96, 112)
 
 
 @pytest.fixture(scope='module')
-def members():
+def members_on_cpu():
     return [build('TissueSegmentor', dict(mode='whole')) for _ in range(3)]
 
 
+@pytest.fixture
+def members(members_on_cpu, device):
+    return [copy.deepcopy(member).to(device) for member in members_on_cpu]
+
+
 @pytest.fixture(scope='module')
-def folder(members, tmp_path_factory):
+def folder(members_on_cpu, tmp_path_factory):
     """Write checkpoints of folds, an ensemble of all and an ensemble of one."""
     folder = tmp_path_factory.mktemp('ensemble')
-    for number, member in enumerate(members):
+    for number, member in enumerate(members_on_cpu):
         (folder / f'fold{number}').mkdir()
         torch.save(
             dict(state_dict=member.state_dict(), meta=dict(iter=number)), folder / f'fold{number}' / 'iter_2.pth'
@@ -38,16 +44,16 @@ def folder(members, tmp_path_factory):
     return folder
 
 
-def load(path, **test_cfg):
+def load(path, device='cpu', **test_cfg):
     ensemble = Ensemble.read(path)
     model = ensemble.model_config(config('TissueSegmentor', {**dict(mode='whole'), **test_cfg}))
     model = MODELS.build(model)
     ensemble.load_into(model)
-    return model.eval()
+    return model.eval().to(device)
 
 
-def image(height=SIZE[0], width=SIZE[1], count=1):
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(3))
+def image(device, count=1):
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(3)).to(device)
 
 
 @torch.no_grad()
@@ -57,8 +63,8 @@ def mean(members, x):
 
 
 @torch.no_grad()
-def test_encode_decode_is_the_logarithm_of_the_mean_probabilities(members, folder):
-    ensemble, x = load(folder / 'ensemble.json'), image(count=2)
+def test_encode_decode_is_the_logarithm_of_the_mean_probabilities(device, members, folder):
+    ensemble, x = load(folder / 'ensemble.json', device), image(device, count=2)
     assert isinstance(ensemble, TissueEnsemble) and len(ensemble.members) == 3
     found = ensemble.encode_decode(x, [dict(img_shape=SIZE)] * 2)
     assert found.dtype == torch.float32 and found.shape == (2, CLASSES, *SIZE)
@@ -67,67 +73,70 @@ def test_encode_decode_is_the_logarithm_of_the_mean_probabilities(members, folde
 
 
 @torch.no_grad()
-def test_raw_outputs_are_averaged(members, folder):
-    x = image()
+def test_raw_outputs_are_averaged(device, members, folder):
+    x = image(device)
     expected = torch.stack([m._forward(x).double().softmax(1) for m in members]).mean(0).log()
-    found = load(folder / 'ensemble.json')(x)
+    found = load(folder / 'ensemble.json', device)(x)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_sliding_windows_with_logits_and_labels(members, folder):
+def test_sliding_windows_with_logits_and_labels(device, members, folder):
     """Windows are placed and blended as with a single network."""
-    x, total = image(), torch.zeros(CLASSES, *SIZE, dtype=torch.float64)
-    number = torch.zeros(SIZE)
+    x, total = image(device), torch.zeros(CLASSES, *SIZE, dtype=torch.float64, device=device)
+    number = torch.zeros(SIZE, device=device)
     for top in (0, 32):
         for left in (0, 32, 64):
             window = np.s_[..., top : top + 64, left : left + 48]
             total[window] += mean(members, x[window])[0].log()
             number[window] += 1
     settings = {**SLIDE, 'stride': (32, 32)}
-    kept = load(folder / 'ensemble.json', **settings, keep_logits=True).predict(x, samples(1, SIZE))[0]
+    kept = load(folder / 'ensemble.json', device, **settings, keep_logits=True).predict(x, samples(1, SIZE))[0]
     torch.testing.assert_close(kept.seg_logits.data.double(), total / number, rtol=1e-4, atol=1e-4)
-    labels = load(folder / 'ensemble.json', **settings).predict(x, samples(1, SIZE))[0].pred_sem_seg.data
+    labels = load(folder / 'ensemble.json', device, **settings).predict(x, samples(1, SIZE))[0].pred_sem_seg.data
     torch.testing.assert_close(labels, kept.pred_sem_seg.data)
 
 
 @torch.no_grad()
-def test_symmetries(members, folder):
-    x = image()
+def test_symmetries(device, members, folder):
+    x = image(device)
     expected = average_symmetries(lambda windows: mean(members, windows).log(), x, 8)
-    sample = load(folder / 'ensemble.json', symmetries=8, keep_logits=True).predict(x, samples(1, SIZE))[0]
+    sample = load(folder / 'ensemble.json', device, symmetries=8, keep_logits=True).predict(x, samples(1, SIZE))[0]
     torch.testing.assert_close(sample.seg_logits.data.softmax(0).double(), expected[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_raw_images_are_labelled_like_preprocessed_ones(folder):
-    ensemble = load(folder / 'ensemble.json', **SLIDE)
+def test_raw_images_are_labelled_like_preprocessed_ones(device, folder):
+    ensemble = load(folder / 'ensemble.json', device, **SLIDE)
     raw = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
-    x = (torch.from_numpy(raw).permute(2, 0, 1)[None].float() - ensemble.data_preprocessor.mean) / (
+    x = (torch.from_numpy(raw).to(device).permute(2, 0, 1)[None].float() - ensemble.data_preprocessor.mean) / (
         ensemble.data_preprocessor.std
     )
-    np.testing.assert_array_equal(ensemble.label_image(raw), ensemble.predict(x)[0].pred_sem_seg.data[0].numpy())
+    np.testing.assert_array_equal(ensemble.label_image(raw), ensemble.predict(x)[0].pred_sem_seg.data[0].cpu().numpy())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize('settings', [{}, SLIDE, dict(symmetries=4)])
-def test_ensemble_of_one_equals_its_member(members, folder, settings):
-    ensemble, member = load(folder / 'one.json', **settings), load(folder / 'fold1' / 'iter_2.pth', **settings)
-    a, b = (model.predict(image(), samples(1, SIZE))[0].pred_sem_seg.data for model in (ensemble, member))
+def test_ensemble_of_one_equals_its_member(device, members, folder, settings):
+    ensemble, member = (
+        load(folder / 'one.json', device, **settings),
+        load(folder / 'fold1' / 'iter_2.pth', device, **settings),
+    )
+    a, b = (model.predict(image(device), samples(1, SIZE))[0].pred_sem_seg.data for model in (ensemble, member))
     assert type(member) is not TissueEnsemble is type(ensemble) and (a == b).all()
 
 
 @torch.no_grad()
-def test_half_precision_is_averaged_in_float32(members, folder):
-    with torch.autocast('cpu', torch.bfloat16):
-        found = load(folder / 'ensemble.json').encode_decode(image(), [dict(img_shape=SIZE)])
+def test_half_precision_is_averaged_in_float32(device, members, folder):
+    with torch.autocast(device.type, torch.bfloat16):
+        found = load(folder / 'ensemble.json', device).encode_decode(image(device), [dict(img_shape=SIZE)])
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.exp().sum(1), torch.ones(1, *SIZE))
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(1, *SIZE, device=device))
 
 
 def test_invalid_ensembles_are_rejected(folder):
     with pytest.raises(IgniteError, match='one by one'):
-        load(folder / 'ensemble.json').loss(image(), samples(1, SIZE))
+        load(folder / 'ensemble.json').loss(image('cpu'), samples(1, SIZE))
     with pytest.raises(IgniteError, match='EncoderDecoder'):
         Ensemble.read(folder / 'ensemble.json').model_config(config('EncoderDecoder', SLIDE))
     with pytest.raises(IgniteError, match='size'):
@@ -172,10 +181,10 @@ def test_invalid_files_are_rejected(folder, content, word):
 
 @pytest.mark.parametrize('number', range(2))
 @pytest.mark.parametrize('fault', ['missing', 'more', 'shape'])
-def test_members_are_loaded_strictly(members, tmp_path, number, fault):
+def test_members_are_loaded_strictly(members_on_cpu, tmp_path, number, fault):
     """Include the first member, which is the ensemble itself."""
     for index in range(2):
-        weights = {k: v.clone() for k, v in members[index].state_dict().items()}
+        weights = {k: v.clone() for k, v in members_on_cpu[index].state_dict().items()}
         if index == number:
             if fault == 'missing':
                 del weights['decode_head.conv_seg.bias']

@@ -54,15 +54,25 @@ def build(kind, test_cfg, out_channels=None, **preprocessor):
 
 
 @pytest.fixture(scope='module')
-def stock():
+def stock_on_cpu():
     return build('EncoderDecoder', SLIDE)
+
+
+@pytest.fixture
+def stock(stock_on_cpu, device):
+    return copy.deepcopy(stock_on_cpu).to(device)
+
+
+def randn(model, *size):
+    """Return random numbers on the device of a model."""
+    return torch.randn(size, device=next(model.parameters()).device)
 
 
 def twin(stock, **test_cfg):
     """Return a TissueSegmentor with the weights of the stock model."""
     model = build('TissueSegmentor', {**SLIDE, **test_cfg})
     model.load_state_dict(stock.state_dict(), strict=True)
-    return model
+    return model.to(next(stock.parameters()).device)
 
 
 def samples(count, size, **meta):
@@ -100,7 +110,7 @@ def test_it_is_an_encoder_decoder(stock):
 @pytest.mark.parametrize('mode', ['slide', 'whole'])
 def test_labels_and_logits_match_mmseg(stock, monkeypatch, mode, size):
     monkeypatch.setitem(stock.test_cfg, 'mode', mode)
-    inputs = torch.randn(2, 3, *size)
+    inputs = randn(stock, 2, 3, *size)
     expected, found = both(stock, twin(stock, mode=mode), inputs)
     assert_same_labels(expected, found)
     assert all('seg_logits' not in sample for sample in found)
@@ -111,7 +121,7 @@ def test_labels_and_logits_match_mmseg(stock, monkeypatch, mode, size):
 
 
 def test_without_data_samples(stock):
-    inputs = torch.randn(2, 3, 70, 90)
+    inputs = randn(stock, 2, 3, 70, 90)
     with torch.no_grad():
         assert_same_labels(stock.predict(inputs), twin(stock).predict(inputs))
         assert_same_labels(stock.predict(inputs), twin(stock, mode='slide', keep_logits=True).predict(inputs))
@@ -119,7 +129,7 @@ def test_without_data_samples(stock):
 
 @pytest.mark.parametrize('name', ['padding_size', 'img_padding_size'])
 def test_padding_is_removed(stock, name):
-    inputs = torch.randn(1, 3, 90, 80)
+    inputs = randn(stock, 1, 3, 90, 80)
     expected, found = both(stock, twin(stock), inputs, ori_shape=(79, 75), **{name: (2, 3, 7, 4)})
     assert found[0].pred_sem_seg.data.shape == (1, 79, 75)
     assert_same_labels(expected, found)
@@ -127,13 +137,13 @@ def test_padding_is_removed(stock, name):
 
 @pytest.mark.parametrize('direction', ['horizontal', 'vertical'])
 def test_flips_are_undone(stock, direction):
-    expected, found = both(stock, twin(stock), torch.randn(1, 3, 70, 90), flip=True, flip_direction=direction)
+    expected, found = both(stock, twin(stock), randn(stock, 1, 3, 70, 90), flip=True, flip_direction=direction)
     assert_same_labels(expected, found)
     assert 'seg_logits' not in found[0]
 
 
 def test_logits_are_resized_to_another_size(stock):
-    expected, found = both(stock, twin(stock), torch.randn(1, 3, 70, 90), ori_shape=(55, 110))
+    expected, found = both(stock, twin(stock), randn(stock, 1, 3, 70, 90), ori_shape=(55, 110))
     assert found[0].pred_sem_seg.data.shape == (1, 55, 110)
     assert_same_labels(expected, found)
     assert 'seg_logits' not in found[0]
@@ -144,14 +154,14 @@ def test_labels_of_the_right_size_are_not_resized(stock, monkeypatch):
         raise AssertionError('resized')
 
     monkeypatch.setattr('mmseg.models.segmentors.base.resize', refuse)
-    twin(stock).predict(torch.randn(1, 3, 70, 90), samples(1, (70, 90)))
+    twin(stock).predict(randn(stock, 1, 3, 70, 90), samples(1, (70, 90)))
 
 
-def test_binary_heads():
-    stock = build('EncoderDecoder', SLIDE, out_channels=1)
-    ours = build('TissueSegmentor', SLIDE, out_channels=1)
+def test_binary_heads(device):
+    stock = build('EncoderDecoder', SLIDE, out_channels=1).to(device)
+    ours = build('TissueSegmentor', SLIDE, out_channels=1).to(device)
     ours.load_state_dict(stock.state_dict())
-    expected, found = both(stock, ours, torch.randn(1, 3, 70, 90))
+    expected, found = both(stock, ours, randn(stock, 1, 3, 70, 90))
     clear = (expected[0].seg_logits.data - 0.5).abs() > 1e-4  # mmseg stores probabilities for binary heads
     assert clear.float().mean() > 0.98 and len(found[0].pred_sem_seg.data.unique()) == 2
     assert torch.equal(found[0].pred_sem_seg.data[clear], expected[0].pred_sem_seg.data[clear].to(torch.uint8))
@@ -164,15 +174,15 @@ def test_windows_are_batched(stock, monkeypatch):
     ours, sizes = twin(stock, window_batch=2), []
     forward = ours.extract_feat
     monkeypatch.setattr(ours, 'extract_feat', lambda x: sizes.append(tuple(x.shape)) or forward(x))
-    ours.predict(torch.randn(1, 3, 64, 112))  # windows at x = 0, 32 and 64
+    ours.predict(randn(stock, 1, 3, 64, 112))  # windows at x = 0, 32 and 64
     assert sizes == [(2, 3, 64, 48), (1, 3, 64, 48)]
 
 
 @torch.no_grad()
 def test_gaussian_weights_match_a_loop(stock):
-    inputs = torch.randn(1, 3, 100, 81)
-    total, count = torch.zeros(CLASSES, 100, 81), torch.zeros(100, 81)
-    weight = tiling.window_weights((64, 48), 'gaussian')
+    inputs = randn(stock, 1, 3, 100, 81)
+    total, count = inputs.new_zeros(CLASSES, 100, 81), inputs.new_zeros(100, 81)
+    weight = tiling.window_weights((64, 48), 'gaussian').to(inputs.device)
     for y1, y2 in ((0, 64), (36, 100)):
         for x1, x2 in ((0, 48), (32, 80), (33, 81)):
             window = inputs[:, :, y1:y2, x1:x2]
@@ -188,7 +198,7 @@ def test_gaussian_weights_match_a_loop(stock):
 @pytest.mark.parametrize('mode', ['slide', 'whole'])
 @torch.no_grad()
 def test_symmetries(stock, mode):
-    inputs = torch.randn(1, 3, 64, 48)  # one window
+    inputs = randn(stock, 1, 3, 64, 48)  # one window
     mean = 0
     for k in range(4):
         for mirror in (False, True):
@@ -205,7 +215,7 @@ def test_symmetries(stock, mode):
 
 
 def test_half_precision_logits_are_added_in_float32(stock, monkeypatch):
-    inputs = torch.randn(1, 3, 112, 48)
+    inputs = randn(stock, 1, 3, 112, 48)
     ours = twin(stock, stride=(16, 32), keep_logits=True)  # pixels in 1 to 4 windows
     monkeypatch.setattr(ours, 'encode_decode', lambda x, metas: x[:, [0, 1, 2, 0, 1]].bfloat16() * 3)
     found = ours.predict(inputs, samples(1, (112, 48)))[0].seg_logits.data
@@ -216,11 +226,11 @@ def test_half_precision_logits_are_added_in_float32(stock, monkeypatch):
 
 @torch.no_grad()
 def test_under_autocast(stock):
-    inputs = torch.randn(1, 3, 104, 80)
+    inputs = randn(stock, 1, 3, 104, 80)
     # Built outside autocast, which caches weights and would miss that others are loaded.
     keeping, plain = twin(stock, keep_logits=True), twin(stock)
     exact = stock.predict(inputs, samples(1, (104, 80)))[0].seg_logits.data
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(inputs.device.type, torch.bfloat16):
         expected = stock.predict(inputs, samples(1, (104, 80)))[0].seg_logits.data
         kept = keeping.predict(inputs, samples(1, (104, 80)))[0]
         labels = plain.predict(inputs, samples(1, (104, 80)))[0].pred_sem_seg.data
@@ -235,12 +245,12 @@ def test_under_autocast(stock):
 def test_accumulator_is_on_the_requested_device(stock, monkeypatch, accumulator, keep_logits):
     ours, asked = twin(stock, accumulator=accumulator, keep_logits=keep_logits), []
     monkeypatch.setattr(tiling, '_device', lambda image, where: asked.append(where) or image.device)
-    ours.predict(torch.randn(1, 3, 64, 48))
+    ours.predict(randn(stock, 1, 3, 64, 48))
     assert asked == [accumulator]
 
 
 def test_tta_model_of_mmseg(stock):
-    inputs = torch.randn(1, 3, 70, 90)
+    inputs = randn(stock, 1, 3, 70, 90)
     ours = twin(stock, keep_logits=True)
     groups = [samples(1, (70, 90)), samples(1, (70, 90), flip=True, flip_direction='horizontal')]
     for group in groups:
@@ -255,7 +265,7 @@ def test_tta_model_of_mmseg(stock):
 
 
 def test_mmseg_metrics_accept_the_labels(stock):
-    labels = twin(stock).predict(torch.randn(1, 3, 64, 48))[0].pred_sem_seg.data
+    labels = twin(stock).predict(randn(stock, 1, 3, 64, 48))[0].pred_sem_seg.data
     truth = labels[0].long().clone()
     truth[:5] = 255
     areas = IoUMetric.intersect_and_union(labels.squeeze(), truth, CLASSES, 255)
@@ -274,13 +284,13 @@ def rgb(size):
 )
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
 def test_label_image_equals_predict(stock, tmp_path, test_cfg, bgr_to_rgb):
-    ours = build('TissueSegmentor', {**SLIDE, **test_cfg}, bgr_to_rgb=bgr_to_rgb)
+    ours = build('TissueSegmentor', {**SLIDE, **test_cfg}, bgr_to_rgb=bgr_to_rgb).to(next(stock.parameters()).device)
     ours.load_state_dict(stock.state_dict())
     image = rgb((101, 83))
     bgr = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
     data = dict(inputs=[bgr], data_samples=samples(1, (101, 83)))
     with torch.no_grad():
-        expected = ours.test_step(data)[0].pred_sem_seg.data[0].numpy()
+        expected = ours.test_step(data)[0].pred_sem_seg.data[0].cpu().numpy()
     np.save(tmp_path / 'image.npy', image)
     out, done = np.full((101, 83), 99, np.uint8), []
     found = ours.label_image(np.load(tmp_path / 'image.npy', mmap_mode='r'), out, done.append)
@@ -335,14 +345,14 @@ def single_nucleus(size):
     [(glass, True), (pale_pink, False), (fat, False), (single_nucleus, False), (faint_smear, False)],
     ids=lambda value: getattr(value, '__name__', str(value)),
 )
-def test_glass_detection(stock, make, expected):
+def test_glass_detection(stock, device, make, expected):
     ours, image = twin(stock), make((128, 128))
     assert bool(ours._is_glass(image)) is expected
-    normalised = ours._preprocessed(image[None], torch.device('cpu'))[0]
+    normalised = ours._preprocessed(image[None], device)[0]
     assert bool(ours._is_glass(normalised)) is expected
 
 
-def test_glass_is_skipped(stock, monkeypatch):
+def test_glass_is_skipped(stock, device, monkeypatch):
     ours = twin(stock, crop_size=(64, 64), stride=(64, 64), skip_glass=True)
     image = np.concatenate([glass((64, 128)), rgb((64, 128))])
     image[64:, 64:] = glass((64, 64))
@@ -350,8 +360,8 @@ def test_glass_is_skipped(stock, monkeypatch):
     monkeypatch.setattr(ours, 'extract_feat', lambda x: seen.append(len(x)) or forward(x))
     labels = ours.label_image(image)
     assert seen == [1]
-    inputs = ours._preprocessed(image[None], torch.device('cpu'))
-    found = ours.predict(inputs, samples(1, (128, 128)))[0].pred_sem_seg.data[0].numpy()
+    inputs = ours._preprocessed(image[None], device)
+    found = ours.predict(inputs, samples(1, (128, 128)))[0].pred_sem_seg.data[0].cpu().numpy()
     assert seen == [1, 1]
     np.testing.assert_array_equal(found, labels)
     assert not labels[:64].any() and not labels[64:, 64:].any()

@@ -87,6 +87,35 @@ def test_run_that_is_ended_again_and_again_equals_the_uninterrupted_one(prepared
     assert_same_run(work_dir, tmp_path / 'whole')
 
 
+ON_CUDA = {
+    'float32': {},
+    'bfloat16': SETTINGS['bfloat16, two workers'],
+    'float16': SETTINGS['float16'],
+    'averaged, accumulated': SETTINGS['averaged, accumulated'],
+    'two workers, pinned': {
+        'train_dataloader.num_workers': 2,
+        'train_dataloader.persistent_workers': True,
+        'train_dataloader.pin_memory': True,
+    },
+}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('name', ON_CUDA)
+def test_run_on_cuda_that_is_ended_equals_the_uninterrupted_one(prepared, tmp_path, name):
+    """torch promises equal bits on CUDA only with deterministic algorithms."""
+    settings = {'randomness.deterministic': True, **ON_CUDA[name]}
+    runner = train(config(prepared, tmp_path / 'whole', settings))
+    assert next(runner.model.parameters()).is_cuda and torch.are_deterministic_algorithms_enabled()
+    killed = dict(type='EndHook', moment='before_train_iter', call=4)
+    stopped = dict(type='EndHook', moment='before_train_iter', call=2, number=TERM)
+    for hook, end in ((killed, Killed), (stopped, TrainingStopped)):
+        with pytest.raises(end):
+            train(config(prepared, tmp_path / 'run', settings, hook), resume=True)
+    train(config(prepared, tmp_path / 'run', settings), resume=True)
+    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+
+
 def test_signal_before_the_first_iteration_saves_nothing(prepared, tmp_path, capsys):
     hook = dict(type='EndHook', moment='before_train', call=1, number=signal.SIGTERM)
     with pytest.raises(TrainingStopped):
