@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..datasets.prepared import FOLDS, roi_name
 from ..engine.distributed import is_main_process
-from ..engine.launchers import use_launcher
 from ..engine.ensembles import write_ensemble
+from ..engine.launchers import use_launcher
 from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.per_roi import fold_scores

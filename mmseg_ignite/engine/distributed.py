@@ -86,29 +86,30 @@ def process_errors(cfg: Config) -> Iterator[None]:
         if cfg.get('launcher', 'none') == 'none' or getattr(error, 'first_report', False):
             raise
         sentence, first = _sentence(error, _settings(cfg)['timeout']), _is_first_report()
-        if isinstance(error, IgniteError):
-            sentence = str(error)
-        if sentence is None:
+        known = isinstance(error, IgniteError)
+        if sentence is None and not known:
             raise
         if not first:
             raise SystemExit(2) from error
-        report = IgniteError(sentence)
+        report = error if known else IgniteError(sentence)
         report.first_report = True  # for a context around this one
+        if known:
+            raise
         raise report from error
 
 
 def _sentence(error: Exception, timeout: float) -> str | None:
     """Return the sentence about an exception of torch.distributed about another process; None for other exceptions."""
     text = str(error)
+    if not isinstance(error, torch.distributed.DistError) and not (
+        isinstance(error, RuntimeError) and _COLLECTIVE.search(text)
+    ):
+        return None
     if _BUSY.search(text):
         return (
             f'the port {os.environ.get("MASTER_PORT")} of this machine is used by another run: set the environment variable '
             'MASTER_PORT (PORT of tools/dist_train.sh) to a free one.'
         )
-    if not isinstance(error, torch.distributed.DistError) and not (
-        isinstance(error, RuntimeError) and _COLLECTIVE.search(text)
-    ):
-        return None
     if _TIMED_OUT.search(text):
         return (
             f'a process of the distributed run has not answered for {timeout:g} s (env_cfg.dist_cfg.timeout), so the run '

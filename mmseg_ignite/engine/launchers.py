@@ -75,8 +75,8 @@ def _of_mpi(found: Mapping[str, str]) -> dict[str, str]:
     address = '127.0.0.1' if found.get(names[3]) == found[names[1]] else ''
     if not (address or found.get('MASTER_ADDR')):
         raise IgniteError(
-            f'MASTER_ADDR is not set, which a run on several machines requires ({names[3]} is {found.get(names[3])} of {size} '
-            'processes): pass the address of the machine of rank 0, e.g. mpirun -x MASTER_ADDR=node1.'
+            f'MASTER_ADDR is not set, which a run on several machines requires ({names[3]} is {found.get(names[3])} of '
+            f'{size} processes): pass the address of the machine of rank 0, e.g. mpirun -x MASTER_ADDR=node1.'
         )
     return _variables(found, rank, size, local, address, 29500)
 

@@ -10,7 +10,9 @@ from mmseg_ignite.engine.distributed import is_main_process
 from mmseg_ignite.engine.launchers import first_host, use_launcher
 from mmseg_ignite.errors import IgniteError
 
-SLURM = dict(SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_NODELIST='gpu[03-05],a1', SLURM_JOB_ID='31007')
+SLURM = dict(
+    SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_NODELIST='gpu[03-05],a1', SLURM_JOB_ID='31007'
+)
 OPEN_MPI = dict(
     OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_LOCAL_RANK='3', OMPI_COMM_WORLD_LOCAL_SIZE='4'
 )
@@ -24,7 +26,9 @@ def environment(monkeypatch):
     """Set the variables of a launcher and no others; afterwards this process is a single one again."""
 
     def put(**variables):
-        clean = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIXES) and name not in TORCHRUN}
+        clean = {
+            name: os.environ[name] for name in os.environ if not name.startswith(PREFIXES) and name not in TORCHRUN
+        }
         monkeypatch.setattr(os, 'environ', {**clean, **variables})
 
     yield put

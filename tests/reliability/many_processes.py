@@ -22,7 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from two_processes import in_two
 from yapf.yapflib import yapf_api
 
-from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import load_config, test, train
 from mmseg_ignite.apis.configuration import running
 from mmseg_ignite.cli import run
 from mmseg_ignite.engine.distributed import is_main_process
@@ -82,6 +82,15 @@ class NoteHook(Hook):
         path.write_text(json.dumps(self.notes, default=lambda x: x.tolist() if hasattr(x, 'tolist') else str(x)))
 
 
+@HOOKS.register_module()
+class FailHook(Hook):
+    """Raise an exception in the second process."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter == 2:
+            raise ValueError('the augmentation is broken')
+
+
 def equal_config(prepared, work_dir, more):
     cfg = config(prepared, work_dir, SETTINGS | more)
     steps = 4 // cfg.train_dataloader.batch_size // (1 if cfg.launcher == 'none' else 2)
@@ -104,13 +113,12 @@ def mpi(rank, port):
     return dict({f'OMPI_COMM_WORLD_{name}': value for name, value in values.items()}, MASTER_PORT=port)
 
 
-def failing(prepared, work_dir, number):
-    """Return a training whose second process is killed, or raises an exception, before its third iteration."""
+def failing(prepared, work_dir, hook):
+    """Return a training with a hook; each process writes its messages to a file."""
 
     def main():
         sys.stderr = open(work_dir.with_name(f'{work_dir.name}{os.environ["OMPI_COMM_WORLD_RANK"]}.txt'), 'w')
         settings = {'launcher': 'mpi', 'env_cfg.dist_cfg.timeout': 60}
-        hook = dict(type='EndHook', moment='before_train_iter', call=3, number=number, rank=1)
         cfg = config(prepared, work_dir, settings, hook)
         with running(cfg):
             train(cfg)
@@ -118,15 +126,31 @@ def failing(prepared, work_dir, number):
     return lambda: run(main)
 
 
+def scoring(prepared, folder, launcher):
+    """Return a test of three ROIs in which each process has a folder of its own, as on machines without a common disk."""
+
+    def main():
+        own = folder / f'{launcher}{os.environ.get("OMPI_COMM_WORLD_RANK", "")}'
+        own.mkdir()
+        os.chdir(own)
+        cfg = config(prepared, 'work', {'launcher': launcher, 'test_dataloader.dataset.protocol': 'roi-8-1-1'})
+        test(cfg, folder / 'two' / 'iter_4.pth', allow_seen_patients=True, report=None)
+
+    return main
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
     yapf_api.FormatCode = lambda text, **_: (text, True)
     prepared, folder = sys.argv[1], Path(sys.argv[2])
     found = dict(equal=in_two(lambda: train(equal_config(prepared, folder / 'two', TOGETHER)), slurm))
-    for name, number in (('killed', int(signal.SIGKILL)), ('failed', None)):
+    killed = dict(type='EndHook', moment='before_train_iter', call=3, number=int(signal.SIGKILL), rank=1)
+    for name, hook in (('killed', killed), ('failed', dict(type='FailHook'))):
         begin = time.monotonic()
-        found[name] = in_two(failing(prepared, folder / name, number), mpi)
+        found[name] = in_two(failing(prepared, folder / name, hook), mpi)
         found[f'{name} after'] = time.monotonic() - begin
     found['refused'] = in_two(lambda: run(lambda: load_config('config.py', launcher='mpi')), lambda rank, port: {})
+    found['scored'] = in_two(scoring(prepared, folder, 'mpi'), mpi)
     train(equal_config(prepared, folder / 'one', ALONE))  # last: processes forked later would have its loader's workers
+    scoring(prepared, folder, 'none')()
     (folder / 'found.json').write_text(json.dumps(found))

@@ -67,21 +67,40 @@ def test_only_rank_0_of_slurm_is_the_main_process(notes, runs):
     assert [part['main'] for part in notes] == [True, False, True]
 
 
-@pytest.mark.parametrize(
-    ('name', 'status', 'sentence'),
-    [
-        ('killed', -9, 'error: another process of the distributed run ended without an error message'),
-        ('failed', 1, ''),
-    ],
-)
-def test_a_process_that_dies_takes_the_other_down(runs, name, status, sentence):
+def test_scores_of_an_odd_number_of_rois_equal_those_of_one_process(runs):
+    """Without a common disk: the results go through the process group, and each process writes its own label PNGs."""
     folder, found, output = runs
-    messages = [(folder / f'{name}{rank}.txt').read_text() for rank in range(2)]
-    assert found[name] == [2, status], messages
-    assert found[f'{name} after'] < 60
-    assert sentence in messages[0] and 'Traceback' not in messages[0]
-    if name == 'failed':
-        assert 'Killed' in output + messages[1] and 'error: ' not in messages[0]
+    assert found['scored'] == [0, 0], output[-3000:]
+    two, one = (json.loads((folder / name / 'work' / 'metrics.json').read_text()) for name in ('mpi0', 'none'))
+    assert one['rois'] == 3
+    for scores in (two, one):
+        del scores['provenance']
+    assert two == one
+    pictures = {
+        name: {p.name for p in (folder / name).glob('work/predictions/*.png')} for name in ('mpi0', 'mpi1', 'none')
+    }
+    assert pictures['mpi0'] | pictures['mpi1'] == pictures['none'] and len(pictures['none']) == 3
+    assert pictures['mpi1'] and pictures['mpi0'] != pictures['none']
+
+
+def messages(runs, name):
+    """Return what the two processes of a training wrote, which ended within a minute of its start."""
+    assert runs[1][f'{name} after'] < 60
+    return [(runs[0] / f'{name}{rank}.txt').read_text() for rank in range(2)]
+
+
+def test_a_killed_process_takes_the_other_down_which_says_so(runs):
+    first, _ = messages(runs, 'killed')
+    assert runs[1]['killed'] == [2, -9], first
+    assert first.count('error: ') == 1 and 'Traceback' not in first
+    assert 'error: another process of the distributed run ended without an error message' in first
+
+
+def test_an_exception_in_one_process_ends_both_and_is_the_only_message(runs):
+    first, second = messages(runs, 'failed')
+    assert runs[1]['failed'] == [2, 1], first + second
+    assert 'ValueError: the augmentation is broken' in second
+    assert 'error: ' not in first and 'Traceback' not in first
 
 
 def test_processes_that_mpi_did_not_start_say_so(runs):
