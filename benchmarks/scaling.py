@@ -43,14 +43,14 @@ def step_seconds(network: float, exchange: float) -> float:
     return network + max(0.0, exchange - BACKWARD * network)
 
 
-def schedule(processes: int, batch: int, rate: float, iterations: int, warm_up: int) -> tuple[int, float, int, int]:
-    """Return the crops per step, the learning rate, the iterations and the warm-up of a run with several processes.
+def schedule(crops: int) -> tuple[float, int, int]:
+    """Return the learning rate, the iterations and the warm-up of a run with so many crops per step.
 
-    The learning rate grows with the root of the crops per step, the usual rule for Adam. Up to four processes the iterations
-    stay, so that more crops are seen; beyond, the crops seen stay those of four.
+    The learning rate of the configs, 6e-5 for eight crops, grows with the root of the crops, the usual rule for Adam. Up to
+    32 crops per step the iterations stay, so that more crops are seen; beyond, the crops seen stay those of 32.
     """
-    fewer = max(1, processes // 4)
-    return processes * batch, rate * processes**0.5, iterations // fewer, warm_up // fewer
+    iterations = min(20_000, 32 * 20_000 // crops)
+    return 6e-5 * (crops / 8) ** 0.5, iterations, round(0.075 * iterations)
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
     show(rows)
     rows = [['GPUs', 'crops per step', 'learning rate', 'iterations', 'warm-up', 'crops seen']]
     for processes in GPUS:
-        crops, rate, iterations, warm_up = schedule(processes, args.batch, 6e-5, 20000, 1500)
+        rate, iterations, warm_up = schedule(crops := processes * args.batch)
         rows.append([processes, crops, f'{rate:.1e}', iterations, warm_up, f'{crops * iterations:,}'])
     show(rows)
 
