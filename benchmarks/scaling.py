@@ -13,24 +13,15 @@ With `training_cost.py --device cuda` the time of a step is measured: choose --s
 import argparse
 from collections.abc import Sequence
 
-import torch
 from model import build
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
+from training_cost import forward_operations
 
 LINKS = {'NVLink': 200, 'PCIe 4.0': 12, '100 Gb Ethernet': 10, '25 Gb Ethernet': 2.5}
 """GB per second that reach a ring: of a GPU in a machine, or of a machine in a cluster."""
 GPUS_PER_MACHINE = 8
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 BACKWARD = 2 / 3
-
-
-def cost(size: int, side: int = 512) -> tuple[int, int]:
-    """Return the parameters of a model, and the operations of a forward pass for one crop, without computing it."""
-    model = build(size, False, 'cpu').to('meta').eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, side, side, device='meta'))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
 def exchange_seconds(parameters: int, processes: int, gigabytes: float) -> float:
@@ -69,7 +60,8 @@ def main() -> None:
         + [f'{link}, {GPUS[-1]} GPUs' for link in list(LINKS)[2:]]
     ]
     for size in args.sizes:
-        parameters, operations = cost(size)
+        parameters = sum(p.numel() for p in build(size, False, 'cpu').parameters())
+        operations = forward_operations(size, 512)
         network = 3 * args.batch * operations / (args.share * args.rate * 1e12)
         crops = args.batch / network
         cells = [
