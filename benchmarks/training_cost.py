@@ -1,6 +1,6 @@
 """Cost of a training step: parameters, operations, memory, and the largest batch for typical GPUs.
 
-    python benchmarks/training_cost.py [--device cuda] [--sizes 0 1 2 3 4 5] [--side 512]
+    python benchmarks/training_cost.py [--device cuda] [--sizes 0 1 2 3 4 5] [--side 512] [--with-cp]
 
 Without CUDA the memory is estimated as the sum of: the bytes that autograd saves for the backward pass in bfloat16, counted
 by storage, times 1.25 for temporary buffers; weights, gradients and the two AdamW moments in float32; and 0.8 GB for CUDA.
@@ -38,6 +38,17 @@ def step(model: nn.Module, batch: int, side: int, device: str) -> None:
     model.parse_losses(losses)[0].backward()
 
 
+def forward_operations(size: int, side: int) -> int:
+    """Return the operations, two for a multiply-add, of a forward pass for one crop.
+
+    They are counted on tensors without data, since the counter does not know the fused attention of CPUs.
+    """
+    model = build(size, False, 'cpu').to('meta').eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, side, side, device='meta'))
+    return counter.get_total_flops()
+
+
 def kept_bytes(model: nn.Module, batch: int, side: int, device: str) -> int:
     """Return the bytes saved for the backward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -54,13 +65,12 @@ def kept_bytes(model: nn.Module, batch: int, side: int, device: str) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def estimated(size: int, side: int) -> list[str]:
+def estimated(size: int, side: int, with_cp: bool = False) -> list[str]:
     """Return a row of the table of estimates."""
     model = build(size, False, 'cpu').train()
+    set_recomputing(model, with_cp)
     parameters = sum(p.numel() for p in model.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randn(1, 3, side, side))
-    flops = counter.get_total_flops()
+    flops = forward_operations(size, side)
     # Use the increase for a second crop: the first also saves the cast weights.
     one, two = (kept_bytes(model, batch, side, 'cpu') for batch in (1, 2))
     fixed = OVERHEAD + 16e-9 * parameters + 1e-9 * (2 * one - two)
@@ -72,9 +82,17 @@ def estimated(size: int, side: int) -> list[str]:
     return cells
 
 
-def measured(size: int, side: int, device: str, batch: int) -> list[str]:
+def set_recomputing(model: nn.Module, with_cp: bool) -> None:
+    """Let the blocks of the encoder keep their inputs only, and compute their maps again in the backward pass."""
+    for block in model.modules():
+        if hasattr(block, 'with_cp'):
+            block.with_cp = with_cp
+
+
+def measured(size: int, side: int, device: str, batch: int, with_cp: bool = False) -> list[str]:
     """Measure peak memory and milliseconds per step on a CUDA device."""
     model = build(size, False, device).train()
+    set_recomputing(model, with_cp)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for number in range(13):
         if number == 3:
@@ -96,15 +114,16 @@ def main() -> None:
     parser.add_argument('--sizes', nargs='+', type=int, default=list(range(6)), choices=range(6))
     parser.add_argument('--side', type=int, default=512, help='crop size in px')
     parser.add_argument('--batch', type=int, default=8, help='batch size with CUDA')
+    parser.add_argument('--with-cp', action='store_true', help='with model.backbone.with_cp=True')
     args = parser.parse_args()
     console = Console()
     if args.device.startswith('cuda'):
         rows = [['size', 'batch', 'peak GB', 'ms per step', 'crops/s'], ['---'] * 5]
-        rows += [measured(size, args.side, args.device, args.batch) for size in args.sizes]
+        rows += [measured(size, args.side, args.device, args.batch, args.with_cp) for size in args.sizes]
     else:
         cards = [f'largest batch, {card}' for card in CARDS]
         rows = [['size', '10^6 parameters', '10^9 mult-adds per crop', 'GB fixed', 'GB per crop', *cards], ['---'] * 8]
-        rows += [estimated(size, args.side) for size in args.sizes]
+        rows += [estimated(size, args.side, args.with_cp) for size in args.sizes]
     for row in rows:
         console.print('| ' + ' | '.join(row) + ' |', soft_wrap=True, highlight=False)
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, small_options
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mmseg_ignite.apis import load_config
+from mmseg_ignite.apis import load_config, train
 from mmseg_ignite.errors import IgniteError
 
 NAME = 'segformer_mit-b{}_1xb8-20k_ignite-512x512.py'
@@ -53,6 +53,19 @@ def test_configs_for_other_hardware_are_short():
         )
         assert steps == plain_steps and cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
         assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1) == 8
+
+
+def test_config_with_recomputed_blocks_trains(tmp_path, prepared):
+    """A step of two batches, with fewer blocks than B5 has."""
+    name = 'segformer_mit-b5_1xb4-cp-accum2-40k_ignite-512x512.py'
+    options = small_options(prepared) | {'crops.crop_size': (32, 32), 'model.data_preprocessor.size': (32, 32)}
+    cfg = load_config(CONFIGS / name, options | {'model.backbone.num_layers': [1, 1, 2, 1]}, str(tmp_path))
+    plain = load_config(CONFIGS / name.replace('-cp', ''))
+    assert cfg.model.backbone.with_cp and cfg.optim_wrapper.accumulative_counts == 2
+    assert cfg.param_scheduler == plain.param_scheduler
+    cfg.custom_hooks, cfg.default_hooks.checkpoint = [], None
+    runner = train(cfg, weights='none')
+    assert runner.iter == 2 and all(block.with_cp for _, blocks, _ in runner.model.backbone.layers for block in blocks)
 
 
 def test_options_reach_all_data_sets():

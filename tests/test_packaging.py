@@ -27,8 +27,8 @@ def test_wheel_contains_configs_and_tools(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ('configs', 'tools'):
-        for path in (ROOT / folder).rglob('*.py'):
+    for folder, ending in (('configs', '.py'), ('tools', '.py'), ('tools', '.sh')):
+        for path in (ROOT / folder).rglob(f'*{ending}'):
             assert f'mmseg_ignite/.mim/{path.relative_to(ROOT)}' in names
     assert 'mmseg_ignite/datasets/ignite.py' in names
     data = [

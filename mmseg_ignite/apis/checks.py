@@ -15,6 +15,7 @@ from ..datasets.prepared import check_context, read_index, select
 from ..datasets.transforms.loading import transform_name as type_name
 from ..datasets.verification import SAMPLE_SECONDS, check_sample, has_digests
 from ..engine.distributed import is_main_process
+from ..engine.launchers import use_launcher
 from ..errors import IgniteError
 from ..evaluation.metrics.tissue_metric import LOGGED, TissueMetric
 from ..labels import NUM_CLASSES
@@ -83,9 +84,10 @@ def check_run(cfg: Config, task: str) -> None:
     The main process also compares some arrays of the data with their checksums, for about a second.
 
     Raises:
-        IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names`, :func:`check_data` and
-            :func:`mmseg_ignite.datasets.verification.check_sample`.
+        IgniteError: see :func:`check_parts`, :func:`check_classes`, :func:`check_score_names`, :func:`check_data`,
+            :func:`mmseg_ignite.datasets.verification.check_sample` and :func:`.use_launcher`.
     """
+    use_launcher(cfg.get('launcher', 'none'))
     loaders = ('test_dataloader',) if task == 'test' else ('train_dataloader', 'val_dataloader')
     check_parts(cfg, task)
     if task != 'test':

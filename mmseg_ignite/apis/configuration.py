@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from ..datasets.ignite import DATA_ROOT, PROTOCOL
 from ..datasets.transforms.loading import transform_name as type_name
 from ..engine.distributed import is_main_process, prepare_launch, process_errors
+from ..engine.launchers import use_launcher
 from ..engine.loader_errors import TIMEOUT, loader_errors
 from ..engine.runner import TissueRunner
 from ..errors import IgniteError
@@ -51,11 +52,12 @@ def load_config(
 
     Raises:
         IgniteError: the config is missing, cannot be read or has a wrong setting (see :func:`.checks.check_config`), an
-            option is wrong, or the work dir is a file.
+            option is wrong, the work dir is a file, or the launcher did not start this process.
 
     Example:
         >>> load_config('my_config.py', {'data_root': 'data/mine', 'crops.class_probability': 0.7})
     """
+    use_launcher(launcher)
     path = _config_file(config)
     try:
         cfg = Config.fromfile(str(path))

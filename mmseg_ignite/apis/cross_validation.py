@@ -8,6 +8,7 @@ from pathlib import Path
 from ..datasets.prepared import FOLDS, roi_name
 from ..engine.distributed import is_main_process
 from ..engine.ensembles import write_ensemble
+from ..engine.launchers import use_launcher
 from ..errors import IgniteError
 from ..evaluation import Evaluation
 from ..evaluation.per_roi import fold_scores
@@ -64,11 +65,12 @@ def cross_validate(
     Example:
         >>> cross_validate(config, options={'data_root': 'data/ignite'}, minutes=30)['mIoU']  # percent
     """
+    use_launcher(launcher)
     on_message = on_message if is_main_process() else lambda line: None
     chosen = _chosen(folds, only, on_message)
     options = options or {}
-    folder = Path(work_dir or f'{load_config(config, options).work_dir}-folds')
-    load_config(config, options, str(folder))  # raises if the work dir is a file
+    folder = Path(work_dir or f'{load_config(config, options, launcher=launcher).work_dir}-folds')
+    load_config(config, options, str(folder), launcher)  # raises if the work dir is a file
     if 'protocol' in options:
         raise IgniteError(
             f'the option protocol is {options["protocol"]!r}, but each fold is its own protocol: remove the option.'

@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from ..errors import IgniteError
 from .compatibility import process_store
+from .launchers import launched_rank, use_launcher
 
 TIMEOUT = 600
 """Default of ``env_cfg.dist_cfg.timeout`` in seconds: how long a process waits for the others before the run ends."""
@@ -21,24 +22,33 @@ _TIMED_OUT = re.compile(r'timed? ?out', re.IGNORECASE)
 _LOST = re.compile(
     r'connection (?:closed|reset|refused)|broken pipe|failed to recv|remote process exited', re.IGNORECASE
 )
+_BUSY = re.compile(r'EADDRINUSE|address already in use', re.IGNORECASE)
 _COLLECTIVE = re.compile(r'gloo|nccl', re.IGNORECASE)
 
 
 def prepare_launch(cfg: Config) -> None:
     """Make a distributed run possible without CUDA, limit how long processes wait for each other, and end it cleanly.
 
-    mmengine always selects a CUDA device, and SyncBN requires CUDA, so without CUDA the gloo group is started here and SyncBN
-    becomes BN (statistics of each process's own batch).
+    mmengine always selects a CUDA device, and torch's SyncBN requires CUDA: without CUDA the gloo group is started here, and
+    SyncBN becomes :class:`ProcessBatchNorm <mmseg_ignite.models.normalisation.ProcessBatchNorm>`, which computes the same.
+    mmengine itself starts all runs as those of torchrun, see :func:`.launchers.use_launcher`.
+
+    Raises:
+        IgniteError: the launcher did not start this process.
     """
     if cfg.get('launcher', 'none') == 'none':
         return
     atexit.register(_end_group)
     dist_cfg = _settings(cfg)
+    if port := dist_cfg.pop('port', None):  # mmengine's setting for Slurm
+        os.environ['MASTER_PORT'] = str(port)
+    use_launcher(cfg.launcher)
+    cfg.launcher = 'pytorch'
     cfg.env_cfg = {**(cfg.get('env_cfg') or {}), 'dist_cfg': dist_cfg}
     if torch.cuda.is_available():
         return
     cfg.env_cfg.dist_cfg.backend = 'gloo'
-    if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=dist_cfg['timeout']))
     cfg.setdefault(
         'model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -58,6 +68,8 @@ def _settings(cfg: Config) -> dict:
 def process_errors(cfg: Config) -> Iterator[None]:
     """Turn the exception of a process that waits in vain for another one into one sentence, printed by one process.
 
+    An IgniteError that all processes raise is printed by one of them, too.
+
     With gloo, and while processes start, torch raises such an exception. With NCCL, torch's watchdog prints a report and ends
     the process after the same time.
 
@@ -71,14 +83,19 @@ def process_errors(cfg: Config) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if cfg.get('launcher', 'none') == 'none':
+        if cfg.get('launcher', 'none') == 'none' or getattr(error, 'first_report', False):
             raise
         sentence, first = _sentence(error, _settings(cfg)['timeout']), _is_first_report()
-        if sentence is None:
+        known = isinstance(error, IgniteError)
+        if sentence is None and not known:
             raise
         if not first:
             raise SystemExit(2) from error
-        raise IgniteError(sentence) from error
+        report = error if known else IgniteError(sentence)
+        report.first_report = True  # for a context around this one
+        if known:
+            raise
+        raise report from error
 
 
 def _sentence(error: Exception, timeout: float) -> str | None:
@@ -88,6 +105,11 @@ def _sentence(error: Exception, timeout: float) -> str | None:
         isinstance(error, RuntimeError) and _COLLECTIVE.search(text)
     ):
         return None
+    if _BUSY.search(text):
+        return (
+            f'the port {os.environ.get("MASTER_PORT")} of this machine is used by another run: set the environment variable '
+            'MASTER_PORT (PORT of tools/dist_train.sh) to a free one.'
+        )
     if _TIMED_OUT.search(text):
         return (
             f'a process of the distributed run has not answered for {timeout:g} s (env_cfg.dist_cfg.timeout), so the run '
@@ -137,12 +159,14 @@ def _end_group() -> None:
 def _replace_sync_bn(node: object) -> None:
     if isinstance(node, dict):
         if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
+            node['type'] = 'ProcessBatchNorm'
         node = list(node.values())
     for child in node if isinstance(node, (list, tuple)) else ():
         _replace_sync_bn(child)
 
 
 def is_main_process() -> bool:
-    """Return whether this process prints; valid before the process group exists."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    """Return whether this process writes and prints for all; before the process group exists, by the launcher's variables."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return launched_rank() == 0

@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger, print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.loops import BaseLoop
+from torch.utils.data import DataLoader
 
 from ..errors import IgniteError
 from ..files import is_ours, result_file
@@ -58,6 +59,24 @@ class TissueRunner(Runner):
             MessageHub._instance_dict.pop(self._experiment_name, None)
         return super().build_message_hub(message_hub)
 
+    def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
+        """Seed all processes alike: they build the same weights and share one stream of crops.
+
+        Args:
+            seed: None for a random one.
+            diff_rank_seed: no effect: in a training each process always draws its own dropout, drop path and augmentations,
+                see :meth:`load_or_resume`, and the samplers always have the common seed.
+            deterministic: see mmengine's Runner.
+        """
+        super().set_randomness(seed, deterministic=deterministic)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader whose sampler has the common seed of all processes; ``diff_rank_seed`` has no effect."""
+        return Runner.build_dataloader(dataloader, seed)
+
     @master_only
     def dump_config(self) -> None:
         """Write the resolved config to the work dir; a config of the same name by somebody else is kept."""
@@ -96,12 +115,26 @@ class TissueRunner(Runner):
                 raise TrainingStopped(stop_request.signal) from None
 
     def load_or_resume(self) -> None:
-        """Resume from the latest valid checkpoint of the work dir or from ``load_from``, or load weights, or do nothing."""
+        """Resume from the latest valid checkpoint of the work dir or from ``load_from``, or load weights, or do nothing.
+
+        Before, each of several processes gets its own random numbers: seed + rank. A resumed run continues its own.
+
+        Raises:
+            IgniteError: the processes do not find the same checkpoint.
+        """
+        if self.world_size > 1:
+            set_random_seed(self.seed + self.rank)
         if self._has_loaded:
             return
         path = self._load_from
         if self._resume:
             path = path or resumable_checkpoint(self.work_dir)
+            found = all_gather_object(None if path is None else Path(path).name)
+            if len(set(found)) > 1:
+                raise IgniteError(
+                    f'the processes find different checkpoints to resume from in {self.work_dir} ({found[0]}, others '
+                    f'{next(name for name in found if name != found[0])}): give all machines the same work dir.'
+                )
             if path is not None:
                 self.resume(str(path))
         elif path is not None:

@@ -411,12 +411,11 @@ def test_doctor_passes(capsys):
 
 
 def test_two_cpu_processes_score_as_one(prepared, tested, tmp_path):
-    """torchrun on the CPU gives the metrics of a single process and scores no ROI twice."""
+    """tools/dist_test.sh on the CPU gives the metrics of a single process and scores no ROI twice."""
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-         ROOT / 'tools' / 'test.py', DEMO_CONFIG, tested / 'iter_2.pth', '--work-dir', tmp_path, '--launcher', 'pytorch',
+        ['bash', ROOT / 'tools' / 'dist_test.sh', DEMO_CONFIG, tested / 'iter_2.pth', '2', '--work-dir', tmp_path,
          *options(prepared)],
-        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True, text=True, env={**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (metrics, *files), (other_metrics, *other_files) = run_folder(tested), run_folder(tmp_path)

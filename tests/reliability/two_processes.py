@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,12 +20,16 @@ from yapf.yapflib import yapf_api
 
 from mmseg_ignite.apis import train
 
-SETTINGS = {'launcher': 'pytorch', 'train_cfg.max_iters': 4, 'randomness.diff_rank_seed': True}
-"""Equal seeds would give both processes the same dropout."""
+SETTINGS = {'launcher': 'pytorch', 'train_cfg.max_iters': 4}
 
 
-def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
-    """Fork two processes that train one network; return their exit statuses."""
+def in_two(work: Callable[[], object], variables: Callable[[int, int], dict]) -> list[int]:
+    """Fork two processes that work together; return their exit statuses, as those of subprocess.
+
+    Args:
+        work: what each does.
+        variables: from a rank and a free port, the environment variables of a launcher.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -34,11 +39,9 @@ def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
             children.append(child)
             continue
         status = 1
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
-        )
+        os.environ.update({name: str(value) for name, value in variables(rank, port).items()})
         try:
-            train(config(prepared, work_dir, SETTINGS, *hooks), resume=True)
+            work()
             status = 0
         except SystemExit as end:
             status = end.code
@@ -48,6 +51,16 @@ def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
         sys.stderr.flush()
         os._exit(status)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def torchrun(rank: int, port: int) -> dict:
+    """Return the variables that torchrun sets."""
+    return dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+
+
+def train_in_two(prepared: str, work_dir: Path, *hooks: dict) -> list[int]:
+    """Train one network in two processes; return their exit statuses."""
+    return in_two(lambda: train(config(prepared, work_dir, SETTINGS, *hooks), resume=True), torchrun)
 
 
 if __name__ == '__main__':
