@@ -7,6 +7,7 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger, print_log
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.loops import BaseLoop
@@ -19,6 +20,8 @@ from .checkpoints.remote import local_file
 from .checkpoints.resuming import Resumed, resume
 from .checkpoints.saving import save_checkpoint, unwrapped
 from .interruption import TrainingStopped, stop_request
+from .late_values import LateMessageHub
+from .optim_wrappers import predict_in, training_dtype
 from .work_dir_lock import locked
 from .work_dirs import resumable_checkpoint
 from .worker_errors import worker_errors
@@ -53,9 +56,14 @@ class TissueRunner(Runner):
         return logger
 
     def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
-        """Build an empty log history: mmengine names it by the second, and an earlier run in this process may have it."""
+        """Build an empty :class:`LateMessageHub`: mmengine names it by the second, and an earlier run in this process may
+        have it.
+        """
+        name = (message_hub or {}).get('name', self._experiment_name)
         if message_hub is None:
-            MessageHub._instance_dict.pop(self._experiment_name, None)
+            MessageHub._instance_dict.pop(name, None)
+        if name not in MessageHub._instance_dict:  # of mmengine's class, so that mmengine finds it
+            MessageHub._instance_dict[name] = LateMessageHub(name)
         return super().build_message_hub(message_hub)
 
     @master_only
@@ -75,6 +83,16 @@ class TissueRunner(Runner):
                 loop.pop('by_epoch', None)
                 loop['type'] = 'ResumableTrainLoop'
         return super().build_train_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: object) -> OptimWrapper | OptimWrapperDict:
+        """Build the optimizer, a TissueOptimWrapper in place of an OptimWrapper; validations compute in its precision."""
+        if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
+            kind = optim_wrapper.get('type', 'OptimWrapper')
+            if kind in ('OptimWrapper', 'mmengine.OptimWrapper', OptimWrapper):
+                optim_wrapper = {**optim_wrapper, 'type': 'TissueOptimWrapper'}
+        built = super().build_optim_wrapper(optim_wrapper)
+        predict_in(unwrapped(self), training_dtype(built), ('val_step',))
+        return built
 
     def train(self) -> torch.nn.Module:
         """Train with the work dir locked, and stop on signals.
