@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS, TRANSFORMS
 
 from ..datasets.transforms import LoadIGNITERegion
-from ..engine.devices import find_device
+from ..engine.devices import find_device, to_device
 from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
 from ..errors import IgniteError
@@ -70,7 +70,7 @@ class Predictor:
             self.ensemble.check_members(cfg.model)
             self.model = MODELS.build(self.ensemble.model_config(cfg.model))
         metas = self.ensemble.load_into(self.model)
-        self.model = self.model.to(device).eval()
+        self.model = to_device(self.model, device).eval()
         self.dtype = prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(metas[0], cfg)
         self._train_ids = _train_ids(cfg)

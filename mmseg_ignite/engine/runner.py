@@ -4,9 +4,11 @@ import logging
 from pathlib import Path
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger, print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -19,6 +21,7 @@ from .checkpoints import open_checkpoint, safe_checkpoints
 from .checkpoints.remote import local_file
 from .checkpoints.resuming import Resumed, resume
 from .checkpoints.saving import save_checkpoint, unwrapped
+from .devices import to_device
 from .interruption import TrainingStopped, stop_request
 from .late_values import LateMessageHub
 from .optim_wrappers import predict_in, training_dtype
@@ -83,6 +86,11 @@ class TissueRunner(Runner):
                 loop.pop('by_epoch', None)
                 loop['type'] = 'ResumableTrainLoop'
         return super().build_train_loop(loop)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        """Move the model to the device, see :func:`.devices.to_device`, and wrap it in a distributed run."""
+        model = model if is_model_wrapper(model) else to_device(model, get_device())
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper: object) -> OptimWrapper | OptimWrapperDict:
         """Build the optimizer, a TissueOptimWrapper in place of an OptimWrapper; validations compute in its precision."""
