@@ -65,7 +65,9 @@ def run(prepared, tmp_path, monkeypatch, options, watched, iterations=(2, 3, 4, 
     """Train eight iterations; ``watched`` are the contexts of those from the third to the sixth, where nothing is logged."""
     cfg = small_config(prepared, tmp_path, 8, **{'default_hooks.logger.interval': 8, **options})
     cfg.custom_hooks += [dict(type='EMAHook', ema_type='ForeachEMA', momentum=0.01, update_buffers=True)]
-    if cfg.model.data_preprocessor.type == 'SegDataPreProcessor':  # mmseg's indexes the channels with a list of the host
+    if (
+        cfg.model.data_preprocessor.type == 'SegDataPreProcessor'
+    ):  # mmseg's indexes the channels with a list of the host
         cfg.model.data_preprocessor.bgr_to_rgb = False
     run_iter = ResumableTrainLoop.run_iter
 
@@ -125,7 +127,7 @@ def test_history_is_that_of_mmengine_whenever_it_is_read(prepared, tmp_path, mon
             runner = train(small_config(prepared, tmp_path / str(number), 4, **options))
         content = torch.load(tmp_path / str(number) / 'iter_4.pth', weights_only=False)['mmseg_ignite']['history']
         found.append({k: v['values'].tolist() for k, v in content.items() if 'time' not in k})
-        found.append([key for key in content])
+        found.append(list(content))
         histories.append(found)
     assert histories[0] == histories[1]
     assert type(runner.message_hub) is MessageHub and 'train/grad_norm' in histories[0][0]
@@ -151,7 +153,13 @@ def test_a_logged_tensor_that_changes_later_keeps_its_value(prepared, tmp_path):
 
 @pytest.mark.parametrize('value', [True, False])
 @pytest.mark.parametrize(
-    'device', ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='CUDA')])]
+    'device',
+    [
+        'cpu',
+        pytest.param(
+            'cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='CUDA')]
+        ),
+    ],
 )
 def test_late_flag(value, device):
     flag = torch.full((), value, device=device)

@@ -20,7 +20,9 @@ _BYTES_OF_VALUE = 4096
 
 
 def plain(value: object) -> object:
-    """Return a value with plain containers and contiguous tensors on the CPU instead of other mappings, arrays and NumPy numbers.
+    """Return a value with plain containers and tensors on the CPU instead of other mappings, arrays and NumPy numbers.
+
+    The tensors are contiguous, so a file does not depend on the memory format of the weights.
 
     Raises:
         TypeError: the value, or one in it, is an object of another kind.

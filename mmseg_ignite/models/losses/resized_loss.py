@@ -161,9 +161,7 @@ def _images_at_once(logits: Tensor, labels: Tensor) -> int:
 def _score(logits: Tensor, annotated: Tensor, index: Tensor, weight: Tensor, terms: _Terms) -> tuple[_Images, Tensor]:
     """Score images (n, C, h, w) and count their correctly labelled pixels."""
     # Not channels-last, where a softmax over few channels is several times slower.
-    resized = F.interpolate(
-        logits.contiguous(), index.shape[1:], mode='bilinear', align_corners=terms.align_corners
-    )
+    resized = F.interpolate(logits.contiguous(), index.shape[1:], mode='bilinear', align_corners=terms.align_corners)
     log_probability = resized.log_softmax(1)
     own = log_probability.gather(1, index[:, None])[:, 0]
     # A pixel is correct if its own class has the largest probability, which is much cheaper than argmax.
