@@ -132,9 +132,12 @@ def in_channels_last(patch):
     patch.setattr(TissueRunner, 'load_or_resume', convert)
 
 
-def test_channels_last_weights_change_no_file_and_no_result(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize('accumulated', [1, 3])
+def test_channels_last_weights_change_no_file_and_no_result(prepared, tmp_path, monkeypatch, accumulated):
     """Accumulated gradients and averages included; fused optimizers need states and gradients stored as the weights."""
-    options = {'optim_wrapper.accumulative_counts': 3}  # iteration 2 is within an accumulation
+    options = {
+        'optim_wrapper.accumulative_counts': accumulated
+    }  # of 3, iteration 2 has gradients and no optimizer state
     _, expected = trained(prepared, tmp_path / 'contiguous', 4, **options)
     in_channels_last(monkeypatch)
     _, found = trained(prepared, tmp_path / 'whole', 4, **options)
