@@ -31,4 +31,5 @@ param_scheduler = [
 train_cfg = dict(max_iters=iterations, val_interval=500)
 default_hooks = dict(checkpoint=dict(interval=500))
 # Validation, checkpoints and tests use an average of the weights of about the last hundred steps.
-custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook', momentum=0.01, update_buffers=True)]
+custom_hooks = [
+    *_base_.custom_hooks, dict(type='EMAHook', ema_type='ForeachEMA', momentum=0.01, update_buffers=True)]

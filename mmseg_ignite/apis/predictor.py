@@ -16,9 +16,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS, TRANSFORMS
 
 from ..datasets.transforms import LoadIGNITERegion
-from ..engine.devices import find_device
+from ..engine.devices import find_device, to_device
 from ..engine.ensembles import Ensemble
-from ..engine.optim_wrappers import half_dtype
+from ..engine.optim_wrappers import autocast, prediction_dtype
 from ..errors import IgniteError
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import grid
@@ -70,8 +70,8 @@ class Predictor:
             self.ensemble.check_members(cfg.model)
             self.model = MODELS.build(self.ensemble.model_config(cfg.model))
         metas = self.ensemble.load_into(self.model)
-        self.model = self.model.to(device).eval()
-        self.amp = amp
+        self.model = to_device(self.model, device).eval()
+        self.dtype = prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(metas[0], cfg)
         self._train_ids = _train_ids(cfg)
 
@@ -166,7 +166,7 @@ class Predictor:
         data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
         inputs, sample = data['inputs'], data['data_samples']
         device = next(self.model.parameters()).device
-        with torch.autocast(device.type, half_dtype(device), enabled=self.amp):
+        with autocast(device, self.dtype):
             if isinstance(self.model, TissueSegmentor) and self.model.labels_raw_images(inputs, sample):
                 rgb = inputs.numpy()[::-1].transpose(1, 2, 0)
                 return self.model.label_image(rgb, on_progress=on_progress)

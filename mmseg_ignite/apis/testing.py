@@ -14,7 +14,7 @@ from ..datasets.transforms.loading import transform_name
 from ..engine.checkpoints import safe_checkpoints
 from ..engine.ensembles import Ensemble
 from ..engine.hooks import PredictionWriterHook
-from ..engine.optim_wrappers import use_half_precision
+from ..engine.optim_wrappers import predict_in, prediction_dtype
 from ..errors import IgniteError
 from ..evaluation import TissueMetric
 from ..files import check_outputs, check_writable, is_ours, visible_files
@@ -48,8 +48,8 @@ def test(
             :mod:`mmseg_ignite.engine.ensembles`.
         out: another folder for the label PNGs, with an overlay beside each.
         report: language of the report, 'en' or 'ko'; None for no report.
-        amp: predict in the half precision of :func:`half_dtype <mmseg_ignite.engine.optim_wrappers.half_dtype>`; logits of
-            windows are still added in float32.
+        amp: predict in the :func:`precision <mmseg_ignite.engine.optim_wrappers.precision>` of a training with ``--amp``, as
+            its validations do; logits of windows are still added in float32.
         allow_seen_patients: also score patients that the checkpoint was trained on; the report warns of it.
         count_validation: count patients whose validation selected the checkpoint as seen. False for checkpoints that were
             not selected, such as the last one of a training.
@@ -88,8 +88,7 @@ def test(
         root = dataset.data_root
         seen = ensemble.seen_patients(metas, root, entries, allow_seen_patients, count_validation)
         context |= dict(seen_patients=seen) if seen else {}
-    if amp:
-        use_half_precision(model)
+    predict_in(model, prediction_dtype(cfg, next(model.parameters()).device, amp))
     if is_our_data(dataset) or out is not None:
         runner.register_hook(PredictionWriterHook(predictions, out is not None, shift))
         context |= dict(predictions=str(predictions), encoding='raw')

@@ -1,7 +1,8 @@
-"""Choosing the device to compute on."""
+"""Choosing the device to compute on, and storing weights as it reads them."""
 
 import torch
 from mmengine.device import get_device
+from torch import Tensor, nn
 
 from ..errors import IgniteError
 
@@ -24,3 +25,31 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
             known.append('mps')
         raise IgniteError(f'the device {name} cannot be used; one of {", ".join(known)} was expected.') from error
     return device
+
+
+def to_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Move a model to a device, for CUDA in :func:`channels_last`; return it.
+
+    On a CPU the weights stay as they are: results are the same, but random initial values would be drawn in another order.
+    """
+    model = model.to(device)
+    if torch.device(device).type == 'cuda':
+        channels_last(model)
+    return model
+
+
+def channels_last(model: nn.Module) -> None:
+    """Store the weights of convolutions with their channels last, as the maps are, so that cuDNN need not reorder them.
+
+    Values, names and shapes stay, and checkpoints do not differ.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def stored_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a value on the device and with the strides of a parameter of its shape, as fused optimizers require."""
+    if value.device == parameter.device and value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

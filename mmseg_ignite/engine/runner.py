@@ -4,9 +4,12 @@ import logging
 from pathlib import Path
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger, print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.loops import BaseLoop
@@ -19,7 +22,10 @@ from .checkpoints import open_checkpoint, safe_checkpoints
 from .checkpoints.remote import local_file
 from .checkpoints.resuming import Resumed, resume
 from .checkpoints.saving import save_checkpoint, unwrapped
+from .devices import to_device
 from .interruption import TrainingStopped, stop_request
+from .late_values import LateMessageHub
+from .optim_wrappers import predict_in, training_dtype
 from .work_dir_lock import locked
 from .work_dirs import resumable_checkpoint
 from .worker_errors import worker_errors
@@ -54,9 +60,14 @@ class TissueRunner(Runner):
         return logger
 
     def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
-        """Build an empty log history: mmengine names it by the second, and an earlier run in this process may have it."""
+        """Build an empty :class:`LateMessageHub`: mmengine names it by the second, and an earlier run in this process may
+        have it.
+        """
+        name = (message_hub or {}).get('name', self._experiment_name)
         if message_hub is None:
-            MessageHub._instance_dict.pop(self._experiment_name, None)
+            MessageHub._instance_dict.pop(name, None)
+        if name not in MessageHub._instance_dict:  # of mmengine's class, so that mmengine finds it
+            MessageHub._instance_dict[name] = LateMessageHub(name)
         return super().build_message_hub(message_hub)
 
     def set_randomness(self, seed: int | None, diff_rank_seed: bool = False, deterministic: bool = False) -> None:
@@ -94,6 +105,21 @@ class TissueRunner(Runner):
                 loop.pop('by_epoch', None)
                 loop['type'] = 'ResumableTrainLoop'
         return super().build_train_loop(loop)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        """Move the model to the device, see :func:`.devices.to_device`, and wrap it in a distributed run."""
+        model = model if is_model_wrapper(model) else to_device(model, get_device())
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_optim_wrapper(self, optim_wrapper: object) -> OptimWrapper | OptimWrapperDict:
+        """Build the optimizer, a TissueOptimWrapper in place of an OptimWrapper; validations compute in its precision."""
+        if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
+            kind = optim_wrapper.get('type', 'OptimWrapper')
+            if kind in ('OptimWrapper', 'mmengine.OptimWrapper', OptimWrapper):
+                optim_wrapper = {**optim_wrapper, 'type': 'TissueOptimWrapper'}
+        built = super().build_optim_wrapper(optim_wrapper)
+        predict_in(unwrapped(self), training_dtype(built), ('val_step',))
+        return built
 
     def train(self) -> torch.nn.Module:
         """Train with the work dir locked, and stop on signals.

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from conftest import DEMO_CONFIG, small_config, small_options
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from mmseg_ignite.apis import train
+from mmseg_ignite.apis import load_config, train
+from mmseg_ignite.apis import test as score
 from mmseg_ignite.datasets import IGNITEDataset
 from mmseg_ignite.datasets.prepared import read_index
-from mmseg_ignite.engine.hooks import TimeBudgetHook
-from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster
+from mmseg_ignite.engine.hooks import CompileHook, TimeBudgetHook
+from mmseg_ignite.engine.optim_wrappers import HalfOptimWrapper, half_dtype, half_is_faster, precision, prediction_dtype
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES
 
@@ -100,6 +101,37 @@ def test_half_precision_trains_and_resumes(prepared, tmp_path):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in runner.model.parameters())
     resumed = train(small_config(prepared, tmp_path, **{'train_cfg.max_iters': 3}), amp=True, resume=True)
     assert resumed.iter == 3
+
+
+@pytest.mark.parametrize('half', [True, False])
+def test_validations_compute_in_the_precision_of_the_training(prepared, tmp_path, half):
+    """A test of the saved averages on the same ROIs gives the same counts with --amp, and others without."""
+    options = {'train_cfg.val_interval': 3, 'default_hooks.checkpoint.interval': 3}
+    cfg = small_config(prepared, tmp_path / 'run', 3, **options)
+    cfg.custom_hooks.append(dict(type='EMAHook', ema_type='ForeachEMA', momentum=0.5, update_buffers=True))
+    runner = train(cfg, amp=half)
+    logged = runner.message_hub.log_scalars
+    scores = {}
+    for amp in (True, False):
+        options = {**small_options(prepared), 'test_dataloader.dataset.split': 'val'}
+        cfg = load_config(DEMO_CONFIG, options, str(tmp_path / f'test {amp}'))
+        scores[amp] = score(cfg, tmp_path / 'run' / 'iter_3.pth', report=None, amp=amp, allow_seen_patients=True)
+    names = ('mIoU', 'mDice', 'mAcc', 'aAcc', 'fwIoU')
+    same = {amp: all(found[name] == logged[f'val/{name}'].current() for name in names) for amp, found in scores.items()}
+    assert same == {half: True, not half: False}
+
+
+def test_one_rule_of_precision(monkeypatch):
+    assert precision('cpu') == precision('cpu', 'bfloat16') == (torch.bfloat16, False)
+    assert precision('cpu', 'float16') == (torch.float16, True)
+    for faster, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr('mmseg_ignite.engine.optim_wrappers.half_is_faster', lambda device, f=faster: f)
+        assert precision('cpu', 'fastest') == (dtype, False)
+        assert prediction_dtype(dict(optim_wrapper=dict(dtype='fastest')), torch.device('cpu'), True) == dtype
+    for name, expected in (('float16', torch.float16), (None, torch.bfloat16)):
+        cfg = load_config(DEMO_CONFIG, {'optim_wrapper.dtype': name} if name else {})
+        assert prediction_dtype(cfg, torch.device('cpu'), True) == expected
+        assert prediction_dtype(cfg, torch.device('cpu'), False) == torch.float32
 
 
 def test_half_precision_on_a_cpu_is_bfloat16():
@@ -186,6 +218,20 @@ def test_compiled_modules_are_used_in_training_only(prepared, tmp_path, monkeypa
     assert 'forward' not in vars(runner.model.backbone)
     keys = torch.load(tmp_path / 'iter_3.pth', weights_only=False)['state_dict'].keys()
     assert keys == runner.model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    'options', [dict(mode='reduce-overhead'), dict(mode='max-autotune'), dict(options={'triton.cudagraphs': True})]
+)
+def test_cuda_graphs_are_refused(options):
+    with pytest.raises(IgniteError, match=r'CUDA graphs.*max-autotune-no-cudagraphs'):
+        CompileHook(**options)
+
+
+def test_options_replace_the_mode():
+    assert CompileHook().options == dict(mode='default')
+    assert CompileHook(mode='max-autotune-no-cudagraphs').options == dict(mode='max-autotune-no-cudagraphs')
+    assert CompileHook(options=dict(epilogue_fusion=False)).options['mode'] is None
 
 
 def test_class_weights_are_computed_from_the_training_rois(prepared, tmp_path):

@@ -1,5 +1,7 @@
 """Losses compared with mmseg, torch and loops over pixels: values, gradients, accuracy, and memory."""
 
+import sys
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -10,6 +12,9 @@ from mmseg.structures import SegDataSample
 import mmseg_ignite  # noqa: F401
 from mmseg_ignite import IgniteError
 from mmseg_ignite.models.losses import TissueLoss, resized_loss
+from mmseg_ignite.models.losses.resized_loss import BYTES_AT_ONCE
+
+resized_loss_module = sys.modules[resized_loss.__module__]  # the package has a function of this name
 
 
 def heads(loss, **kwargs):
@@ -153,6 +158,30 @@ def test_value_and_gradient_match_a_loop_over_pixels(device, seed, ignored):
     (3 * expected).backward()
     torch.testing.assert_close(found.total.cpu(), expected, rtol=1e-6, atol=1e-12)  # the denominator has a float32 eps
     torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('terms', [dict(), dict(dice=1.0), dict(dice=0.5, gamma=2.0), dict(avg_non_ignore=False)])
+def test_images_at_once_give_what_each_alone_gives(seed, terms, monkeypatch):
+    """Five images of 5 * 21 * 18 float64 each: one at a time, two at a time with one left, and all."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(5, 5, 7, 6, dtype=torch.float64, generator=rng)
+    labels = torch.randint(5, (5, 21, 18), generator=rng)
+    labels[torch.rand(labels.shape, generator=rng) < 0.3] = 255
+    class_weight, weight = torch.rand(5, generator=rng), torch.rand(labels.shape, generator=rng)
+    sizes, score = [], resized_loss_module._score
+    monkeypatch.setattr(resized_loss_module, '_score', lambda x, *rest: sizes.append(len(x)) or score(x, *rest))
+    found = []
+    for limit in (1, 2 * 5 * 21 * 18 * 8, 1 << 30):
+        monkeypatch.setitem(BYTES_AT_ONCE, 'cpu', limit)
+        own = logits.clone().requires_grad_()
+        losses = resized_loss(own, labels, class_weight=class_weight, weight=weight, **terms)
+        losses.total.backward()
+        found.append((*losses, own.grad))
+    assert sizes == [1, 1, 1, 1, 1, 2, 2, 1, 5]
+    for other in found[1:]:
+        for one, expected in zip(other, found[0]):
+            torch.testing.assert_close(one.detach(), expected.detach(), rtol=1e-12, atol=1e-15)
 
 
 def test_weighted_cross_entropy_matches_torch(device):

@@ -72,7 +72,7 @@ FAULTS = {
     'a negative step': (lambda c: changed(c, 'optimizer', 'state', 0, 'step', value=torch.tensor(-1.0)), 'step'),
     'other parameter groups': (lambda c: c['optimizer']['param_groups'].pop(), 'parameter groups'),
     'wrong parameter numbers': (
-        lambda c: changed(c, 'optimizer', 'param_groups', 0, 'params', value=[10**9]), 'other parameters',
+        lambda c: changed(c, 'optimizer', 'param_groups', 0, 'params', 0, value=10**9), 'other parameters',
     ),
     'an infinite learning rate': (
         lambda c: changed(c, 'optimizer', 'param_groups', 0, 'lr', value=math.inf), 'lr of its optimizer',

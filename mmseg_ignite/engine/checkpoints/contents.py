@@ -22,11 +22,13 @@ _BYTES_OF_VALUE = 4096
 def plain(value: object) -> object:
     """Return a value with plain containers and tensors on the CPU instead of other mappings, arrays and NumPy numbers.
 
+    The tensors are contiguous, so a file does not depend on the memory format of the weights.
+
     Raises:
         TypeError: the value, or one in it, is an object of another kind.
     """
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        return value.detach().cpu().contiguous()
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':

@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from ...errors import IgniteError
 from ...files import printable
 from .. import compatibility
+from ..devices import stored_like
+from ..parameter_groups import with_merged_groups
 from ..training_record import TrainingRecord
 from .mmengine_objects import History
 from .opening import fitting_weights
@@ -62,7 +64,7 @@ def resume(runner: Runner, checkpoint: dict, path: str | Path) -> Resumed:
         IgniteError: weights, optimizer, schedules or counters are missing, of another form, or not finite; the runner is then
             unchanged.
     """
-    path = Path(path)
+    path, checkpoint = Path(path), with_merged_groups(checkpoint, runner)
     iteration, epoch = _position(checkpoint, path, runner)
     weights, averaged = _weights(checkpoint, path, runner)
     optimizer = _optimizer(checkpoint.get('optimizer'), runner.optim_wrapper, path, own=STATE in checkpoint)
@@ -77,11 +79,12 @@ def resume(runner: Runner, checkpoint: dict, path: str | Path) -> Resumed:
     for hook, values in averaged:
         hook.ema_model.load_state_dict(values)
     runner.optim_wrapper.load_state_dict(optimizer)
+    _store_like_parameters(runner.optim_wrapper)
     for scheduler, values in schedules:
         scheduler.load_state_dict(values)
     for name, gradient in gradients.items():
         parameter = unwrapped(runner).get_parameter(name)
-        parameter.grad = gradient.to(parameter.device)
+        parameter.grad = stored_like(gradient, parameter)
     compatibility.set_position(runner, iteration, epoch)
     _resume_messages(runner, information, history)
     _resume_stopping(runner, state)
@@ -173,6 +176,14 @@ def _optimizer(found: object, wrapper: object, path: Path, own: bool) -> dict:
         if not isinstance(settings, dict) or not all(_same_form(v, known.get(k)) for k, v in settings.items()):
             raise _refusal(path, 'the base settings of its optimizer have another form')
     return found
+
+
+def _store_like_parameters(wrapper: object) -> None:
+    parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    for parameter, state in (pair for part in parts for pair in part.optimizer.state.items()):
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = stored_like(value, parameter)
 
 
 def _check_group(group: object, known: dict, defaults: dict, path: Path) -> None:

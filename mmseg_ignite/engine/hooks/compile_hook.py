@@ -8,6 +8,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
+from ...errors import IgniteError
+
+MODES = ('default', 'max-autotune-no-cudagraphs')
+"""Modes of :func:`torch.compile` that record no CUDA graphs."""
+
 
 @HOOKS.register_module()
 class CompileHook(Hook):
@@ -16,13 +21,29 @@ class CompileHook(Hook):
     mmengine's ``compile=True`` compiles the whole training step including the optimizer, which fails. Validations, with
     images of many sizes, are not compiled. Checkpoints do not differ from those of other trainings.
 
+    CUDA graphs are not supported: a graph writes its results where it wrote those of the step before, but statistics of
+    batch normalisation, losses that are logged later and accumulated gradients outlive a step.
+
     Args:
         parts (Sequence[str]): modules of the segmentor. Defaults to ('backbone', 'decode_head').
-        options: arguments of :func:`torch.compile`, e.g. ``mode='max-autotune'``.
+        mode (str): 'default' or 'max-autotune-no-cudagraphs', which compiles longer. Defaults to 'default'.
+        options: other arguments of :func:`torch.compile`.
+
+    Raises:
+        IgniteError: the mode or ``options`` would record CUDA graphs.
     """
 
-    def __init__(self, parts: Sequence[str] = ('backbone', 'decode_head'), **options: object) -> None:
-        self.parts, self.options = parts, options
+    def __init__(
+        self, parts: Sequence[str] = ('backbone', 'decode_head'), mode: str | None = 'default', **options: object
+    ) -> None:
+        graphs = (options.get('options') or {}).get('triton.cudagraphs')
+        if mode not in (*MODES, None) or graphs:
+            raise IgniteError(
+                f'CompileHook has {"options with triton.cudagraphs" if graphs else f"mode={mode!r}"}, but CUDA graphs over '
+                f'buffers that change give wrong results; {" or ".join(MODES)} was expected: correct the mode.'
+            )
+        default = mode == 'default' and options.get('options')  # torch.compile accepts either a mode or options
+        self.parts, self.options = parts, dict(options, mode=None if default else mode)
         self._compiled: dict = {}
 
     def before_train(self, runner: Runner) -> None:

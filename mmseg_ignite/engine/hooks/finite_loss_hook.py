@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..late_values import LateFlag
 from ..nonfinite_batch import Step, WeightCopies
 
 
@@ -16,8 +17,8 @@ class FiniteLossHook(Hook):
     The files :mod:`nonfinite_batch_ITER <mmseg_ignite.engine.nonfinite_batch>` in the work dir have what
     :func:`mmseg_ignite.apis.replay` needs to repeat the step.
 
-    On an accelerator the loss of a step is read after the next step was queued, so that the device never waits for the host;
-    before a checkpoint or a validation it is read at once.
+    On an accelerator the loss of a step is read after the next step was queued, by waiting for the first of the two only, so
+    that the device never waits for the host; before a checkpoint or a validation it is read at once.
 
     Args:
         keep_weights: copy the weights before each step, so that the step can be repeated exactly: the optimizer has already
@@ -32,7 +33,7 @@ class FiniteLossHook(Hook):
 
     def __init__(self, keep_weights: bool = True) -> None:
         self.keep_weights = keep_weights
-        self._pending: tuple[torch.Tensor, Step] | None = None
+        self._pending: tuple[LateFlag, Step] | None = None
         self._copies: WeightCopies | None = None
         self._before: dict | None = None
 
@@ -55,7 +56,7 @@ class FiniteLossHook(Hook):
         self._check()
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
         step = Step(runner, data_batch, outputs, runner.iter + 1, rate, self._before)
-        self._pending = torch.isfinite(loss.detach()).all(), step
+        self._pending = LateFlag(torch.isfinite(loss.detach()).all()), step
         if loss.device.type == 'cpu':
             self._check()
 
@@ -75,7 +76,7 @@ class FiniteLossHook(Hook):
         if self._pending is None:
             return
         (finite, step), self._pending = self._pending, None
-        if bool(finite):
+        if finite.read():
             return
         try:
             saved = f'see "python tools/replay_batch.py CONFIG {step.save()}"'

@@ -21,6 +21,12 @@ class ResizedLoss(NamedTuple):
     accuracy: Tensor  # percentage of the annotated pixels that are labelled correctly, shape (1,)
 
 
+BYTES_AT_ONCE = dict(cuda=1 << 28, cpu=1 << 22)
+"""Images that :func:`resized_loss` computes at once: as many as have logits of this size in bytes at the size of the labels,
+by type of device (others as CUDA), and at least one. The memory needed for a moment is about four times as much. 256 MiB are
+16 images of 512 x 512 px and 16 classes: launching the kernels for each image would take longer than running them. On a CPU,
+4 MiB are the caches of a core."""
+
 _Terms = namedtuple(
     '_Terms', 'cross_entropy dice class_weight gamma smooth ignore_index align_corners avg_non_ignore pixels'
 )
@@ -54,8 +60,9 @@ def resized_loss(
     without annotated pixels gives 0 and gradients of 0.
 
     mmseg resizes the logits of the whole batch and keeps them, their log-softmax and its gradient until the backward pass.
-    Here the forward pass resizes, scores and differentiates one image at a time and resizes the gradient back, so only a
-    gradient of the size of the logits is kept. Dice needs the probabilities of the whole batch during this call.
+    Here the forward pass resizes, scores and differentiates a few images at a time (:data:`BYTES_AT_ONCE`) and resizes the
+    gradient back, so only a gradient of the size of the logits is kept. Dice needs the probabilities of the whole batch
+    during this call.
 
     Args:
         logits: (N, C, h, w) of any float type; computed in float32 (float64 for float64).
@@ -103,14 +110,14 @@ class _ResizedLoss(torch.autograd.Function):
         return (ctx.saved_tensors[0] * grad).to(ctx.dtype), None, None, None
 
 
-class _Image(NamedTuple):
-    """Scores of one image at the size of the labels."""
+class _Images(NamedTuple):
+    """Scores of n images at the size of the labels."""
 
-    probability: Tensor  # (C, H, W), multiplied by the weight of the pixel
-    own: Tensor  # (H, W), log p of the pixel's own class
-    index: Tensor  # (H, W), the pixel's own class, 0 where ignored
-    weight: Tensor  # (H, W), weight of the pixel, 0 where ignored
-    focus: Tensor | None  # (H, W), 1 - p of the own class, for the focal loss
+    probability: Tensor  # (n, C, H, W), multiplied by the weight of the pixel
+    own: Tensor  # (n, H, W), log p of the pixel's own class
+    index: Tensor  # (n, H, W), the pixel's own class, 0 where ignored
+    weight: Tensor  # (n, H, W), weight of the pixel, 0 where ignored
+    focus: Tensor | None  # (n, H, W), 1 - p of the own class, for the focal loss
 
 
 def _batch(
@@ -119,69 +126,76 @@ def _batch(
     """Return the values and, if asked for, the gradient of the total with respect to the logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     annotated = labels != terms.ignore_index
-    index = torch.where(annotated, labels, 0).long()
+    index = labels.masked_fill(~annotated, 0).long()
     weight = annotated.to(logits.dtype) if weight is None else annotated * weight.to(logits.dtype)
     table = None if terms.class_weight is None else terms.class_weight.to(logits)
     class_weighted = weight if table is None else weight * table[index]
-    pixels = class_weighted.sum() if terms.avg_non_ignore else weight.new_tensor(labels.numel())
+    pixels = class_weighted.sum() if terms.avg_non_ignore else weight.new_full((), labels.numel())
     terms = terms._replace(class_weight=table, pixels=pixels + torch.finfo(torch.float32).eps)
     own_sum, correct = logits.new_zeros(()), torch.zeros((), dtype=torch.long, device=logits.device)
     overlap, slopes = own_sum.new_zeros(()), None
-    images, gradients = [], []
-    for *scored, pixel_weight in zip(logits.split(1), annotated, index, weight, class_weighted):
-        image, hits = _score(*scored, terms)
+    parts, gradients = [], []
+    number = _images_at_once(logits, labels)
+    for *scored, pixel_weight in zip(*(x.split(number) for x in (logits, annotated, index, weight, class_weighted))):
+        images, hits = _score(*scored, terms)
         correct += hits
-        own_sum -= (image.own * pixel_weight * (1 if image.focus is None else image.focus**terms.gamma)).sum()
+        own_sum -= (images.own * pixel_weight * (1 if images.focus is None else images.focus**terms.gamma)).sum()
         if terms.dice:
-            images.append(image)
+            parts.append(images)
         elif differentiate:
-            gradients.append(_gradient(image, slopes, logits.shape, terms))
+            gradients.append(_gradient(images, slopes, logits.shape, terms))
     if terms.dice:
-        overlap, slopes = _dice(images, terms.smooth)
-    while differentiate and images:  # popped, to free the memory of each image after its turn
-        gradients.append(_gradient(images.pop(0), slopes, logits.shape, terms))
+        overlap, slopes = _dice(parts, terms.smooth)
+    while differentiate and parts:  # popped, to free the memory of each part after its turn
+        gradients.append(_gradient(parts.pop(0), slopes, logits.shape, terms))
     own = own_sum / terms.pixels
     total = terms.cross_entropy * own + terms.dice * overlap
     return (total, own, overlap, correct), torch.cat(gradients) if differentiate else None
 
 
-def _score(logits: Tensor, annotated: Tensor, index: Tensor, weight: Tensor, terms: _Terms) -> tuple[_Image, Tensor]:
-    """Score one image (1, C, h, w) and count its correctly labelled pixels."""
+def _images_at_once(logits: Tensor, labels: Tensor) -> int:
+    image = logits.shape[1] * labels.shape[1] * labels.shape[2] * logits.element_size()
+    return max(1, BYTES_AT_ONCE.get(logits.device.type, BYTES_AT_ONCE['cuda']) // max(image, 1))
+
+
+def _score(logits: Tensor, annotated: Tensor, index: Tensor, weight: Tensor, terms: _Terms) -> tuple[_Images, Tensor]:
+    """Score images (n, C, h, w) and count their correctly labelled pixels."""
     # Not channels-last, where a softmax over few channels is several times slower.
-    resized = F.interpolate(logits.contiguous(), index.shape, mode='bilinear', align_corners=terms.align_corners)[0]
-    log_probability = resized.log_softmax(0)
-    own = log_probability.gather(0, index[None])[0]
+    resized = F.interpolate(logits.contiguous(), index.shape[1:], mode='bilinear', align_corners=terms.align_corners)
+    log_probability = resized.log_softmax(1)
+    own = log_probability.gather(1, index[:, None])[:, 0]
     # A pixel is correct if its own class has the largest probability, which is much cheaper than argmax.
-    correct = ((own == log_probability.amax(0)) & annotated).sum()
+    correct = ((own == log_probability.amax(1)) & annotated).sum()
     focus = None if terms.gamma == 0 else (1 - own.exp()).clamp_min(torch.finfo(logits.dtype).tiny)
-    return _Image(log_probability.exp_().mul_(weight), own, index, weight, focus), correct
+    return _Images(log_probability.exp_().mul_(weight[:, None]), own, index, weight, focus), correct
 
 
-def _dice(images: list[_Image], smooth: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _dice(parts: list[_Images], smooth: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return Dice and its derivatives, (C,) each, with respect to I and P."""
     sums = []
-    for image in images:
-        classes = torch.arange(len(image.probability), device=image.index.device)[:, None, None]
+    for images in parts:
+        classes = torch.arange(images.probability.shape[1], device=images.index.device)[:, None]
         # Sum by class with a matrix product: no atomic additions, so the result is reproducible on CUDA.
-        one_hot = (image.index == classes).flatten(1).to(image.own.dtype)
-        by_class = one_hot @ torch.stack([(image.own.exp() * image.weight).flatten(), image.weight.flatten()], 1)
-        sums.append(torch.cat([by_class, image.probability.sum((1, 2))[:, None]], 1))
+        one_hot = (images.index.flatten(1)[:, None] == classes).to(images.own.dtype)
+        values = torch.stack([(images.own.exp() * images.weight).flatten(1), images.weight.flatten(1)], 2)
+        by_class = (one_hot @ values).sum(0)
+        sums.append(torch.cat([by_class, images.probability.sum((0, 2, 3))[:, None]], 1))
     own, area, predicted = torch.stack(sums).sum(0).unbind(1)
     present = (area > 0).to(own.dtype)
     share = present / present.sum().clamp_min(1)
     size = area + predicted + smooth
-    size = torch.where(size > 0, size, 1)  # 0 for an absent class without smoothing
+    size = size.masked_fill(size <= 0, 1)  # 0 for an absent class without smoothing
     score = (2 * own + smooth) / size
     return (share * (1 - score)).sum(), (-2 * share / size, share * score / size)
 
 
-def _gradient(image: _Image, slopes: tuple[Tensor, Tensor] | None, shape: tuple[int, ...], terms: _Terms) -> Tensor:
-    """Return the gradient (1, C, h, w) of the total with respect to the logits of one image.
+def _gradient(images: _Images, slopes: tuple[Tensor, Tensor] | None, shape: tuple[int, ...], terms: _Terms) -> Tensor:
+    """Return the gradient (n, C, h, w) of the total with respect to the logits of n images.
 
     For a softmax, d p_k / d z_c = p_k ([k = c] - p_c). With u_c, the derivative of the total with respect to p_c, the
     gradient is p_c (u_c - sum of p u). For a term f(log p_own) with derivative -r it is r (p_c - [c = own]).
     """
-    probability, own, index, weight, focus = image
+    probability, own, index, weight, focus = images
     pull = (terms.cross_entropy / terms.pixels).expand_as(own)
     if terms.class_weight is not None:
         pull = pull * terms.class_weight[index]
@@ -189,17 +203,17 @@ def _gradient(image: _Image, slopes: tuple[Tensor, Tensor] | None, shape: tuple[
         pull = pull * (focus**terms.gamma - terms.gamma * own.exp() * focus ** (terms.gamma - 1) * own)
     if slopes is None:
         at_own = -pull * weight
-        probability.mul_(pull)
+        probability.mul_(pull[:, None])
     else:
         by_own, by_any = (terms.dice * slope for slope in slopes)
         of_own = by_own[index] * own.exp()
         # Divide by the weight, which the probabilities already include.
         divisor = weight.clamp_min(torch.finfo(weight.dtype).tiny)
-        mean = of_own + torch.einsum('c,chw->hw', by_any, probability) / divisor
+        mean = of_own + torch.einsum('c,nchw->nhw', by_any, probability) / divisor
         at_own = (of_own - pull) * weight
-        probability.mul_((pull - mean) + by_any[:, None, None])
-    gradient = probability.scatter_add_(0, index[None], at_own[None])[None]
-    size, shape = index.shape, (1, *shape[1:])
+        probability.mul_((pull - mean)[:, None] + by_any[:, None, None])
+    gradient = probability.scatter_add_(1, index[:, None], at_own[:, None])
+    size, shape = index.shape[1:], (len(index), *shape[1:])
     if not torch.are_deterministic_algorithms_enabled():
         return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, terms.align_corners, None, None)
     # Slower, but autograd avoids atomic additions on CUDA. The gradient of a resize does not depend on its input.
