@@ -26,8 +26,13 @@ def config(prepared, work_dir, **options):
     return small_config(prepared, work_dir, 4, **{'default_hooks.checkpoint.interval': 1, **options})
 
 
-def test_diverging_training_stops_and_names_the_batch(prepared, tmp_path):
-    """At this learning rate the first step sets weights to about 1e30; the next loss is NaN or infinite."""
+@pytest.mark.parametrize('late', [False, True])
+def test_diverging_training_stops_and_names_the_batch(prepared, tmp_path, monkeypatch, late):
+    """At this learning rate the first step sets weights to about 1e30; the next loss is NaN or infinite.
+
+    On an accelerator the loss is read a step late, so the weights, which the loss has spoilt, might be checked before it.
+    """
+    monkeypatch.setattr(FiniteLossHook, 'is_late', staticmethod(lambda device: late))
     with pytest.raises(IgniteError, match=r'the loss is (nan|inf) at iteration 2 \(learning rate .*e\+') as error:
         train(config(prepared, tmp_path, **{'optim_wrapper.optimizer.lr': 1e33}))
     names = {roi['name'] for roi in read_index(prepared)['rois']}

@@ -53,26 +53,32 @@ class FiniteLossHook(Hook):
         loss = (outputs or {}).get('loss')
         if not isinstance(loss, torch.Tensor):
             return
-        self._check()
+        self.check()
         rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
         step = Step(runner, data_batch, outputs, runner.iter + 1, rate, self._before)
         self._pending = LateFlag(torch.isfinite(loss.detach()).all()), step
-        if loss.device.type == 'cpu':
-            self._check()
+        if not self.is_late(loss.device):
+            self.check()
+
+    @staticmethod
+    def is_late(device: torch.device) -> bool:
+        """Return whether a loss on this device is read a step late."""
+        return device.type != 'cpu'
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Read the last loss before the weights are scored."""
-        self._check()
+        self.check()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Read the last loss before the weights are saved."""
-        self._check()
+        self.check()
 
     def after_train(self, runner: Runner) -> None:
         """Read the last loss."""
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Read the loss of the last step, if it was not read yet."""
         if self._pending is None:
             return
         (finite, step), self._pending = self._pending, None

@@ -22,6 +22,7 @@ from ..compatibility import is_training
 from ..interruption import stop_request
 from ..training_record import TrainingRecord
 from ..work_dirs import POINTER
+from .finite_loss_hook import FiniteLossHook
 
 _DEFAULTS = dict(data_root=DATA_ROOT, protocol=PROTOCOL)
 _CROPS = {name: p.default for name, p in inspect.signature(CropStream).parameters.items()} | DEFAULT_CROPS
@@ -236,7 +237,10 @@ class TissueCheckpointHook(CheckpointHook):
 
 
 def check_finite(runner: Runner, position: int) -> None:
-    """Raise IgniteError if a weight of the model is NaN or infinite."""
+    """Raise IgniteError if the last loss or a weight of the model is NaN or infinite."""
+    for hook in runner.hooks:
+        if isinstance(hook, FiniteLossHook):
+            hook.check()  # it names the batch
     tensors = {name: value for name, value in unwrapped(runner).state_dict().items() if value.is_floating_point()}
     finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()  # one wait for the device
     if not all(finite):
