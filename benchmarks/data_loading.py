@@ -85,8 +85,7 @@ def crop_dataset(data: Path, extra: tuple = (), **crops) -> object:
     """Return the training data set of the default config on the benchmark's data."""
     cfg = Config.fromfile(str(DEFAULTS))
     dataset = cfg.train_dataloader.dataset
-    dataset.update(data_root=str(data))
-    dataset.crops.update(crops)
+    dataset.update(data_root=str(data), crops={**cfg.crops, **crops})
     dataset.pipeline = [*extra, *dataset.pipeline]
     return DATASETS.build(dataset)
 

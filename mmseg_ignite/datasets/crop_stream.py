@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from ..errors import IgniteError, require
 from ..labels import IGNORE, NUM_CLASSES, relabel_table
 from .prepared import CONTEXT, check_labels, image_path, label_path, open_array, read_points
+from .transforms.orientation import apply_dihedral
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
@@ -226,7 +227,7 @@ class CropStream:
         if not position.resampled:
             first = np.floor(centre - half + 0.5).astype(int)
             block = _window(array, first, first + np.rint(2 * half).astype(int), mirror)
-            return np.ascontiguousarray(np.rot90(block, round(position.angle / (np.pi / 2))))
+            return apply_dihedral(block, round(position.angle / (np.pi / 2)) % 4)
         # One pixel more on each side for the interpolation.
         first, last = np.floor(centre - half).astype(int) - 1, np.ceil(centre + half).astype(int) + 1
         block = _window(array, first, last, mirror)
