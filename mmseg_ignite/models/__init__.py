@@ -1,7 +1,9 @@
 """SegFormer with the weights of mmseg's and a faster implementation."""
 
 from .backbones import FastMixVisionTransformer
+from .data_preprocessor import TissueDataPreProcessor
 from .decode_heads import FastSegformerHead
 from .segmentors import TissueEnsemble, TissueSegmentor
 
-__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueEnsemble', 'TissueSegmentor']
+__all__ = ['FastMixVisionTransformer', 'FastSegformerHead', 'TissueDataPreProcessor', 'TissueEnsemble']
+__all__ += ['TissueSegmentor']

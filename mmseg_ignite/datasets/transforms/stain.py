@@ -17,7 +17,16 @@ import numpy as np
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError, require
-from .base import ColourChange, DrawnTransform, ImageTransform, check_image, check_prob, map_blocks, sample_grid, to_array
+from .base import (
+    ColourChange,
+    DrawnTransform,
+    ImageTransform,
+    check_image,
+    check_prob,
+    map_blocks,
+    sample_grid,
+    to_array,
+)
 
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Haematoxylin, eosin and DAB in R, G, B, of unit length to 0.3 % (Ruifrok & Johnston 2001)."""
@@ -29,7 +38,7 @@ _LOG = np.log(np.maximum(np.arange(256), 0.4)).astype(np.float32)
 TISSUE_DENSITY = 0.15  # in every channel, relative to the glass (Macenko et al. 2009)
 _MIN_TISSUE = 256  # tissue pixels of the grid; with fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
-_GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
+GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
 
 
 class Stains(NamedTuple):
@@ -41,7 +50,7 @@ class Stains(NamedTuple):
 
 def tissue_share(light: float = 240.0) -> np.ndarray:
     """Return how much each green intensity counts as tissue, (256,) float64: 0 is glass, 1 tissue, linear in density."""
-    return np.interp(np.log(light) - _LOG, _GLASS_RAMP, (0, 1))
+    return np.interp(np.log(light) - _LOG, GLASS_RAMP, (0, 1))
 
 
 def map_density(
