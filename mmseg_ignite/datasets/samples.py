@@ -94,11 +94,15 @@ class PackTissueInputs(PackSegInputs):
 
 
 @FUNCTIONS.register_module()
-def collate_crops(samples: Sequence[dict]) -> dict:
+def collate_crops(samples: Sequence[dict], _scope_: str | None = None) -> dict:
     """Collate packed samples like mmengine's pseudo_collate, with their images in one tensor, and their labels in another.
 
     Images or labels of different sizes stay a list, as with pseudo_collate. Each sample's ``gt_sem_seg`` is a view of the
     tensor of labels.
+
+    Args:
+        samples: packed samples.
+        _scope_: not used; mmengine passes on what it notes in a base config of another package.
 
     Returns:
         ``inputs``, (N, 3, H, W) in channels-last memory, or a list of (3, H, W), and ``data_samples``, a list.

@@ -94,10 +94,7 @@ class TissueDataPreProcessor(SegDataPreProcessor):
 
     def _samples(self, samples: Sequence[SegDataSample]) -> list[SegDataSample]:
         """Return copies of samples on the device, without changes, and with labels of int64."""
-        copies = [
-            sample.new(data={key: value for key, value in sample.items() if key != 'colour_changes'})
-            for sample in samples
-        ]
+        copies = [_copy(sample) for sample in samples]
         labelled = [sample for sample in copies if 'gt_sem_seg' in sample]
         labels = self._batched([sample.gt_sem_seg.data for sample in labelled]) if labelled else []
         if isinstance(labels, Tensor):
@@ -137,3 +134,8 @@ class TissueDataPreProcessor(SegDataPreProcessor):
         for sample, note in zip(samples or (), notes):
             sample.set_metainfo(note)
         return images
+
+
+def _copy(sample: SegDataSample) -> SegDataSample:
+    """Return a copy of a sample that shares its data, without colour changes."""
+    return type(sample)(metainfo=sample.metainfo, **{k: value for k, value in sample.items() if k != 'colour_changes'})
