@@ -18,7 +18,9 @@ LARGE = [(40, 48)] * 3
 MIXED = [(40, 48), (33, 20), (48, 31)]
 
 
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))])
+@pytest.fixture(
+    params=['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
+)
 def device(request):
     return torch.device(request.param)
 
@@ -89,7 +91,9 @@ def test_test_batches_equal_those_of_mmseg(device, test_cfg):
     options = dict(**NORMALISE, size=(512, 512), test_cfg=test_cfg)
     stock = SegDataPreProcessor(**options).to(device)(batch(samples(LARGE)))
     check_equal(TissueDataPreProcessor(**options).to(device)(batch(samples(LARGE))), stock)
-    inputs = TissueDataPreProcessor(**options).to(device)(dict(inputs=batch(samples(LARGE))['inputs'], data_samples=None))
+    inputs = TissueDataPreProcessor(**options).to(device)(
+        dict(inputs=batch(samples(LARGE))['inputs'], data_samples=None)
+    )
     assert torch.equal(inputs['inputs'], stock['inputs']) and inputs['data_samples'] is None
 
 
@@ -98,17 +102,23 @@ def test_edges_and_depth_are_moved_and_padded_as_by_mmseg(device):
         items = samples(LARGE)
         for number, item in enumerate(items):
             edges = torch.full((1, 40, 48), number % 2)
-            item['data_samples'].set_data(dict(gt_edge_map=PixelData(data=edges), gt_depth_map=PixelData(data=edges + 0.5)))
+            item['data_samples'].set_data(
+                dict(gt_edge_map=PixelData(data=edges), gt_depth_map=PixelData(data=edges + 0.5))
+            )
         return batch(items)
 
     for size in ((40, 48), (50, 50)):
         ours, stock = (
-            kind(**NORMALISE, size=size).to(device)(given(), True) for kind in (TissueDataPreProcessor, SegDataPreProcessor)
+            kind(**NORMALISE, size=size).to(device)(given(), True)
+            for kind in (TissueDataPreProcessor, SegDataPreProcessor)
         )
         check_equal(ours, stock)
         for own, other in zip(ours['data_samples'], stock['data_samples']):
             for name in ('gt_edge_map', 'gt_depth_map'):
-                assert torch.equal(own.get(name).data, other.get(name).data) and own.get(name).data.device.type == device.type
+                assert (
+                    torch.equal(own.get(name).data, other.get(name).data)
+                    and own.get(name).data.device.type == device.type
+                )
 
 
 def test_batch_augments_get_the_padded_batch():
@@ -127,7 +137,9 @@ def test_the_batch_is_one_channels_last_tensor_and_the_given_samples_stay():
     given = collate_crops(samples(LARGE, TissueSample, torch.uint8))
     ours = TissueDataPreProcessor(**NORMALISE, size=(64, 64))(given, True)
     assert given['data_samples'][0].gt_sem_seg.data.dtype == torch.uint8
-    assert given['data_samples'][0].gt_sem_seg.shape == (40, 48) and 'pad_shape' not in given['data_samples'][0].metainfo
+    assert (
+        given['data_samples'][0].gt_sem_seg.shape == (40, 48) and 'pad_shape' not in given['data_samples'][0].metainfo
+    )
     assert ours['data_samples'][0].gt_sem_seg.shape == (64, 64)
     unpadded = TissueDataPreProcessor(**NORMALISE, size=(40, 48))(given, True)['inputs']
     assert unpadded.is_contiguous(memory_format=torch.channels_last)
