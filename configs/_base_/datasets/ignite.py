@@ -36,7 +36,8 @@ train_dataloader = dict(
     sampler=dict(type='CropStreamSampler'),
     collate_fn=dict(type='collate_crops'),
     dataset=dict(
-        type='IGNITECropDataset', split='train', pipeline=train_pipeline))
+        type='IGNITECropDataset', split='train', pipeline=train_pipeline,
+        defer_colours=False))  # True, for CUDA: the device changes the colours, not the workers
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
