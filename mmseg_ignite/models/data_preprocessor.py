@@ -87,10 +87,13 @@ class TissueDataPreProcessor(SegDataPreProcessor):
     def _normalised(self, images: Tensor, changes: list) -> Tensor:
         if any(changes):
             images = change_batch(images, changes)
+        images = images.contiguous()  # a CPU is slow at operations on three channels in channels-last memory
         if self._channel_conversion and images.shape[1] == 3:
             images = images.flip(1)
-        images = images.to(torch.float32, memory_format=torch.channels_last)
-        return (images - self.mean).div_(self.std) if self._enable_normalize else images
+        images = images.float()
+        if self._enable_normalize:
+            images = (images - self.mean).div_(self.std)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _samples(self, samples: Sequence[SegDataSample]) -> list[SegDataSample]:
         """Return copies of samples on the device, without changes, and with labels of int64."""
