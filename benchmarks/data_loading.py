@@ -1,13 +1,16 @@
 """Compare data loading with mmseg's on synthetic ROIs of 2000 x 2400 px: reading, pipeline, rare classes, memory, preparing.
 
     python benchmarks/data_loading.py [--work-dir work_dirs/benchmarks/data] [--rois 80] [--quick]
+    python benchmarks/data_loading.py --only loader [--device cuda] [--workers 4]
 
 Prints one table and writes data_loading.json next to the data. Speedups are ratios of medians of alternating runs; reading
-and pipelines run on one core.
+and pipelines run on one core. The part ``loader`` measures the data loader of a training alone, and its batches of 8 on the
+device, normalised: as mmseg collates, packs and prepares them, and as our configs do, with and without ``defer_colours``.
 """
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import platform
@@ -25,11 +28,12 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 import mmseg_ignite  # noqa: F401  registers the parts
 from mmseg_ignite.datasets.crop_stream import CropStream
@@ -85,8 +89,7 @@ def crop_dataset(data: Path, extra: tuple = (), **crops) -> object:
     """Return the training data set of the default config on the benchmark's data."""
     cfg = Config.fromfile(str(DEFAULTS))
     dataset = cfg.train_dataloader.dataset
-    dataset.update(data_root=str(data))
-    dataset.crops.update(crops)
+    dataset.update(data_root=str(data), crops={**cfg.crops, **crops})
     dataset.pipeline = [*extra, *dataset.pipeline]
     return DATASETS.build(dataset)
 
@@ -134,6 +137,85 @@ def measure_reading(release: Path, data: Path, rounds: int) -> list[tuple]:
     ]
 
 
+KINDS = dict(mmseg=(False, False), ours=(True, False), deferred=(True, True))
+"""Whether samples are packed, collated and prepared by our parts, and whether the device changes the colours."""
+
+
+def training_loader(data: Path, kind: str, workers: int, pin: bool) -> DataLoader:
+    """Return the data loader of the default config."""
+    cfg = Config.fromfile(str(DEFAULTS))
+    settings = cfg.train_dataloader
+    settings.update(num_workers=workers, persistent_workers=False, pin_memory=pin)
+    ours, deferred = KINDS[kind]
+    settings.dataset.update(data_root=str(data), crops=cfg.crops, defer_colours=deferred)
+    if not ours:
+        settings.collate_fn = dict(type='pseudo_collate')
+        settings.dataset.pipeline[-1].type = 'PackSegInputs'
+    return Runner.build_dataloader(settings, seed=0)
+
+
+def preprocessor(kind: str, device: torch.device) -> torch.nn.Module:
+    """Return the data preprocessor of the default model, or mmseg's."""
+    settings = Config.fromfile(str(DEFAULTS.parents[1] / 'models' / 'segformer_mit-b0.py')).data_preprocessor
+    settings.update(size=(512, 512), type='TissueDataPreProcessor' if KINDS[kind][0] else 'SegDataPreProcessor')
+    return MODELS.build(settings).to(device)
+
+
+def crops_per_second(loader: DataLoader, use: Callable[[dict], object], batches: int) -> float:
+    """Return the crops that arrive in a second, from the second batch on."""
+    begin = 0.0
+    for number, batch in enumerate(itertools.islice(loader, batches + 1)):
+        use(batch)
+        if not number:
+            begin = time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return batches * len(batch['inputs']) / (time.perf_counter() - begin)
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median duration of a call, until the device has finished."""
+    times = []
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        call()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:]) * 1e3
+
+
+def measure_loader(data: Path, device: torch.device, workers: int, batches: int, rounds: int) -> list[tuple]:
+    """Measure the loader with one worker alone, the preparation of a batch, and batches on the device."""
+    on_gpu, rows = device.type == 'cuda', []
+    prepare = {kind: preprocessor(kind, device) for kind in KINDS}
+    for title, count, users in (
+        ('loader alone, one worker', 1, dict.fromkeys(KINDS, len)),
+        (
+            f'normalised on {device.type}, workers: {workers}',
+            workers,
+            {kind: functools.partial(prepare[kind], training=True) for kind in KINDS},
+        ),
+    ):
+        found: dict[str, list] = {kind: [] for kind in KINDS}
+        for _ in range(rounds):
+            for kind, use in users.items():
+                loader = training_loader(data, kind, count, on_gpu and title.startswith('normalised'))
+                found[kind].append(crops_per_second(loader, use, batches))
+        rates = {kind: statistics.median(each) for kind, each in found.items()}
+        for kind in ('ours', 'deferred'):
+            ratio = rates[kind] / rates['mmseg']
+            rows.append((f'{title}: {kind}', f'{rates[kind]:.0f} crops/s', f'{rates["mmseg"]:.0f} crops/s', ratio, ''))
+    spent = {}
+    for kind in KINDS:
+        batch = next(iter(training_loader(data, kind, 1, on_gpu)))
+        spent[kind] = milliseconds(lambda: prepare[kind](batch, True), device, 5 * rounds)  # noqa: B023
+    for kind in ('ours', 'deferred'):
+        title = f'prepare a batch of 8 on {device.type}: {kind}'
+        rows.append((title, f'{spent[kind]:.2f} ms', f'{spent["mmseg"]:.2f} ms', spent['mmseg'] / spent[kind], ''))
+    return rows
+
+
 def measure_classes(data: Path, draws: int) -> list[tuple]:
     """Measure how often crops have a rare class, and how close uniform sampling comes to the pixel shares."""
     rois = read_index(data)['rois']
@@ -169,10 +251,7 @@ def measure_memory(data: Path, crops: int, console: Console) -> list[tuple]:
 
     Workers hold unfinished batches, so compare medians: over the second and the last twentieth of the crops.
     """
-    cfg = Config.fromfile(str(DEFAULTS)).train_dataloader
-    cfg.update(num_workers=2, batch_size=8, pin_memory=False)
-    cfg.dataset.update(data_root=str(data))
-    loader = Runner.build_dataloader(cfg, seed=0)
+    loader = training_loader(data, 'ours', 2, False)
     batches, used = iter(loader), []
     begin = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
@@ -240,6 +319,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/benchmarks/data'))
     parser.add_argument('--rois', type=int, default=80)
+    parser.add_argument(
+        '--only', choices=('reading', 'loader', 'classes', 'memory', 'preparing'), help='measure one part'
+    )
+    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'), help='of the prepared batches')
+    parser.add_argument('--workers', type=int, default=min(4, cores()), help='of the loader of these batches')
     parser.add_argument('--quick', action='store_true', help='a tenth of the work, to check that it runs')
     args = parser.parse_args()
     console, share = Console(), 10 if args.quick else 1
@@ -248,14 +332,20 @@ def main() -> None:
     rows = []
     for title, measure in (
         ('reading', lambda: measure_reading(release, data, 3 if args.quick else 9)),
+        (
+            'loader',
+            lambda: measure_loader(data, args.device, args.workers, 12 if args.quick else 60, 3 if args.quick else 5),
+        ),
         ('classes', lambda: measure_classes(data, 10_000 // share)),
         ('memory', lambda: measure_memory(data, 20_000 // share, console)),
         ('preparing', lambda: measure_preparing(release, args.work_dir, 1 if args.quick else 3)),
     ):
-        console.print(f'{title} ...')
-        rows += measure()
+        if args.only in (None, title):
+            console.print(f'{title} ...')
+            rows += measure()
     columns = ('what', 'ours', 'compared with', 'ratio', 'goal')
-    table = Table(*columns, title=f'data loading, {platform.machine()}, {cores()} cores')
+    card = f', {torch.cuda.get_device_name(args.device)}' if args.device.type == 'cuda' else ''
+    table = Table(*columns, title=f'data loading, {platform.machine()}, {cores()} cores{card}')
     for what, ours, baseline, ratio, goal in rows:
         table.add_row(what, ours, baseline, f'{ratio:.1f}x' if ratio else '', goal)
     console.print(table)

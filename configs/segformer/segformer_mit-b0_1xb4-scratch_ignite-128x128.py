@@ -16,7 +16,7 @@ train_pipeline = [
     dict(type='RandStainNA', prob=0.75),
     dict(type='HEDJitter', sigma=0.1, bias=0.05),
     dict(type='RandomScannerEffects'),
-    dict(type='PackSegInputs', meta_keys=_base_.meta_keys),
+    dict(type='PackTissueInputs', meta_keys=_base_.meta_keys),
 ]
 # Reading such small crops is cheap: on two cores a worker would cost more than it saves. With a GPU, use num_workers=4.
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))

@@ -8,7 +8,7 @@ model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(init_cfg=None
 crops = dict(crop_size=crop_size, um_per_px=None, rotation='quarter')
 train_pipeline = [
     dict(type='RandomDihedral'),
-    dict(type='PackSegInputs', meta_keys=_base_.meta_keys),
+    dict(type='PackTissueInputs', meta_keys=_base_.meta_keys),
 ]
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1)

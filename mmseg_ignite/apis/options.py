@@ -14,7 +14,7 @@ from itertools import accumulate
 import mmseg.registry
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import Registry
+from mmengine.registry import FUNCTIONS, Registry
 from mmengine.runner import LogProcessor, Runner
 from torch.utils.data import DataLoader
 
@@ -24,7 +24,7 @@ from ..errors import IgniteError
 from ..models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmentor
 from .dotted import MISSING, children, find, walk
 
-REGISTRIES = tuple(r for r in vars(mmseg.registry).values() if isinstance(r, Registry))
+REGISTRIES = (*(r for r in vars(mmseg.registry).values() if isinstance(r, Registry)), FUNCTIONS)
 
 
 class OptionText(str):

@@ -16,6 +16,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ..datasets import IGNITECropDataset
+from ..datasets.deferred import changed_image
 from ..engine.checkpoints import load_weights
 from ..engine.devices import find_device
 from ..engine.nonfinite_batch import read_batch
@@ -264,7 +265,7 @@ def _draw(path: Path, step: dict, samples: list[dict], classes: list[str]) -> Pa
         image = sample['inputs']
         if train_ids is None or image.dtype != torch.uint8 or image.shape[0] != 3:
             return None
-        rgb = np.ascontiguousarray(image.numpy()[::-1].transpose(1, 2, 0))
+        rgb = np.ascontiguousarray(changed_image(sample)[..., ::-1])
         labels = train_ids[sample['data_samples'].gt_sem_seg.data[0].numpy().astype(np.uint8)]
         number = crop['key'][1] if 'key' in crop else number
         train_id = crop['position']['train_id'] if 'position' in crop else None

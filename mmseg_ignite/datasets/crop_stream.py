@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from ..errors import IgniteError, require
 from ..labels import IGNORE, NUM_CLASSES, relabel_table
 from .prepared import CONTEXT, check_labels, image_path, label_path, open_array, read_points
+from .transforms.orientation import apply_dihedral
 
 ROTATIONS = ('none', 'quarter', 'any')
 BORDERS = ('ignore', 'mirror')
@@ -226,7 +227,7 @@ class CropStream:
         if not position.resampled:
             first = np.floor(centre - half + 0.5).astype(int)
             block = _window(array, first, first + np.rint(2 * half).astype(int), mirror)
-            return np.ascontiguousarray(np.rot90(block, round(position.angle / (np.pi / 2))))
+            return apply_dihedral(block, round(position.angle / (np.pi / 2)) % 4)
         # One pixel more on each side for the interpolation.
         first, last = np.floor(centre - half).astype(int) - 1, np.ceil(centre + half).astype(int) + 1
         block = _window(array, first, last, mirror)
@@ -282,17 +283,24 @@ def _turn(angle: float) -> np.ndarray:
 
 def _window(array: np.ndarray, first: np.ndarray, last: np.ndarray, mirror: bool) -> np.ndarray:
     """Return rows and columns first..last of an array; beyond it mirrored (edge pixels doubled) or 255."""
-    sides = array.shape[:2]
-    if (first >= 0).all() and (last <= sides).all():
-        return np.ascontiguousarray(array[first[0] : last[0], first[1] : last[1]])
-    rows, columns = (np.arange(a, b) for a, b in zip(first, last))
-    y, x = (np.minimum(i % (2 * side), 2 * side - 1 - i % (2 * side)) for i, side in zip((rows, columns), sides))
-    block = array[y.min() : y.max() + 1, x.min() : x.max() + 1]
-    block = np.ascontiguousarray(block).take(y - y.min(), 0).take(x - x.min(), 1)
-    if not mirror:
-        block[(rows < 0) | (rows >= sides[0])] = IGNORE
-        block[:, (columns < 0) | (columns >= sides[1])] = IGNORE
-    return block
+    sides = np.array(array.shape[:2])
+    before, after = np.maximum(-first, 0), np.maximum(last - sides, 0)
+    if not mirror or not (before.any() or after.any()):
+        (top, left), (bottom, right) = np.clip(first, 0, sides), np.clip(last, 0, sides)
+        block = np.ascontiguousarray(array[top:bottom, left:right])
+        if block.shape[:2] == tuple(last - first):
+            return block
+        if not block.size:
+            return np.full((*(last - first), *array.shape[2:]), IGNORE, array.dtype)
+        border = cv2.BORDER_CONSTANT
+        return cv2.copyMakeBorder(block, before[0], after[0], before[1], after[1], border, value=IGNORE)
+    # From the border that mirrors to the farthest row or column that is shown.
+    low = np.where(before > 0, 0, np.minimum(first, np.maximum(sides - after, 0)))
+    high = np.where(after > 0, sides, np.maximum(last, np.minimum(before, sides)))
+    block = np.ascontiguousarray(array[low[0] : high[0], low[1] : high[1]])
+    block = cv2.copyMakeBorder(block, before[0], after[0], before[1], after[1], cv2.BORDER_REFLECT)
+    (top, left), (height, width) = first - low + before, last - first
+    return block[top : top + height, left : left + width]
 
 
 @DATA_SAMPLERS.register_module()

@@ -10,6 +10,7 @@ from mmseg.registry import DATASETS
 from ..errors import IgniteError, require
 from ..labels import CLASSES, IGNORE, PALETTE, relabel_table
 from .crop_stream import CropStream, seeded
+from .deferred import deferred_transforms
 from .prepared import CONTEXT, by_name, check_context, image_path, label_path, metadata, read_index, select
 from .transforms.loading import read_arrays, transform_name
 
@@ -129,6 +130,9 @@ class IGNITECropDataset(IGNITEDataset):
 
     Args:
         data_root, split, kwargs: see :class:`IGNITEDataset`.
+        defer_colours: leave HEDJitter, RandStainNA and RandomScannerEffects, which must be the last ones before
+            PackTissueInputs, to :class:`mmseg_ignite.models.TissueDataPreProcessor`: workers only draw their random numbers,
+            the same ones, and the device of the model changes the colours. ``img`` is then the crop before these changes.
         crops: arguments of :class:`mmseg_ignite.datasets.crop_stream.CropStream`, e.g. ``crop_size``, which override
             :data:`DEFAULT_CROPS`.
 
@@ -138,7 +142,15 @@ class IGNITECropDataset(IGNITEDataset):
         (256, 256, 3)
     """
 
-    def __init__(self, data_root: str = DATA_ROOT, split: str = 'train', crops: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        data_root: str = DATA_ROOT,
+        split: str = 'train',
+        crops: dict | None = None,
+        defer_colours: bool = False,
+        **kwargs,
+    ) -> None:
+        require(isinstance(defer_colours, bool), 'defer_colours of the data set', defer_colours, 'True or False')
         self._crops = {**DEFAULT_CROPS, **(crops or {})}
         if loaders := [name for name in map(transform_name, kwargs.get('pipeline', ())) if name in LOADERS]:
             raise IgniteError(
@@ -147,6 +159,8 @@ class IGNITECropDataset(IGNITEDataset):
         if kwargs.get('use_context'):
             raise IgniteError('use_context of IGNITECropDataset is set in its crops: use crops=dict(use_context=True).')
         super().__init__(data_root, split, **kwargs)
+        if defer_colours:
+            self.pipeline.transforms = deferred_transforms(self.pipeline.transforms)
 
     def full_init(self) -> None:
         """Read the index and the points."""

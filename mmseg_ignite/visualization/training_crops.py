@@ -7,10 +7,12 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.progress import track
 
 from ..datasets import IGNITECropDataset, IGNITEDataset
 from ..datasets.crop_stream import seeded
+from ..datasets.deferred import changed_image
 from ..errors import IgniteError
 from ..files import is_ours, result_file, visible_files, writing
 from ..labels import CLASSES, NUM_CLASSES, count_classes, release_ids
@@ -58,15 +60,15 @@ def sample_crops(dataset: IGNITEDataset, seed: int) -> Iterator[Crop]:
 
 def _unpack(sample: dict) -> tuple[np.ndarray, np.ndarray, float]:
     """Return image (H, W, 3) uint8 RGB, labels (H, W) uint8, and the factor by which the pipeline enlarged them."""
-    image = sample['inputs'].numpy() if isinstance(sample, dict) and 'inputs' in sample else np.empty(0)
-    truth = sample['data_samples'].get('gt_sem_seg') if image.size else None
-    if truth is None or image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3:
+    image = sample['inputs'] if isinstance(sample, dict) and 'inputs' in sample else torch.empty(0)
+    truth = sample['data_samples'].get('gt_sem_seg') if image.numel() else None
+    if truth is None or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise IgniteError(
             'the training pipeline does not return a uint8 BGR image with labels: end it with PackSegInputs, and leave '
             'normalisation to the data preprocessor.'
         )
     scale = np.prod(sample['data_samples'].metainfo.get('scale_factor') or (1.0, 1.0)) ** 0.5
-    return np.ascontiguousarray(image[::-1].transpose(1, 2, 0)), truth.data[0].numpy().astype(np.uint8), float(scale)
+    return np.ascontiguousarray(changed_image(sample)[..., ::-1]), truth.data[0].numpy().astype(np.uint8), float(scale)
 
 
 def count_crops(dataset: IGNITECropDataset, seed: int, total: int) -> SampledCrops:

@@ -16,7 +16,15 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.registry import DATASETS
 
 from mmseg_ignite.datasets import crop_stream
-from mmseg_ignite.datasets.crop_stream import CropPosition, CropStream, CropStreamSampler, _turn, philox, seeded
+from mmseg_ignite.datasets.crop_stream import (
+    CropPosition,
+    CropStream,
+    CropStreamSampler,
+    _turn,
+    _window,
+    philox,
+    seeded,
+)
 from mmseg_ignite.datasets.prepared import image_path, label_path
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import CLASSES, IGNORE, count_classes
@@ -534,3 +542,18 @@ def test_a_missing_array_is_named(prepared, tmp_path):
     (tmp_path / 'ignite' / 'points' / 'patient1_he_roi1.npy').unlink()
     with pytest.raises(IgniteError, match='patient1_he_roi1'):
         stream(tmp_path / 'ignite')
+
+
+def test_windows_equal_padded_arrays():
+    """Beyond the array an image is mirrored, however far, and labels are 255."""
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        array = rng.integers(0, 250, rng.integers(1, 20, 2), dtype=np.uint8)
+        first = rng.integers(-40, 40, 2)
+        last = first + rng.integers(1, 60, 2)
+        rows, columns = (slice(a + 100, b + 100) for a, b in zip(first, last))
+        mirrored, constant = np.pad(array, 100, 'symmetric'), np.pad(array, 100, constant_values=255)
+        assert np.array_equal(_window(array, first, last, True), mirrored[rows, columns])
+        assert np.array_equal(_window(array, first, last, False), constant[rows, columns])
+        colour = np.repeat(array[..., None], 3, 2)
+        assert np.array_equal(_window(colour, first, last, True)[..., 1], mirrored[rows, columns])

@@ -240,6 +240,31 @@ def test_replay_repeats_the_step_exactly(stopped, prepared, tmp_path, monkeypatc
     assert other['losses'] != found['logged']
 
 
+def test_replay_repeats_colours_that_the_device_changes(prepared, tmp_path, monkeypatch):
+    """The network gets the same crops again, and those of a training whose workers change the colours, but for rounding."""
+    pipeline = [dict(type=name) for name in ('RandomDihedral', 'HEDJitter', 'PackTissueInputs')]
+    pipeline[-1]['meta_keys'] = ('roi', 'img_path', 'img_shape', 'ori_shape')
+    options = {'train_dataloader.dataset.pipeline': pipeline, 'train_dataloader.dataset.defer_colours': True}
+    cfg = broken_config(prepared, tmp_path, 'none', **options)
+    finite = torch.isfinite
+    with monkeypatch.context() as patch:
+        patch.setattr('mmseg_ignite.engine.hooks.finite_loss_hook.torch.isfinite', lambda value: finite(value) & False)
+        with pytest.raises(IgniteError, match='at iteration 1 '):
+            train(cfg)
+    path = tmp_path / 'nonfinite_batch_1.json'
+    found = replay(cfg, path, out=tmp_path / 'deferred')
+    assert found['losses'] == found['logged']
+    cfg.train_dataloader.dataset.defer_colours = False
+    at_once = replay(cfg, path, out=tmp_path / 'at_once')
+    assert at_once['losses'] == pytest.approx(found['logged'], rel=1e-3)
+    for own, other in zip(found['crops'], at_once['crops']):
+        assert own['values']['network'] == pytest.approx(other['values']['network'], abs=1.01 / 57)
+    assert found['picture'].read_bytes() == at_once['picture'].read_bytes()
+    cfg.train_dataloader.dataset.pipeline.pop(1)
+    cfg.train_dataloader.dataset.defer_colours = False
+    assert replay(cfg, path, out=tmp_path / 'plain')['losses'] != at_once['losses']
+
+
 def test_other_config_or_data_are_refused(stopped, prepared, tmp_path):
     (path,) = stopped.root.glob('*.json')
     with pytest.raises(IgniteError, match=r'crop \[3, \d+\] of .* is another one with this config'):

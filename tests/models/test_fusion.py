@@ -10,7 +10,7 @@ from mmseg_ignite.models.fusion import convolve_and_activate
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-ACTIVATIONS = [nn.GELU(), nn.ReLU(), nn.ReLU(inplace=True), nn.GELU('tanh'), nn.SiLU()]
+ACTIVATIONS = [m.eval() for m in (nn.GELU(), nn.ReLU(), nn.ReLU(inplace=True), nn.GELU('tanh'), nn.SiLU())]
 
 
 @pytest.mark.parametrize('activation', ACTIVATIONS, ids=str)
@@ -41,15 +41,18 @@ def fused_calls(monkeypatch, call):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch was built without oneDNN')
-def test_only_calls_without_gradients_are_fused(monkeypatch):
+def test_only_evaluation_without_gradients_is_fused(monkeypatch):
     x, weight = torch.randn(1, 4, 8, 8), nn.Parameter(torch.randn(4, 4, 1, 1))
 
+    activation = nn.GELU().eval()
+
     def call():
-        return convolve_and_activate(x, weight, None, nn.GELU())
+        return convolve_and_activate(x, weight, None, activation)
 
     assert fused_calls(monkeypatch, torch.no_grad()(call)) == 1
     assert fused_calls(monkeypatch, torch.inference_mode()(call)) == 1
     assert fused_calls(monkeypatch, call) == 0
     assert fused_calls(monkeypatch, torch.autocast('cpu')(torch.no_grad()(call))) == 0
+    assert fused_calls(monkeypatch, torch.no_grad()(lambda: convolve_and_activate(x, weight, None, nn.GELU()))) == 0
     call().sum().backward()
     assert weight.grad.abs().sum() > 0

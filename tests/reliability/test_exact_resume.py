@@ -34,6 +34,10 @@ SETTINGS = {
         'optim_wrapper.dtype': 'bfloat16',
         'train_dataloader.num_workers': 2,
         'train_dataloader.persistent_workers': True,
+        'train_dataloader.dataset.defer_colours': True,
+        'train_dataloader.dataset.pipeline': [
+            dict(type=name) for name in ('RandomDihedral', 'HEDJitter', 'RandomScannerEffects', 'PackTissueInputs')
+        ],
     },
     'float16': {'optim_wrapper.type': 'HalfOptimWrapper', 'optim_wrapper.dtype': 'float16'},
 }

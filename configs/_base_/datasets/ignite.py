@@ -19,7 +19,7 @@ train_pipeline = [
     dict(type='RandStainNA', prob=0.5),
     dict(type='HEDJitter'),
     dict(type='RandomScannerEffects'),
-    dict(type='PackSegInputs', meta_keys=meta_keys),
+    dict(type='PackTissueInputs', meta_keys=meta_keys),
 ]
 # mmseg's inference functions look for these loader names; IGNITEDataset reads the prepared arrays instead.
 # Pillow reports damaged image files, while OpenCV silently fills in the rest.
@@ -34,8 +34,10 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     sampler=dict(type='CropStreamSampler'),
+    collate_fn=dict(type='collate_crops'),
     dataset=dict(
-        type='IGNITECropDataset', split='train', pipeline=train_pipeline))
+        type='IGNITECropDataset', split='train', pipeline=train_pipeline,
+        defer_colours=False))  # True, for CUDA: the device changes the colours, not the workers
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,

@@ -1,7 +1,7 @@
 # mmseg's SegFormer-B0. A copy, because plain mmengine does not find mmseg:: bases of onedl-mmsegmentation.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 data_preprocessor = dict(
-    type='SegDataPreProcessor',
+    type='TissueDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,

@@ -1,7 +1,7 @@
 """What the colour transforms share: blocks of an image, checks of images and arguments, and a printed form."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Real
 
 import cv2
@@ -35,6 +35,38 @@ class ImageTransform(BaseTransform):
         names = inspect.signature(type(self).__init__).parameters
         arguments = ', '.join(f'{name}={getattr(self, name)!r}' for name in names if name != 'self')
         return f'{type(self).__name__}({arguments})'
+
+
+class ColourChange:
+    """A change of an image's colours with all random numbers drawn.
+
+    :mod:`mmseg_ignite.models.colour_changes` applies the same change to batches on a device.
+    """
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Return the changed image, (H, W, 3) uint8 BGR; ``image`` itself stays as it is."""
+        raise NotImplementedError
+
+
+class DrawnTransform(ImageTransform):
+    """Base of transforms whose changes do not depend on those before them, so that they may be applied later.
+
+    Subclasses implement :meth:`draw`.
+    """
+
+    def draw(self, results: dict) -> list[ColourChange | None]:
+        """Draw the random numbers and return the changes in order, always as many; None for one that is not made."""
+        raise NotImplementedError
+
+    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
+        return apply_changes(image, self.draw(results))
+
+
+def apply_changes(image: np.ndarray, changes: Iterable[ColourChange | None]) -> np.ndarray:
+    """Return an image, (H, W, 3) uint8 BGR, after changes in order; None changes nothing."""
+    for change in changes:
+        image = image if change is None else change.apply(image)
+    return image
 
 
 def sample_grid(image: np.ndarray) -> np.ndarray:

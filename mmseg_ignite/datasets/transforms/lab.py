@@ -12,7 +12,7 @@ import numpy as np
 from mmseg.registry import TRANSFORMS
 
 from ..prepared import open_array
-from .base import ImageTransform, check_lab, check_prob, map_blocks, sample_grid
+from .base import ColourChange, DrawnTransform, ImageTransform, check_lab, check_prob, map_blocks, sample_grid
 from .stain import tissue_share
 
 _MIN_TISSUE = 64  # tissue pixels among the measured ones
@@ -63,12 +63,27 @@ def map_lab(image: np.ndarray, scale: np.ndarray, offset: np.ndarray, glass: boo
 
 def match_lab(image: np.ndarray, own: LabStatistics, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Map an image with the statistics ``own`` to another mean and spread of L, a, b, (3,) each; the glass is kept."""
-    scale = spread / np.maximum(own.spread, 1.0)
-    return map_lab(image, scale, mean - scale * own.mean)
+    return LabMap.between(own, mean, spread).apply(image)
+
+
+class LabMap(ColourChange):
+    """Map L, a, b to ``scale * value + offset``, (3,) each, and keep the glass; see :func:`map_lab`."""
+
+    def __init__(self, scale: np.ndarray, offset: np.ndarray) -> None:
+        self.scale, self.offset = scale, offset
+
+    @classmethod
+    def between(cls, own: LabStatistics, mean: np.ndarray, spread: np.ndarray) -> 'LabMap':
+        """Return the map from the statistics ``own`` to another mean and spread, (3,) each."""
+        scale = spread / np.maximum(own.spread, 1.0)
+        return cls(scale, mean - scale * own.mean)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        return map_lab(image, self.scale, self.offset)
 
 
 @TRANSFORMS.register_module()
-class RandStainNA(ImageTransform):
+class RandStainNA(DrawnTransform):
     """Give the tissue random colours from the range of many laboratories, so that colour no longer reveals the origin.
 
     After `Shen et al. 2022, RandStainNA <https://doi.org/10.1007/978-3-031-16434-7_21>`_: mean and spread of L, a and b
@@ -101,18 +116,18 @@ class RandStainNA(ImageTransform):
         self.spread_between = check_lab('spread_between', spread_between, 0, 20)
         self.prob = check_prob('prob', prob)
 
-    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
+    def draw(self, results: dict) -> list[ColourChange | None]:
         wanted = np.random.random() < self.prob
         numbers = np.clip(np.random.standard_normal((2, 3)), -2, 2)
         if not wanted:
-            return image
+            return [None]
         path = str(results.get('img_path') or '')
-        own = _statistics_of_array(path) if path.endswith('.npy') else lab_statistics(image)
+        own = _statistics_of_array(path) if path.endswith('.npy') else lab_statistics(results['img'])
         if own is None:
-            return image
+            return [None]
         mean = self.mean + numbers[0] * self.mean_between
         spread = np.maximum(self.spread + numbers[1] * self.spread_between, 1.0)
-        return match_lab(image, own, mean, spread)
+        return [LabMap.between(own, mean, spread)]
 
 
 @lru_cache(maxsize=4096)

@@ -4,17 +4,43 @@ import cv2
 import numpy as np
 from mmseg.registry import TRANSFORMS
 
-from .base import ImageTransform, check_prob, check_range
+from .base import ColourChange, DrawnTransform, check_prob, check_range
 
 
-def compress_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Return an image, (H, W, 3) uint8 BGR, after JPEG compression with OpenCV's quality 1 to 100."""
-    _, stream = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(stream, cv2.IMREAD_COLOR)
+class GaussianBlur(ColourChange):
+    """Blur with a Gaussian of standard deviation ``sigma``, px."""
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = float(sigma)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(image, (0, 0), self.sigma)
+
+
+class GammaCurve(ColourChange):
+    """An intensity i becomes 255 * (i / 255) ** ``gamma``."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = float(gamma)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        curve = 255 * (np.arange(256) / 255) ** self.gamma
+        return cv2.LUT(image, curve.round().astype(np.uint8))
+
+
+class JPEGCompression(ColourChange):
+    """JPEG compression with OpenCV's ``quality``, 1 to 100."""
+
+    def __init__(self, quality: int) -> None:
+        self.quality = int(quality)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        _, stream = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+        return cv2.imdecode(stream, cv2.IMREAD_COLOR)
 
 
 @TRANSFORMS.register_module()
-class RandomScannerEffects(ImageTransform):
+class RandomScannerEffects(DrawnTransform):
     """Blur an image, change its gamma and compress it, each with its own probability.
 
     The order is that of image formation: Gaussian blur of a slightly wrong focus, gamma of the camera, and the JPEG
@@ -46,13 +72,12 @@ class RandomScannerEffects(ImageTransform):
         low, high = check_range('jpeg_quality', jpeg_quality, 1, 100)
         self._ranges = np.array([check_range('blur_sigma', blur_sigma, 0.05, 20), log_gammas, (low, high + 1)])
 
-    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
+    def draw(self, results: dict) -> list[ColourChange | None]:
         blurred, curved, compressed = np.random.random(3) < (self.blur_prob, self.gamma_prob, self.jpeg_prob)
         low, high = self._ranges.T
         sigma, log_gamma, quality = low + (high - low) * np.random.random(3)
-        if blurred:
-            image = cv2.GaussianBlur(image, (0, 0), sigma)
-        if curved:
-            curve = 255 * (np.arange(256) / 255) ** np.exp(log_gamma)
-            image = cv2.LUT(image, curve.round().astype(np.uint8))
-        return compress_jpeg(image, int(quality)) if compressed else image
+        return [
+            GaussianBlur(sigma) if blurred else None,
+            GammaCurve(np.exp(log_gamma)) if curved else None,
+            JPEGCompression(quality) if compressed else None,
+        ]

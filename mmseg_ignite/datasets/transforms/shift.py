@@ -11,7 +11,7 @@ from mmseg.registry import TRANSFORMS
 from ...errors import require
 from .base import ImageTransform
 from .lab import lab_statistics, match_lab
-from .scanner import compress_jpeg
+from .scanner import JPEGCompression
 from .stain import estimate_stains, map_density
 
 _LIGHT = 240.0
@@ -89,7 +89,7 @@ class StainShift(ImageTransform):
             np.fill_diagonal(mixed, 0)
             np.fill_diagonal(mixed, 1 - mixed.sum(1))
             image = cv2.transform(image, (mixed * rng.uniform(0.92, 1, (3, 1))).astype(np.float32))
-        return compress_jpeg(cv2.GaussianBlur(image, (0, 0), BLUR_PX), JPEG_QUALITY)
+        return JPEGCompression(JPEG_QUALITY).apply(cv2.GaussianBlur(image, (0, 0), BLUR_PX))
 
 
 def shifted_rgb(image: np.ndarray, name: str, kind: str) -> np.ndarray:

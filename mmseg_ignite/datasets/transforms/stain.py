@@ -17,7 +17,16 @@ import numpy as np
 from mmseg.registry import TRANSFORMS
 
 from ...errors import IgniteError, require
-from .base import ImageTransform, check_image, check_prob, map_blocks, sample_grid, to_array
+from .base import (
+    ColourChange,
+    DrawnTransform,
+    ImageTransform,
+    check_image,
+    check_prob,
+    map_blocks,
+    sample_grid,
+    to_array,
+)
 
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Haematoxylin, eosin and DAB in R, G, B, of unit length to 0.3 % (Ruifrok & Johnston 2001)."""
@@ -29,7 +38,7 @@ _LOG = np.log(np.maximum(np.arange(256), 0.4)).astype(np.float32)
 TISSUE_DENSITY = 0.15  # in every channel, relative to the glass (Macenko et al. 2009)
 _MIN_TISSUE = 256  # tissue pixels of the grid; with fewer, the outer percentiles are one or two pixels
 _MIN_ANGLE = np.deg2rad(8)  # between the stains; less is one stain and noise (H&E of several labs: 14 to 30)
-_GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
+GLASS_RAMP = (0.10, 0.25)  # green density (both stains absorb green): up to the first glass, from the second tissue
 
 
 class Stains(NamedTuple):
@@ -41,7 +50,7 @@ class Stains(NamedTuple):
 
 def tissue_share(light: float = 240.0) -> np.ndarray:
     """Return how much each green intensity counts as tissue, (256,) float64: 0 is glass, 1 tissue, linear in density."""
-    return np.interp(np.log(light) - _LOG, _GLASS_RAMP, (0, 1))
+    return np.interp(np.log(light) - _LOG, GLASS_RAMP, (0, 1))
 
 
 def map_density(
@@ -56,14 +65,11 @@ def map_density(
         share: (256,), 0..1, by green intensity: the fraction of its change that a pixel gets. None: all of it.
         light: intensity of density 0.
     """
-    glass = np.full(3, WHITE - np.log(light))
-    matrix, offset = np.asarray(matrix)[::-1, ::-1], (glass - glass @ matrix + offset)[::-1]
-    # With L = ln(intensity) = WHITE - D the map reads L -> L . matrix + constant.
-    constant = WHITE * (1 - matrix.sum(0)) - offset
+    affine = intensity_map(matrix, offset, light)
     if share is not None:
-        matrix = matrix - np.eye(3)  # only the change
+        affine -= np.eye(3, 4)  # only the change
         share = share.astype(np.float32)
-    affine = np.column_stack([matrix.T, constant]).astype(np.float32)
+    affine = affine.astype(np.float32)
 
     def change(part: np.ndarray) -> np.ndarray:
         source = cv2.LUT(part, _LOG)
@@ -77,6 +83,24 @@ def map_density(
         return cv2.exp(mapped, mapped)
 
     return map_blocks(image, change, 1)
+
+
+def intensity_map(matrix: np.ndarray, offset: np.ndarray, light: float = 255.0) -> np.ndarray:
+    """Return the map of densities of :func:`map_density` as one of ln(intensity) in B, G, R: (3, 4) float64, offset last."""
+    glass = np.full(3, WHITE - np.log(light))
+    matrix, offset = np.asarray(matrix)[::-1, ::-1], (glass - glass @ matrix + offset)[::-1]
+    # With L = ln(intensity) = WHITE - D the map reads L -> L . matrix + constant.
+    return np.column_stack([matrix.T, WHITE * (1 - matrix.sum(0)) - offset])
+
+
+class DensityMap(ColourChange):
+    """Map optical densities D to D . ``matrix`` + ``offset``, (3, 3) and (3,) in R, G, B; see :func:`map_density`."""
+
+    def __init__(self, matrix: np.ndarray, offset: np.ndarray) -> None:
+        self.matrix, self.offset = matrix, offset
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        return map_density(image, self.matrix, self.offset)
 
 
 def estimate_stains(image: np.ndarray, light: float = 240.0) -> Stains | None:
@@ -123,8 +147,8 @@ def _stain_ranges(name: str, value: object, stains: int, limit: float) -> np.nda
     return ranges
 
 
-class _StainJitter(ImageTransform):
-    """Base of the transforms that scale and shift the concentrations of stains at random."""
+class _StainJitter:
+    """What the transforms that scale and shift the concentrations of stains at random have in common."""
 
     def __init__(self, stains: int, sigma: float | tuple, bias: float | tuple, prob: float) -> None:
         self.sigma, self.bias, self.prob = sigma, bias, check_prob('prob', prob)
@@ -138,7 +162,7 @@ class _StainJitter(ImageTransform):
 
 
 @TRANSFORMS.register_module()
-class HEDJitter(_StainJitter):
+class HEDJitter(_StainJitter, DrawnTransform):
     """Scale and shift the haematoxylin, eosin and DAB (residual) of an image at random.
 
     The colour deconvolution of Ruifrok & Johnston (2001) separates the densities; each of the three concentrations c
@@ -163,9 +187,9 @@ class HEDJitter(_StainJitter):
     def __init__(self, sigma: float | tuple = 0.1, bias: float | tuple = 0.02, prob: float = 1.0) -> None:
         super().__init__(3, sigma, bias, prob)
 
-    def change(self, image: np.ndarray, results: dict) -> np.ndarray:
+    def draw(self, results: dict) -> list[ColourChange | None]:
         wanted, alpha, beta = self._sample()
-        return map_density(image, self._UNMIX * alpha @ HED, beta @ HED) if wanted else image
+        return [DensityMap(self._UNMIX * alpha @ HED, beta @ HED) if wanted else None]
 
 
 @TRANSFORMS.register_module()
@@ -222,7 +246,7 @@ class MacenkoNormalize(ImageTransform):
 
 
 @TRANSFORMS.register_module()
-class MacenkoAugment(_StainJitter):
+class MacenkoAugment(_StainJitter, ImageTransform):
     """Scale and shift the two stains of an image, estimated from the image itself, at random.
 
     Like :class:`HEDJitter`, but along the stain vectors of :func:`estimate_stains` (Macenko et al. 2009): each of the two
