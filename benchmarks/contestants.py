@@ -46,23 +46,14 @@ class Contestant:
         self.close()
 
 
-def serve(calls: dict[str, Callable[[], object]], device: str, repeats: int = 1) -> None:
-    """Time the call named by each line of standard input; if a call returns a number, report that instead.
-
-    Args:
-        calls: The calls by name.
-        device: Device that the calls use.
-        repeats: Number of calls in a row that are timed together, so that a GPU is not idle between them.
-    """
+def serve(calls: dict[str, Callable[[], object]], device: str) -> None:
+    """Time the call named by each line of standard input; if a call returns a number, report that instead."""
     for line in sys.stdin:
         begin = time.perf_counter()
         found = calls[line.strip()]()
-        is_figure = isinstance(found, (int, float))
-        for _ in range(0 if is_figure else repeats - 1):
-            calls[line.strip()]()
         if device.startswith('cuda'):
             torch.cuda.synchronize()
-        print('figure', found if is_figure else (time.perf_counter() - begin) / repeats, flush=True)
+        print('figure', found if isinstance(found, (int, float)) else time.perf_counter() - begin, flush=True)
 
 
 def alternately(calls: dict[str, tuple[Contestant, str]], rounds: int) -> dict[str, float]:

@@ -5,10 +5,7 @@
 Each contestant runs in its own process with the settings of its users: ours keeps freed memory like our tools, the others
 use the system allocator. A second mmseg process with our allocator separates the effect of the model. Contestants alternate;
 ratios are of medians. Hugging Face's model requires transformers. Memory is the increase of the peak of a new process during
-one training step, with the system allocator.
-
-On a GPU all sizes are measured with batches of 8, in float32 (with TF32 in convolutions, as is torch's default) and under
-autocast in bfloat16, and the peak of the allocated memory of a step of each.
+one training step, with the system allocator. ``benchmarks/gpu.py`` measures more on a GPU, in one process.
 """
 
 import argparse
@@ -46,15 +43,22 @@ GOALS = {
     ('B0', 'step', 'transformers'): '>= 2.6',
 }
 CONTESTANTS = ('ours', 'stock', 'stock-kept', 'transformers')
-GPU_BATCH, GPU_CALLS = 8, 5
-GPU_FIGURES = ('forward', 'step', 'bf16', 'bf16-step', 'memory', 'bf16-memory')
 
 
-def build(size: int, stock: bool, device: str) -> nn.Module:
-    """Build the segmentor of a config, ours or with mmseg's parts, with equal random weights."""
+def build(size: int, stock: bool, device: str, **changes: object) -> nn.Module:
+    """Build the segmentor of a config, ours or with mmseg's parts, with equal random weights.
+
+    Args:
+        size: 0 to 5 of MiT.
+        stock: whether to take mmseg's parts.
+        device: of the weights.
+        **changes: settings of the decode head.
+    """
     cfg = load_config(CONFIG.format(size)).model
     cfg.backbone.init_cfg, cfg.decode_head.norm_cfg = None, dict(type='BN')
     cfg.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=True)  # mmseg's, for all contestants
+    for name, value in changes.items():
+        cfg.decode_head[name] = value
     if stock:
         cfg.type, cfg.backbone.type, cfg.decode_head.type = 'EncoderDecoder', 'MixVisionTransformer', 'SegformerHead'
     init_default_scope('mmseg')
@@ -127,23 +131,17 @@ def compete(name: str, size: int, device: str) -> None:
     """Run as a contestant."""
     if name in ('ours', 'stock-kept'):
         keep_freed_memory()
-    on_gpu = device.startswith('cuda')
-    torch.backends.cudnn.benchmark = on_gpu  # as in the configs
     model = build_hugging_face(device) if name == 'transformers' else build(size, name != 'ours', device)
-    batch = GPU_BATCH if on_gpu else 2
-    images, truth = torch.randn(batch, 3, 512, 512, device=device), samples(batch, device)
+    images = torch.randn(2, 3, 512, 512, device=device)
     calls = dict(
         forward=forward(model, images),
-        step=training_step(model, images, truth),
+        step=training_step(model, images, samples(2, device)),
         bf16=forward(model, images, torch.bfloat16),
     )
-    calls['bf16-step'] = training_step(model, images, truth, torch.bfloat16)
-    calls['memory'] = lambda: peak_increase(calls['step'], device)
-    calls['bf16-memory'] = lambda: peak_increase(calls['bf16-step'], device)
     calls['operations'] = operations(calls['forward'])
     a = torch.randn(2048, 2048, device=device)
     calls['matrix'] = lambda: torch.mm(a, a)
-    serve(calls, device, GPU_CALLS if on_gpu else 1)
+    serve(calls, device)
 
 
 def measure_size(size: int, rounds: int, device: str) -> list[dict]:
@@ -170,33 +168,6 @@ def measure_size(size: int, rounds: int, device: str) -> list[dict]:
     for process in processes.values():
         process.close()
     return rows
-
-
-def measure_size_on_gpu(size: int, rounds: int, device: str) -> dict:
-    """Return seconds and bytes, {contestant: {figure: value}}, of one MiT size, 8 x 3 x 512 x 512."""
-    names = [n for n in ('ours', 'stock', 'transformers') if n != 'transformers' or (size == 0 and has_transformers())]
-    processes = {name: Contestant('--contestant', name, '--size', size, '--device', device) for name in names}
-    found: dict[str, dict] = {name: {} for name in names}
-    for what in GPU_FIGURES:
-        calls = {name: (process, what) for name, process in processes.items()}
-        for name, value in alternately(calls, 1 if 'memory' in what else rounds).items():
-            found[name][what] = value
-    for process in processes.values():
-        process.close()
-    return found
-
-
-def gpu_table(figures: dict[str, dict], where: str) -> Table:
-    titles = ('forward, ms', 'step, ms', 'forward bf16, ms', 'step bf16, ms', 'step, GB', 'step bf16, GB')
-    table = Table('', *titles, title=f'SegFormer on {where}, {GPU_BATCH} x 3 x 512 x 512; in brackets: of ours')
-    for size, found in figures.items():
-        for name, values in found.items():
-            cells = []
-            for what, own in found['ours'].items():
-                text = f'{values[what] / 1e9:.2f}' if 'memory' in what else f'{1e3 * values[what]:.1f}'
-                cells.append(text if name == 'ours' else f'{text} ({values[what] / own:.2f}x)')
-            table.add_row(f'{size} {name}', *cells)
-    return table
 
 
 def peak_memory(name: str, device: str) -> float:
@@ -243,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--sizes', type=int, nargs='+', help='default: 0 2 5, on a GPU all')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[0, 2, 5])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/benchmarks/model'))
     parser.add_argument('--contestant', help=argparse.SUPPRESS)
     parser.add_argument('--size', type=int, default=0, help=argparse.SUPPRESS)
@@ -253,16 +224,8 @@ def main() -> None:
         compete(kind, args.size, args.device) if kind else compete_for_memory(name, args.device)
         return
     console, rows = Console(), []
-    if args.device.startswith('cuda'):
-        where, figures = torch.cuda.get_device_name(args.device), {}
-        for size in args.sizes or range(6):
-            figures[f'B{size}'] = measure_size_on_gpu(size, args.rounds, args.device)
-            write_json(args.work_dir / 'model.json', dict(device=where, figures=figures))
-            console.print(f'B{size} measured')
-        console.print(gpu_table(figures, where))
-        return
-    where = f'{torch.get_num_threads()} cores'
-    for size in args.sizes or (0, 2, 5):
+    where = torch.cuda.get_device_name() if args.device.startswith('cuda') else f'{torch.get_num_threads()} cores'
+    for size in args.sizes:
         console.print(f'B{size} ...')
         rows += measure_size(size, args.rounds, args.device)
     console.print('memory ...')
