@@ -180,18 +180,12 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     init_default_scope('mmseg')
     where, console, rows = torch.cuda.get_device_name(), Console(width=110), []
-    calls = {
-        f'{name} B{size}': (measure, size)
-        for size in args.sizes
-        for name, measure in (('model', measure_model), ('training', measure_training))
-        if name in args.only
-    }
-    calls |= {
-        name: (measure,)
-        for name, measure in (('input', measure_input), ('sliding', measure_sliding))
-        if name in args.only
-    }
-    for measure, *size in calls.values():
+    calls = [
+        (measure,) for name, measure in (('input', measure_input), ('sliding', measure_sliding)) if name in args.only
+    ]
+    of_size = [m for name, m in (('model', measure_model), ('training', measure_training)) if name in args.only]
+    calls += [(measure, size) for size in args.sizes for measure in of_size]
+    for measure, *size in calls:
         found = measure(*size)
         for row in found:
             console.print('  '.join(str(value) for value in row.values()), highlight=False)

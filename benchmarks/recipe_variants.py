@@ -10,6 +10,7 @@ from mmseg_ignite.apis import load_config
 SCRATCH = str(Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb4-scratch_ignite-128x128.py')
 META = ('roi', 'patient', 'um_per_px', 'metadata', 'ori_shape', 'img_shape', 'pad_shape', 'flip', 'flip_direction')
 PACK = dict(type='PackSegInputs', meta_keys=META)
+KEPT = ('RandomDihedral', 'PackTissueInputs', 'PackSegInputs')
 STOCK_OPTIMISER = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.01),
@@ -29,7 +30,7 @@ def _stain(*transforms: dict) -> Callable[[Config], None]:
     """Replace the colour augmentation."""
 
     def change(cfg: Config) -> None:
-        kept = [t for t in cfg.train_dataloader.dataset.pipeline if t.type in ('RandomDihedral', 'PackSegInputs')]
+        kept = [t for t in cfg.train_dataloader.dataset.pipeline if t.type in KEPT]
         cfg.train_dataloader.dataset.pipeline = [kept[0], *transforms, kept[1]]
 
     return change

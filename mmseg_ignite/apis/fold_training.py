@@ -195,7 +195,7 @@ def _shown(text: str) -> str:
 def _check_meta_keys(cfg: Config, config: str | Path) -> None:
     """Raise IgniteError if the test pipeline drops the keys that scores of unseen patients require."""
     for transform in cfg.test_dataloader.dataset.get('pipeline') or ():
-        if type_name(transform) != 'PackSegInputs':
+        if type_name(transform) not in ('PackSegInputs', 'PackTissueInputs'):
             continue
         if missing := [key for key in ('roi', 'patient') if key not in transform.get('meta_keys', ())]:
             raise IgniteError(

@@ -45,13 +45,16 @@ def test_equal_seeds_give_equal_weights(prepared, tmp_path, amp):
 
 
 def test_first_losses_are_those_of_the_cpu(prepared, tmp_path, monkeypatch):
-    """Both draw the same crops and weights; without dropout, whose random numbers differ, losses agree to rounding."""
+    """Crops and weights are the same; without dropout, whose random numbers differ, losses agree to rounding."""
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+    train(small_config(prepared, tmp_path / 'start', 1))  # initial weights are drawn on the device
     losses = []
     options = {'model.decode_head.dropout_ratio': 0.0, 'model.backbone.drop_path_rate': 0.0, **DETERMINISTIC}
     for name in ('cuda', 'cpu'):
         monkeypatch.setattr('mmengine.device.utils.DEVICE', name)
-        logged = {'default_hooks.logger.interval': 1}
-        runner = train(small_config(prepared, tmp_path / name, 1, **options, **logged))
+        cfg = small_config(prepared, tmp_path / name, 1, **options, **{'default_hooks.logger.interval': 1})
+        cfg.load_from = str(tmp_path / 'start' / 'iter_1.pth')
+        runner = train(cfg)
         assert next(runner.model.parameters()).device.type == name
         log = next((tmp_path / name).glob('*/vis_data/scalars.json')).read_text()
         losses.append(json.loads(log.splitlines()[0])['loss'])
