@@ -77,9 +77,10 @@ def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor,
     attn, x = module.attn, _as_map(x, size)
     reduced = x if module.sr_ratio == 1 else _as_map(module.norm(_as_tokens(y := module.sr(x))), y.shape[2:])
     channels, heads = attn.embed_dim, attn.num_heads
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    query = _pointwise(x, weight[:channels], None if bias is None else bias[:channels])
-    key_value = _pointwise(reduced, weight[channels:], None if bias is None else bias[channels:])
+    # Split rather than sliced, because the gradient of each slice would be a tensor of the size of the whole.
+    weights = attn.in_proj_weight.split((channels, 2 * channels))
+    biases = (None, None) if attn.in_proj_bias is None else attn.in_proj_bias.split((channels, 2 * channels))
+    query, key_value = (_pointwise(*each) for each in zip((x, reduced), weights, biases))
     query = _as_tokens(query).unflatten(2, (heads, -1)).transpose(1, 2)
     key, value = _as_tokens(key_value).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
