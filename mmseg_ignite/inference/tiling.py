@@ -91,7 +91,7 @@ def slide_labels(
     skip_label: int = 0,
     out: Windows | None = None,
     on_progress: Callable[[int], object] | None = None,
-    full_batches: bool = False,
+    round_batches: bool = False,
 ) -> Windows:
     """Label an image by sliding windows, with C x crop height x image width float32 logits in memory.
 
@@ -112,8 +112,8 @@ def slide_labels(
         skip_label: Label, 0..255, of pixels that are only in skipped windows; 0 is Background.
         out: (H, W) uint8 array to write to, e.g. memory-mapped, or tensor on any device; by default a new array.
         on_progress: Callback that receives the number of finished or skipped windows after each batch.
-        full_batches: Fill the last batch up with copies of its last window, so that all batches have the same shape, as
-            cuDNN's benchmark mode and compiled networks prefer.
+        round_batches: Fill the last batch up with copies of its last window to a power of two, at most ``window_batch``, so
+            that batches have few different sizes, as cuDNN's benchmark mode and compiled networks prefer.
 
     Returns:
         (H, W) uint8 labels 0..C-1; ``out`` if given.
@@ -125,7 +125,7 @@ def slide_labels(
         >>> slide = np.load('slide.npy', mmap_mode='r')  # (H, W, 3) uint8
         >>> labels = slide_labels(predict, slide, classes=16, crop_size=(512, 512), stride=(384, 384))
     """
-    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, full_batches)
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, round_batches)
     if skip_label != 0:
         _check_integer('skip_label', skip_label, 255, '0 to 255')
     out = np.empty(tiling.size, np.uint8) if out is None else out
@@ -167,7 +167,7 @@ def slide_logits(
     weights: str = 'uniform',
     device: torch.device | str | None = None,
     on_progress: Callable[[int], object] | None = None,
-    full_batches: bool = False,
+    round_batches: bool = False,
 ) -> Tensor:
     """Average the logits of sliding windows, with those of the whole image in memory.
 
@@ -176,7 +176,7 @@ def slide_logits(
     Returns:
         (C, H, W) float32 on ``device``: per pixel the weighted mean of the outputs of ``predict`` over its windows.
     """
-    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, full_batches)
+    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, round_batches)
     total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
     for row, (left, right), logits in tiling.predictions(on_progress):
         top, bottom = tiling.rows[row]
@@ -208,7 +208,7 @@ class _Tiling:
     window_batch: int
     weights: str
     device: torch.device | str | None
-    full_batches: bool
+    round_batches: bool
 
     def __post_init__(self) -> None:
         shape, self.is_tensor = tuple(self.image.shape), isinstance(self.image, Tensor)
@@ -261,8 +261,9 @@ class _Tiling:
 
     def _stacked(self, windows: list[tuple]) -> tuple[list[tuple[int, Span]], Windows | None]:
         places, pixels = [place for place, _ in windows], [window for _, window in windows]
-        if pixels and self.full_batches:
-            pixels += pixels[-1:] * (self.window_batch - len(pixels))
+        if pixels and self.round_batches:
+            size = min(self.window_batch, 1 << (len(pixels) - 1).bit_length())
+            pixels += pixels[-1:] * (size - len(pixels))
         return places, (torch.stack(pixels) if self.is_tensor else np.stack(pixels)) if pixels else None
 
     def _logits(self, windows: Windows, count: int) -> Tensor:

@@ -140,19 +140,29 @@ def test_blending_matches_brute_force(device, layout, window_batch, weights, see
     np.testing.assert_array_equal(labels[clear(expected)], expected.argmax(0).cpu().numpy()[clear(expected)])
 
 
-@pytest.mark.parametrize('full_batches', [False, True])
+@pytest.mark.parametrize(
+    ('window_batch', 'round_batches', 'sizes'),
+    [
+        (5, False, [5, 5, 2]),
+        (9, False, [9, 3]),
+        (5, True, [5, 5, 2]),
+        (9, True, [9, 4]),
+        (7, True, [7, 7]),
+        (99, True, [16]),
+    ],
+)
 @pytest.mark.parametrize('weights', tiling.WEIGHTS)
-def test_batches_continue_across_rows(weights, full_batches):
+def test_batches_continue_across_rows(weights, window_batch, round_batches, sizes):
+    """Twelve windows in two rows; rounded batches have a power of two windows, at most ``window_batch``."""
     seen, done, image = [], [], torch.rand(3, 30, 70)
 
     def predict(windows):
-        seen.append(tuple(windows.shape))
+        seen.append(len(windows))
         return windows
 
-    options = dict(window_batch=5, weights=weights, on_progress=done.append, full_batches=full_batches)
+    options = dict(window_batch=window_batch, weights=weights, on_progress=done.append, round_batches=round_batches)
     labels = slide_labels(predict, image, 3, (20, 20), (10, 10), **options)
-    assert seen == [(5, 3, 20, 20)] * 2 + [(5 if full_batches else 2, 3, 20, 20)]
-    assert done == [5, 5, 2]
+    assert seen == sizes and sum(done) == 12 and len(done) == len(sizes)
     np.testing.assert_array_equal(labels, image.argmax(0).numpy())
     torch.testing.assert_close(slide_logits(predict, image, 3, (20, 20), (10, 10), **options), image)
 

@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import tiling
-from mmseg_ignite.models.segmentors.tissue_segmentor import TissueSegmentor
+from mmseg_ignite.models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmentor
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -407,3 +407,14 @@ def test_invalid_settings_are_rejected_when_built_and_when_used(stock, change, m
 def test_binary_heads_reject_settings_that_need_class_probabilities(change):
     with pytest.raises(IgniteError, match='out_channels=1'):
         build('TissueSegmentor', {**SLIDE, **change}, out_channels=1)
+
+
+def test_windows_at_once_suit_the_device():
+    cpu, gpu = torch.device('cpu'), torch.device('cuda')
+    slide = dict(mode='slide', crop_size=(8, 8), stride=(6, 6))
+    settings = InferenceSettings.of(slide, CLASSES)
+    assert (settings.tiling(cpu)['window_batch'], settings.tiling(gpu)['window_batch']) == (4, 16)
+    settings = InferenceSettings.of(dict(slide, symmetries=8), CLASSES)
+    assert [(settings.tiling(d)['window_batch'], settings.flips_at_once(d)) for d in (cpu, gpu)] == [(1, 4), (4, 4)]
+    settings = InferenceSettings.of(dict(slide, window_batch=3), CLASSES)
+    assert settings.tiling(cpu)['window_batch'] == settings.tiling(gpu)['window_batch'] == 3
