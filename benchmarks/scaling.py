@@ -1,6 +1,6 @@
 """Where training on 1 to 64 GPUs is limited: by network, exchange of gradients, or loader. Computed, not measured.
 
-    python benchmarks/scaling.py [--sizes 0 1 2 3 4 5] [--batch 8] [--rate 312] [--share 0.3] [--loader 77]
+    python benchmarks/scaling.py [--sizes 0 1 2 3 4 5] [--batch 8] [--rate 312] [--share 0.3] [--loader 138]
 
 - Network: three times the operations of a forward pass of a 512 px crop, at a share of the GPU's dense bfloat16 rate.
 - Exchange: a ring all-reduce of W processes sends 2 (W - 1) / W times the gradients, 4 bytes for each parameter, through the
@@ -52,7 +52,7 @@ def main() -> None:
         '--rate', type=float, default=312, help='dense bfloat16 rate of the GPU in 10^12 / s (A100: 312)'
     )
     parser.add_argument('--share', type=float, default=0.3, help='share of the rate that a step reaches')
-    parser.add_argument('--loader', type=float, default=77, help='crops per second of a loader worker')
+    parser.add_argument('--loader', type=float, default=138, help='crops per second of a loader worker')
     args = parser.parse_args()
     rows: list[Sequence[object]] = [
         ['size', 'MB of gradients', 'ms per step', 'crops/s', 'workers']
