@@ -40,6 +40,7 @@ settings.load_profile('any machine')
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(FailuresAtOnce(config.pluginmanager))
     if not GPU and re.search(r'(?<!not )\bcuda\b', config.option.markexpr or ''):
         raise pytest.UsageError('the tests of -m cuda need an NVIDIA GPU that torch can use; torch.cuda finds none.')
 
@@ -50,6 +51,21 @@ def pytest_collection_modifyitems(config, items):
     if needing:
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if not item.get_closest_marker('cuda')]
+
+
+class FailuresAtOnce:
+    """Print each failed test and its error when it fails: a run that is cut off prints no summary."""
+
+    def __init__(self, plugins):
+        self.plugins = plugins
+
+    def pytest_runtest_logreport(self, report):
+        terminal = self.plugins.get_plugin('terminalreporter')  # not in a worker of xdist
+        if report.failed and terminal:
+            crash = getattr(report.longrepr, 'reprcrash', None)
+            error = (crash.message if crash else str(report.longrepr)).strip().partition('\n')[0]
+            terminal.write_line(f'\n{report.when} of {report.nodeid} failed: {error[:300]}')
+            terminal.flush()
 
 
 @pytest.fixture(params=['cpu', *([pytest.param('cuda:0', marks=pytest.mark.cuda)] if GPU else [])])

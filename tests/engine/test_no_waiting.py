@@ -92,7 +92,6 @@ def test_no_operation_of_an_iteration_waits(prepared, tmp_path, monkeypatch, cas
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 @pytest.mark.parametrize('case', CASES)
 def test_cuda_does_not_wait(prepared, tmp_path, monkeypatch, case):
     """PyTorch itself raises at the first operation for which the host waits."""
@@ -152,15 +151,6 @@ def test_a_logged_tensor_that_changes_later_keeps_its_value(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('value', [True, False])
-@pytest.mark.parametrize(
-    'device',
-    [
-        'cpu',
-        pytest.param(
-            'cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='CUDA')]
-        ),
-    ],
-)
 def test_late_flag(value, device):
     flag = torch.full((), value, device=device)
     assert LateFlag(flag).read() is value

@@ -1,10 +1,11 @@
 """Normalise batches over two processes. Started by test_folding.py: python shared_batches.py FOLDER DEVICE
 
+The process starts the second one, which is no fork: imports have asked CUDA for devices, and then a fork cannot use CUDA.
 Each process writes outputs, gradients and statistics of every case; ``case`` describes the same work for one process.
 """
 
-import os
 import socket
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -100,13 +101,18 @@ def run_rank(rank: int, port: int, folder: Path, device: str) -> None:
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    place, kind, *given = sys.argv[1:]
+    if given:
+        run_rank(1, int(given[0]), Path(place), kind)
+        sys.exit()
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         number = free.getsockname()[1]
-    other = os.fork()
-    run_rank(int(other == 0), number, Path(sys.argv[1]), sys.argv[2])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if other == 0:
-        os._exit(0)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+    with subprocess.Popen([sys.executable, *sys.argv, str(number)]) as other:
+        try:
+            run_rank(0, number, Path(place), kind)
+        except BaseException:
+            other.kill()  # it would wait for this process
+            raise
+    sys.exit(other.returncode)

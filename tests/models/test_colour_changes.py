@@ -109,7 +109,7 @@ def test_precision_does_not_depend_on_autocast(device):
         assert torch.equal(change_batch(images, changes), wanted)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.cuda
 def test_the_host_never_waits_for_the_device():
     np.random.seed(3)
     images = tissue(8)

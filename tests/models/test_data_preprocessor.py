@@ -154,7 +154,7 @@ def test_images_are_moved_as_bytes(monkeypatch):
     assert moved == [torch.uint8] * 6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.cuda
 def test_pinned_batches_are_copied_without_waiting():
     given = collate_crops(samples(LARGE, TissueSample, torch.uint8))
     pinned = dict(inputs=given['inputs'].pin_memory(), data_samples=[s.pin_memory() for s in given['data_samples']])

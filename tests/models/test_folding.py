@@ -110,11 +110,15 @@ def shared(tmp_path_factory):
     """Return a function from a device to what each of two processes found there with gloo, {case: results}."""
 
     @functools.cache
-    def found(device):
+    def run(kind):
         folder = tmp_path_factory.mktemp('shared')
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-        command = [sys.executable, ROOT / 'tests' / 'models' / 'shared_batches.py', folder, device.type]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        command = [sys.executable, ROOT / 'tests' / 'models' / 'shared_batches.py', folder, kind]
+        return folder, subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+    @functools.cache
+    def found(device):
+        folder, done = run(device.type)  # once, also if it fails
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return [torch.load(folder / f'{rank}.pth') for rank in range(2)]
 
