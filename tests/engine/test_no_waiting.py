@@ -65,10 +65,6 @@ def run(prepared, tmp_path, monkeypatch, options, watched, iterations=(2, 3, 4, 
     """Train eight iterations; ``watched`` are the contexts of those from the third to the sixth, where nothing is logged."""
     cfg = small_config(prepared, tmp_path, 8, **{'default_hooks.logger.interval': 8, **options})
     cfg.custom_hooks += [dict(type='EMAHook', ema_type='ForeachEMA', momentum=0.01, update_buffers=True)]
-    if (
-        cfg.model.data_preprocessor.type == 'SegDataPreProcessor'
-    ):  # mmseg's indexes the channels with a list of the host
-        cfg.model.data_preprocessor.bgr_to_rgb = False
     run_iter = ResumableTrainLoop.run_iter
 
     def watch(self, batch):
