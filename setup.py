@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.py').read_text())[1]
 
+SLIDES = ['openslide-python>=1.4', 'openslide-bin', 'tifffile', 'imagecodecs', 'rasterio>=1.4', 'shapely>=2.1']
+
 
 class BuildWithConfigs(build_py):
     """Copy configs and tools into the built package; a checkout has links instead."""
@@ -56,10 +58,10 @@ setup(
         'jinja2',
     ],
     extras_require=dict(
-        slides=['openslide-python', 'openslide-bin', 'tifffile', 'shapely'],
+        slides=SLIDES,
         export=['onnx', 'onnxruntime', 'onnxscript'],
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
-        + ['build', 'wheel', 'setuptools'],
+        + ['build', 'wheel', 'setuptools', *SLIDES],
     ),
 )

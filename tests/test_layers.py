@@ -7,9 +7,9 @@ import mmseg_ignite
 
 ROOT = Path(mmseg_ignite.__file__).parent
 LAYERS = (
-    'errors', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files', 'untrusted', 'provenance',
-    'images', 'datasets', 'preparation', 'inference', 'models', 'evaluation', 'visualization', 'report', 'engine', 'apis',
-    'cli',
+    'errors', 'extras', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files',
+    'untrusted', 'provenance', 'images', 'slides', 'datasets', 'preparation', 'inference', 'regions', 'models',
+    'evaluation', 'visualization', 'report', 'engine', 'apis', 'cli',
 )  # fmt: skip
 """From bottom to top."""
 
