@@ -9,7 +9,8 @@ works, and labels leave an accelerator a row late, so that the host never waits 
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import IgniteError
+from .accumulation import Accumulator, Writers, add, check_maps, check_raster, zeros
 
 WEIGHTS = ('uniform', 'gaussian')
+_CLASSES = '1 to 256 (labels are uint8)'
 Windows = Tensor | np.ndarray
 Span = tuple[int, int]
 Item = TypeVar('Item')
@@ -92,6 +95,9 @@ def slide_labels(
     out: Windows | None = None,
     on_progress: Callable[[int], object] | None = None,
     round_batches: bool = False,
+    wanted: Callable[[Span, Span], bool] | None = None,
+    maps: Mapping[str, object] | None = None,
+    probabilities: bool = False,
 ) -> Windows:
     """Label an image by sliding windows, with C x crop height x image width float32 logits in memory.
 
@@ -114,6 +120,14 @@ def slide_labels(
         on_progress: Callback that receives the number of finished or skipped windows after each batch.
         round_batches: Fill the last batch up with copies of its last window to a power of two, at most ``window_batch``, so
             that batches have few different sizes, as cuDNN's benchmark mode and compiled networks prefer.
+        wanted: Function of a window's rows (top, bottom) and columns (left, right) that returns whether to predict it. Other
+            windows are not read, take no memory, and are not counted as progress; pixels only in them get ``skip_label``.
+        maps: Further rasters to fill, by name, each (H, W) uint8 with 0..255 for 0..1:
+            'probability': list of C rasters, the softmax of the mean logits, or the mean of probabilities;
+            'entropy': the entropy of these probabilities, divided by log(C);
+            'disagreement': the mean of channel C of ``predict``, which then returns C + 1 channels.
+            Pixels without a window have probability 1 of ``skip_label``, and 0 in the others.
+        probabilities: Whether ``predict`` returns probabilities. Only the maps depend on it.
 
     Returns:
         (H, W) uint8 labels 0..C-1; ``out`` if given.
@@ -125,34 +139,35 @@ def slide_labels(
         >>> slide = np.load('slide.npy', mmap_mode='r')  # (H, W, 3) uint8
         >>> labels = slide_labels(predict, slide, classes=16, crop_size=(512, 512), stride=(384, 384))
     """
-    tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, round_batches)
+    _check_integer('number of classes', classes, 256, _CLASSES)
+    maps = maps or {}
+    channels = classes + ('disagreement' in maps)
+    tiling = _Tiling(predict, image, channels, crop_size, stride, window_batch, weights, device, round_batches)
     if skip_label != 0:
-        _check_integer('skip_label', skip_label, 255, '0 to 255')
+        highest = classes - 1 if 'probability' in maps else 255
+        _check_integer('skip_label', skip_label, highest, f'0 to {highest}')
     out = np.empty(tiling.size, np.uint8) if out is None else out
-    if tuple(out.shape) != tiling.size or out.dtype not in (np.uint8, torch.uint8):
-        raise IgniteError(
-            f'out is {out.dtype} {tuple(out.shape)}; uint8 {tiling.size}, the size of the image, was expected.'
-        )
-    # Sums of logits of the pixel rows that one row of windows covers. They are not divided by the weights, which are equal
-    # for all classes at a pixel: the largest class stays the same, and no map of weights is needed.
-    sums = _zeros((classes, tiling.window_size[0], tiling.size[1]), tiling.device)
-    covered = None if skip is None else torch.zeros(sums.shape[1:], dtype=torch.bool, device=tiling.device)
-    tops, writer, complete = [*(top for top, _ in tiling.rows), tiling.size[0]], _Writer(out), 0
+    check_raster(out, tiling.size, 'out')
+    check_maps(maps, classes, tiling.size)
+    partial = not (skip is None and wanted is None)
+    sums = Accumulator(
+        *(tiling.size[1], tiling.window_size, classes, channels, tiling.device, tiling.weight),
+        *(partial, skip_label, tuple(maps), probabilities),
+    )
+    tops, writers, complete = [*(top for top, _ in tiling.rows), tiling.size[0]], Writers({'labels': out, **maps}), 0
 
     def complete_rows(number: int) -> None:
-        """Write the labels of the pixel rows that no window from row ``number`` on covers."""
+        """Write the rasters of the pixel rows that no window from row ``number`` on covers."""
         nonlocal complete
         for row in range(complete, number):
-            writer.write(tops[row], _pop(sums, covered, tops[row + 1] - tops[row], skip_label))
+            writers.write(tops[row], sums.pop(tops[row + 1] - tops[row]))
         complete = number
 
-    for row, (left, right), logits in tiling.predictions(on_progress, skip):
+    for row, columns, scores in tiling.predictions(on_progress, skip, wanted):
         complete_rows(row)
-        _add(sums[:, :, left:right], logits, tiling.weight)
-        if covered is not None:
-            covered[:, left:right] = True
+        sums.add(columns, scores)
     complete_rows(len(tiling.rows))
-    writer.finish()
+    writers.finish()
     return out
 
 
@@ -176,11 +191,12 @@ def slide_logits(
     Returns:
         (C, H, W) float32 on ``device``: per pixel the weighted mean of the outputs of ``predict`` over its windows.
     """
+    _check_integer('number of classes', classes, 256, _CLASSES)
     tiling = _Tiling(predict, image, classes, crop_size, stride, window_batch, weights, device, round_batches)
-    total, count = _zeros((classes, *tiling.size), tiling.device), _zeros(tiling.size, tiling.device)
+    total, count = zeros((classes, *tiling.size), tiling.device), zeros(tiling.size, tiling.device)
     for row, (left, right), logits in tiling.predictions(on_progress):
         top, bottom = tiling.rows[row]
-        _add(total[:, top:bottom, left:right], logits, tiling.weight)
+        add(total[:, top:bottom, left:right], logits, tiling.weight)
         count[top:bottom, left:right] += 1 if tiling.weight is None else tiling.weight
     return total.div_(count)
 
@@ -191,18 +207,13 @@ def _device(image: Windows, device: torch.device | str | None) -> torch.device:
     return image.device if isinstance(image, Tensor) else torch.device('cpu')
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Allocate a large buffer."""
-    return torch.zeros(shape, dtype=torch.float32, device=device)
-
-
 @dataclass
 class _Tiling:
     """The windows of an image, of equal size, and their predictions; see :func:`slide_labels` for the arguments."""
 
     predict: Callable[[Windows], Tensor]
     image: Windows
-    classes: int
+    channels: int
     crop_size: tuple[int, int]
     stride: tuple[int, int]
     window_batch: int
@@ -215,7 +226,6 @@ class _Tiling:
         if len(shape) != 3 or 0 in shape:
             form = '(3, H, W) tensor' if self.is_tensor else '(H, W, 3) array'
             raise IgniteError(f'the image has the shape {shape}; a {form} was expected.')
-        _check_integer('number of classes', self.classes, 256, '1 to 256 (labels are uint8)')
         _check_integer('window_batch', self.window_batch)
         self.size = shape[1:] if self.is_tensor else shape[:2]
         self.rows, self.columns = (grid(*axis) for axis in zip(self.size, self.crop_size, self.stride))
@@ -225,36 +235,48 @@ class _Tiling:
         self.weight = None if self.weights == 'uniform' else weight.to(self.device)
 
     def predictions(
-        self, on_progress: Callable[[int], object] | None, skip: Callable[[Windows], bool | Tensor] | None = None
+        self,
+        on_progress: Callable[[int], object] | None,
+        skip: Callable[[Windows], bool | Tensor] | None = None,
+        wanted: Callable[[Span, Span], bool] | None = None,
     ) -> Iterator[tuple[int, Span, Tensor]]:
-        """Yield row number, (left, right) and (C, h, w) logits of the windows that are not skipped, row by row."""
-        batches = self._batches(skip)
+        """Yield row number, (left, right) and (K, h, w) scores of the windows to be predicted, row by row."""
+        batches = self._batches(skip, wanted)
         for places, windows, skipped in batches if self.is_tensor else _read_ahead(batches):
             if places:
-                for place, logits in zip(places, self._logits(windows, len(places))):
-                    yield *place, logits
+                for place, scores in zip(places, self._scores(windows, len(places))):
+                    yield *place, scores
             if on_progress is not None:
                 on_progress(len(places) + skipped)
 
     def _batches(
-        self, skip: Callable[[Windows], bool | Tensor] | None
+        self, skip: Callable[[Windows], bool | Tensor] | None, wanted: Callable[[Span, Span], bool] | None
     ) -> Iterator[tuple[list[tuple[int, Span]], Windows | None, int]]:
         """Yield the places and the pixels of each batch, and the number of windows skipped before it."""
         waiting, skipped = [], 0
-        for number, row in enumerate(self.rows):
-            windows = [((number, column), self._read(slice(*row), slice(*column))) for column in self.columns]
-            if skip is not None:
-                flags = [skip(window) for _, window in windows]
-                # One synchronisation per row if the flags are computed on an accelerator.
-                flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
-                windows = [item for item, skipped_one in zip(windows, flags) if not skipped_one]
-                skipped += len(flags) - len(windows)
+        for windows, count in self._windows(skip, wanted):
+            skipped += count
             waiting += windows
             while len(waiting) >= self.window_batch:
                 yield *self._stacked(waiting[: self.window_batch]), skipped
                 waiting, skipped = waiting[self.window_batch :], 0
         if waiting or skipped:
             yield *self._stacked(waiting), skipped
+
+    def _windows(
+        self, skip: Callable[[Windows], bool | Tensor] | None, wanted: Callable[[Span, Span], bool] | None
+    ) -> Iterator[tuple[list[tuple[tuple[int, Span], Windows]], int]]:
+        """Yield windows with their places, and the number of windows skipped; those of a tensor row by row."""
+        for number, row in enumerate(self.rows):
+            columns = [column for column in self.columns if wanted is None or wanted(row, column)]
+            # One synchronisation per row if the flags are computed on an accelerator.
+            for some in [columns] if self.is_tensor else ([column] for column in columns):
+                windows = [((number, column), self._read(slice(*row), slice(*column))) for column in some]
+                if skip is not None and windows:
+                    flags = [skip(window) for _, window in windows]
+                    flags = torch.stack(flags).tolist() if isinstance(flags[0], Tensor) else flags
+                    windows = [item for item, skipped_one in zip(windows, flags) if not skipped_one]
+                yield windows, len(some) - len(windows)
 
     def _read(self, y: slice, x: slice) -> Windows:
         return self.image[:, y, x] if self.is_tensor else np.asarray(self.image[y, x])
@@ -266,72 +288,20 @@ class _Tiling:
             pixels += pixels[-1:] * (size - len(pixels))
         return places, (torch.stack(pixels) if self.is_tensor else np.stack(pixels)) if pixels else None
 
-    def _logits(self, windows: Windows, count: int) -> Tensor:
-        """Predict a batch and return the logits of its first ``count`` windows."""
+    def _scores(self, windows: Windows, count: int) -> Tensor:
+        """Predict a batch and return the scores of its first ``count`` windows."""
         logits = self.predict(windows)
-        expected = (len(windows), self.classes, *self.window_size)
+        expected = (len(windows), self.channels, *self.window_size)
         if tuple(logits.shape) != expected:
             raise IgniteError(f'the prediction has the shape {tuple(logits.shape)}; {expected} was expected.')
         return logits[:count]
 
 
-def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items; the next one is prepared in a thread while the caller uses the last one."""
+def _read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """Yield items; the next ones are prepared in a thread while the caller uses the last one."""
     items, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        coming = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(pool.submit(next, items, end))
             yield item
-
-
-class _Writer:
-    """Writes rows of labels to an array or a tensor; to an array from an accelerator when the next rows arrive."""
-
-    def __init__(self, out: Windows) -> None:
-        self.out, self._waiting = out, None
-
-    def write(self, top: int, labels: Tensor) -> None:
-        """Write (rows, W) uint8 labels from the pixel row ``top`` on."""
-        rows = slice(top, top + len(labels))
-        if isinstance(self.out, Tensor):
-            self.out[rows].copy_(labels, non_blocking=True)
-        elif labels.device.type == 'cuda':
-            host = torch.empty(labels.shape, dtype=torch.uint8, pin_memory=True).copy_(labels, non_blocking=True)
-            copied = torch.cuda.current_stream(labels.device).record_event()
-            self.finish()
-            self._waiting = rows, host, copied
-        else:
-            self.out[rows] = labels.cpu().numpy()
-
-    def finish(self) -> None:
-        """Write the rows that are still on their way."""
-        if self._waiting is not None:
-            rows, host, copied = self._waiting
-            copied.synchronize()
-            self.out[rows], self._waiting = host.numpy(), None
-
-
-def _add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
-    """Add logits as float32, after moving them to the target's device in their own, possibly half, precision."""
-    logits = logits.to(target.device)
-    target += logits if weight is None else logits.float() * weight
-
-
-def _pop(sums: Tensor, covered: Tensor | None, rows: int, blank: int) -> Tensor:
-    """Remove the top pixel rows and return their labels (rows, W) uint8, ``blank`` where no window was added."""
-    # max returns the same indices as argmax, which is several times slower on a CPU.
-    labels = sums[:, :rows].max(0).indices.to(torch.uint8)
-    if covered is not None:
-        labels.masked_fill_(~covered[:rows], blank)
-    for kept, cleared in ((sums, 0), *([(covered, False)] if covered is not None else [])):
-        left = kept.shape[-2] - rows
-        if left > rows:
-            for plane in (
-                kept.flatten(0, -3) if kept.dim() > 2 else [kept]
-            ):  # so that the temporary copy is of one class
-                plane[:left] = plane[rows:].clone()
-        elif left:
-            kept[..., :left, :] = kept[..., rows:, :]
-        kept[..., left:, :] = cleared
-    return labels

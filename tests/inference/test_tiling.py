@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmseg_ignite.errors import IgniteError
-from mmseg_ignite.inference import grid, slide_labels, slide_logits, tiling, window_weights
+from mmseg_ignite.inference import accumulation, grid, slide_labels, slide_logits, tiling, window_weights
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -244,8 +244,8 @@ def test_windows_of_arrays_are_uint8_stacks():
 
 
 def test_memory_does_not_grow_with_the_height(monkeypatch):
-    real, shapes = tiling._zeros, []
-    monkeypatch.setattr(tiling, '_zeros', lambda shape, device: shapes.append(tuple(shape)) or real(shape, device))
+    real, shapes = accumulation.zeros, []
+    monkeypatch.setattr(accumulation, 'zeros', lambda shape, device: shapes.append(tuple(shape)) or real(shape, device))
     for height in (40, 400):
         slide_labels(pixelwise, torch.zeros(3, height, 50), 5, (16, 16), (12, 12))
     assert shapes == [(5, 16, 50)] * 2
@@ -278,6 +278,89 @@ def test_skipped_windows_are_not_predicted(device, as_tensor):
     np.testing.assert_array_equal(labels, np.where(covered, 2, 7))
 
 
+@pytest.mark.parametrize('weights', tiling.WEIGHTS)
+@pytest.mark.parametrize('as_array', [False, True], ids=['tensor', 'array'])
+def test_unwanted_windows_are_neither_read_nor_predicted(device, weights, as_array, monkeypatch):
+    """Strips without windows take no memory, and strips with some give what the whole image gives."""
+    monkeypatch.setattr(accumulation, 'STRIP', 2)
+    rng, size, crop, stride = np.random.default_rng(), (70, 150), (16, 12), (11, 8)
+    image = torch.from_numpy(rng.integers(0, 256, (3, *size))).float().to(device)
+    chosen = {window for window in stock_windows(size, crop, stride) if window[2] > 70 and rng.random() < 0.4}
+
+    def wanted(rows, columns):
+        return (*rows, *columns) in chosen
+
+    total, count = torch.zeros(5, *size, device=device), torch.zeros(size, device=device)
+    for y1, y2, x1, x2 in chosen:
+        weight = window_weights(crop, weights).to(device)
+        total[:, y1:y2, x1:x2] += five(image[None, :, y1:y2, x1:x2])[0] * weight
+        count[y1:y2, x1:x2] += weight
+    expected, sure = np.where((count > 0).cpu(), total.argmax(0).cpu(), 4), clear(total) | (count == 0).cpu().numpy()
+    image = image.byte().permute(1, 2, 0).cpu().numpy() if as_array else image
+    reader, done, widths = Reader(image) if as_array else image, [], []
+    real = accumulation.zeros
+    monkeypatch.setattr(accumulation, 'zeros', lambda shape, where: widths.append(shape[-1]) or real(shape, where))
+    settings = dict(weights=weights, wanted=wanted, skip_label=4, on_progress=done.append, device=device)
+
+    def predict(windows):
+        return five(torch.from_numpy(windows).permute(0, 3, 1, 2).float().to(device) if as_array else windows)
+
+    labels = slide_labels(predict, reader, 5, crop, stride, 3, **settings)
+    assert sum(done) == len(chosen) and set(widths) <= {24, 150 % 24}
+    assert sure.mean() > 0.95
+    np.testing.assert_array_equal(labels[sure], expected[sure])
+
+
+def five(windows):
+    """Return five channels that depend on the position in the window."""
+    scores = positional(windows)
+    return torch.cat([scores, scores[:, :2].flip(3)], 1)
+
+
+@pytest.mark.parametrize('weights', tiling.WEIGHTS)
+@pytest.mark.parametrize('probabilities', [False, True])
+def test_maps_match_those_of_the_mean_scores(device, weights, probabilities):
+    image = torch.rand(3, 50, 61, device=device)
+
+    def predict(windows):
+        scores = five(windows) * 3
+        scores = scores.softmax(1) if probabilities else scores
+        return torch.cat([scores, windows[:, :1]], 1)  # the last channel is the disagreement
+
+    mean = brute_force(predict, image, 6, (16, 20), (12, 13), weights)
+    probability = mean[:5] if probabilities else mean[:5].softmax(0)
+    entropy = -(probability * probability.log()).sum(0) / np.log(5)
+    maps = {
+        'probability': [np.empty((50, 61), np.uint8) for _ in range(5)],
+        'entropy': torch.empty(50, 61, dtype=torch.uint8, device=device),
+        'disagreement': np.empty((50, 61), np.uint8),
+    }
+    labels = slide_labels(*(predict, image, 5, (16, 20), (12, 13), 3, weights), maps=maps, probabilities=probabilities)
+    found = [*map(np.asarray, maps['probability']), maps['entropy'].cpu().numpy(), maps['disagreement']]
+    for values, expected in zip(found, [*probability, entropy, mean[5]], strict=True):
+        assert np.abs(values - 255 * expected.clamp(0, 1).cpu().numpy()).max() <= 0.51
+    np.testing.assert_array_equal(labels[clear(mean[:5])], mean[:5].argmax(0).cpu().numpy()[clear(mean[:5])])
+
+
+def test_maps_without_windows_are_certain_of_the_skip_label():
+    maps = dict(probability=[np.full((9, 9), 3, np.uint8) for _ in range(2)], entropy=np.full((9, 9), 3, np.uint8))
+    slide_labels(pixelwise, torch.zeros(3, 9, 9), 2, (4, 4), (4, 4), wanted=lambda *_: False, skip_label=1, maps=maps)
+    assert [int(raster.max()) for raster in (*maps['probability'], maps['entropy'])] == [0, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ('maps', 'message'),
+    [
+        (dict(margin=np.zeros((9, 9), 'u1')), 'the map is'),
+        (dict(entropy=np.zeros((9, 8), 'u1')), 'raster of the entropy'),
+        (dict(probability=[np.zeros((9, 9), 'u1')] * 4), '4 rasters'),
+    ],
+)
+def test_invalid_maps_are_rejected(maps, message):
+    with pytest.raises(IgniteError, match=message):
+        slide_labels(pixelwise, torch.zeros(3, 9, 9), 5, (4, 4), (4, 4), maps=maps)
+
+
 def test_image_with_only_skipped_windows(device):
     def never(windows):
         raise AssertionError('predicted')
@@ -298,14 +381,14 @@ def test_half_precision_logits_are_added_in_float32(device, dtype, weights):
 
 
 def test_sums_are_on_the_requested_device(monkeypatch):
-    real, devices = tiling._zeros, []
-    monkeypatch.setattr(tiling, '_zeros', lambda shape, device: devices.append(device) or real(shape, 'cpu'))
+    real, devices = accumulation.zeros, []
+    monkeypatch.setattr(accumulation, 'zeros', lambda shape, device: devices.append(device) or real(shape, 'cpu'))
     slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='cpu')
     slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8))
     slide_labels(pixelwise, np.zeros((8, 8, 3), np.uint8), 5, (8, 8), (8, 8))
     assert devices == [torch.device('cpu')] * 3
     with pytest.raises(NotImplementedError, match='meta'):  # tensors without data cannot give labels
-        monkeypatch.setattr(tiling, '_zeros', real)
+        monkeypatch.setattr(accumulation, 'zeros', real)
         slide_labels(pixelwise, torch.zeros(3, 8, 8), 5, (8, 8), (8, 8), device='meta')
 
 
