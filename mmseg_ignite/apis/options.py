@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from ..datasets.crop_stream import CropStream
 from ..engine.optim_wrappers import HalfOptimWrapper
 from ..errors import IgniteError
-from ..models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmentor
+from ..models.segmentors import TissueSegmentor
+from ..models.segmentors.inference_settings import InferenceSettings
 from .dotted import MISSING, children, find, walk
 
 REGISTRIES = (*(r for r in vars(mmseg.registry).values() if isinstance(r, Registry)), FUNCTIONS)

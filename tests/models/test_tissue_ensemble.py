@@ -13,6 +13,7 @@ from mmseg_ignite.engine.ensembles import Ensemble, write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import average_symmetries
 from mmseg_ignite.models.segmentors import TissueEnsemble
+from mmseg_ignite.models.segmentors.window_scores import preprocessed
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -103,6 +104,33 @@ def test_symmetries(device, members, folder):
     expected = average_symmetries(lambda windows: mean(members, windows).log(), x, 8)
     sample = load(folder / 'ensemble.json', device, symmetries=8, keep_logits=True).predict(x, samples(1, SIZE))[0]
     torch.testing.assert_close(sample.seg_logits.data.softmax(0).double(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('symmetries', [1, 2])
+@torch.no_grad()
+def test_disagreement_is_the_divergence_of_the_members(device, folder, members, symmetries):
+    """Compared with the definition of the Jensen-Shannon divergence by Kullback-Leibler divergences from the mean."""
+    ensemble = load(folder / 'ensemble.json', device, symmetries=symmetries)
+    raw = np.random.default_rng().integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    maps = dict(disagreement=np.empty(SIZE, np.uint8), entropy=np.empty(SIZE, np.uint8))
+    labels = ensemble.label_image(raw, maps=maps)
+    x = preprocessed(ensemble, raw[None], device)
+
+    def probabilities(member):
+        scores = average_symmetries(lambda y: member.encode_decode(y, [dict(img_shape=y.shape[2:])]), x, symmetries)
+        return scores.softmax(1) if symmetries == 1 else scores
+
+    each = [probabilities(member) for member in members]
+    mean = sum(each) / len(each)
+    divergence = sum((p * (p / mean).log()).sum(1) for p in each) / len(each) / np.log(3)
+    entropy = -(mean * mean.log()).sum(1) / np.log(mean.shape[1])
+    for name, expected in (('disagreement', divergence), ('entropy', entropy)):
+        assert np.abs(maps[name] - 255 * expected[0].cpu().numpy()).max() < 0.6
+    assert maps['disagreement'].max() > 0
+    top = mean[0].sort(0).values
+    clear = (top[-1] - top[-2] > 1e-5).cpu().numpy()
+    np.testing.assert_array_equal(labels[clear], mean[0].argmax(0).cpu().numpy()[clear])
+    assert (labels == ensemble.label_image(raw)).mean() > 0.999
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from mmseg.structures import SegDataSample
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import tiling
-from mmseg_ignite.models.segmentors.tissue_segmentor import InferenceSettings, TissueSegmentor
+from mmseg_ignite.models.segmentors import TissueSegmentor, label_image
+from mmseg_ignite.models.segmentors.inference_settings import InferenceSettings
+from mmseg_ignite.models.segmentors.window_scores import is_glass, preprocessed
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -293,10 +295,29 @@ def test_label_image_equals_predict(stock, tmp_path, test_cfg, bgr_to_rgb):
         expected = ours.test_step(data)[0].pred_sem_seg.data[0].cpu().numpy()
     np.save(tmp_path / 'image.npy', image)
     out, done = np.full((101, 83), 99, np.uint8), []
-    found = ours.label_image(np.load(tmp_path / 'image.npy', mmap_mode='r'), out, done.append)
+    found = ours.label_image(np.load(tmp_path / 'image.npy', mmap_mode='r'), out, on_progress=done.append)
     assert found is out and sum(done) > 0
     np.testing.assert_array_equal(found, expected)
     assert (ours.label_image(image[:, :, ::-1]) != expected).any()  # the channel order has an effect
+
+
+def test_stock_segmentors_are_labelled_by_the_same_windows(stock):
+    """Including a preprocessor that pads each window to a multiple of its size."""
+    image, ours = rgb((101, 83)), twin(stock)
+    expected = ours.label_image(image)
+    np.testing.assert_array_equal(label_image(stock, image), expected)
+    padding = copy.deepcopy(stock)
+    padding.data_preprocessor.test_cfg = dict(size_divisor=128)
+    assert label_image(padding, image).shape == (101, 83)
+
+
+def test_maps_need_an_ensemble_for_disagreement(stock):
+    image = rgb((101, 83))
+    maps = dict(entropy=np.full((101, 83), 255, np.uint8))
+    np.testing.assert_array_equal(label_image(stock, image, maps=maps), label_image(stock, image))
+    assert 0 < maps['entropy'].max() < 255 or maps['entropy'].min() < 255
+    with pytest.raises(IgniteError, match='an ensemble of at least two'):
+        label_image(stock, image, maps=dict(disagreement=np.zeros((101, 83), np.uint8)))
 
 
 @pytest.mark.parametrize('image', [np.zeros((64, 48), 'u1'), np.zeros((64, 48, 4), 'u1'), np.zeros((64, 48, 3)), [[1]]])
@@ -347,9 +368,9 @@ def single_nucleus(size):
 )
 def test_glass_detection(stock, device, make, expected):
     ours, image = twin(stock), make((128, 128))
-    assert bool(ours._is_glass(image)) is expected
-    normalised = ours._preprocessed(image[None], device)[0]
-    assert bool(ours._is_glass(normalised)) is expected
+    assert bool(is_glass(ours, image)) is expected
+    normalised = preprocessed(ours, image[None], device)[0]
+    assert bool(is_glass(ours, normalised)) is expected
 
 
 def test_glass_is_skipped(stock, device, monkeypatch):
@@ -360,7 +381,7 @@ def test_glass_is_skipped(stock, device, monkeypatch):
     monkeypatch.setattr(ours, 'extract_feat', lambda x: seen.append(len(x)) or forward(x))
     labels = ours.label_image(image)
     assert seen == [1]
-    inputs = ours._preprocessed(image[None], device)
+    inputs = preprocessed(ours, image[None], device)
     found = ours.predict(inputs, samples(1, (128, 128)))[0].pred_sem_seg.data[0].cpu().numpy()
     assert seen == [1, 1]
     np.testing.assert_array_equal(found, labels)
