@@ -3,7 +3,7 @@
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
+from mmseg.datasets.transforms import PackSegInputs
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS, TRANSFORMS
 
 from ..datasets.transforms import LoadIGNITERegion
@@ -21,9 +23,9 @@ from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
 from ..errors import IgniteError
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
-from ..inference.tiling import grid
+from ..inference.tiling import Span, grid
 from ..labels import CLASSES, release_ids
-from ..models import TissueSegmentor
+from ..models.segmentors import label_image
 from .configuration import building, load_config, resolved
 
 MIN_SIDE = 32
@@ -32,18 +34,19 @@ TOLERANCE = 1.05
 """Resolutions that differ by less than this factor count as equal."""
 UM_PER_PX = 0.5
 """Resolution of the release, used where neither checkpoint nor config states the resolution of the training."""
-_BACKGROUND = CLASSES.index('Background')
-_LOADERS = (mmcv.transforms.LoadImageFromFile, mmcv.transforms.LoadAnnotations, LoadIGNITERegion)
+BACKGROUND = CLASSES.index('Background')
+_ENDS = (mmcv.transforms.LoadImageFromFile, mmcv.transforms.LoadAnnotations, LoadIGNITERegion, PackSegInputs)
 
 
 class Predictor:
-    """A trained model that labels H&E images.
+    """A trained model that labels H&E images and slides.
 
     Args:
         config: path of a config, or a loaded config, which is not changed; its test pipeline and ``model.test_cfg`` are used.
         checkpoint: path of a checkpoint, a work dir or an ensemble (see :mod:`mmseg_ignite.engine.ensembles`).
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best device of the machine.
         amp: automatic mixed precision. Defaults to False.
+        symmetries, window_batch: replace those of ``model.test_cfg``, see :class:`TissueSegmentor`.
 
     Attributes:
         ensemble: the :class:`Ensemble <mmseg_ignite.engine.ensembles.Ensemble>` of checkpoints.
@@ -54,26 +57,45 @@ class Predictor:
         IgniteError: checkpoint or config are missing or do not match, or there is no such device.
 
     Example:
-        >>> labels = Predictor(config, checkpoint).predict('roi.png')  # (H, W) uint8, train ids 0..15
+        >>> predictor = Predictor(config, checkpoint)
+        >>> labels = predictor.predict('roi.png')  # (H, W) uint8, train ids 0..15
+        >>> predictor.predict_slide('slide.svs', 'predictions')  # the files of tools/predict.py
     """
 
     def __init__(
-        self, config: str | Path | Config, checkpoint: str | Path, device: str | None = None, amp: bool = False
+        self,
+        config: str | Path | Config,
+        checkpoint: str | Path,
+        device: str | None = None,
+        amp: bool = False,
+        symmetries: int | None = None,
+        window_batch: int | None = None,
     ) -> None:
         self.ensemble = Ensemble.read(checkpoint)
         device = find_device(device)
         cfg = resolved(config) if isinstance(config, Config) else load_config(config)
+        self.config_file, self.amp = cfg.filename, amp
         cfg.model.backbone.init_cfg = None
+        given = dict(symmetries=symmetries, window_batch=window_batch)
+        cfg.model.test_cfg = {
+            **(cfg.model.get('test_cfg') or {}),
+            **{key: value for key, value in given.items() if value is not None},
+        }
         init_default_scope(cfg.get('default_scope', 'mmseg'))
-        self.pipeline = Compose(_without_loading(_test_pipeline(cfg)))
+        transforms = _inner_transforms(_test_pipeline(cfg))
+        self._transforms = Compose(transforms) if transforms else None
+        self._names = ', '.join(str(transform['type']) for transform in transforms)
         with building(cfg):
             self.ensemble.check_members(cfg.model)
             self.model = MODELS.build(self.ensemble.model_config(cfg.model))
+        if not isinstance(self.model, EncoderDecoder):
+            kind = type(self.model).__name__
+            raise IgniteError(f'the model is a {kind}; an EncoderDecoder of mmseg was expected: choose another config.')
         metas = self.ensemble.load_into(self.model)
         self.model = to_device(self.model, device).eval()
-        self.dtype = prediction_dtype(cfg, device, amp)
+        self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(metas[0], cfg)
-        self._train_ids = _train_ids(cfg)
+        self._ids = _train_ids(cfg)
 
     @torch.inference_mode()
     def predict(
@@ -113,19 +135,111 @@ class Predictor:
             raise IgniteError(
                 f'the image has {image.dtype} values of shape {image.shape}; (H, W, 3) uint8 RGB was expected: convert it.'
             )
-        shape = image.shape[:2]
-        size = self.working_size(shape, um_per_px)
-        if size != shape:
-            shrinks = size[0] * size[1] < shape[0] * shape[1]
-            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        labels = self._label(image, on_progress or (lambda windows: None))
-        if size != shape:
-            labels = cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        if self._train_ids is not None:
-            labels = cv2.LUT(labels, self._train_ids)
+        labels = np.empty(image.shape[:2], np.uint8)
+        self.label(image, labels, um_per_px, on_progress)
         if blank is not None:
-            labels[blank] = _BACKGROUND
+            labels[blank] = BACKGROUND
         return labels
+
+    def predict_slide(self, path: str | Path, out: str | Path, **options: object) -> dict:
+        """Predict a whole slide (or an image) and write the files of ``tools/predict.py`` to a folder.
+
+        Args:
+            path: a slide that OpenSlide reads, a tiled OME-TIFF, or an image.
+            out: output folder.
+            options: fields of :class:`.prediction_options.PredictionOptions`, e.g. ``formats``, ``um_per_px``, ``min_area``.
+
+        Returns:
+            the record of the slide in ``run.json``: files, um/px, level, windows, areas, time, ...
+
+        Raises:
+            IgniteError: the slide cannot be read, or something cannot be written.
+
+        Example:
+            >>> predictor.predict_slide('slide.svs', 'predictions', formats=('label', 'geojson'))['files']
+            ['slide.geojson', 'slide.ome.tif', 'slide_preview.png']
+        """
+        from .predicting import predict_one  # imports this module
+
+        return predict_one(self, path, out, **options)
+
+    @torch.inference_mode()
+    def label(
+        self,
+        image: np.ndarray,
+        out: np.ndarray,
+        um_per_px: float | None = None,
+        on_progress: Callable[[int], object] | None = None,
+        wanted: Callable[[Span, Span], bool] | None = None,
+        tissue: Callable[[int, int], np.ndarray] | None = None,
+        maps: Mapping[str, object] | None = None,
+    ) -> None:
+        """Label an image or a view of a slide, written row by row; the one way of all predictions.
+
+        Args:
+            image: (H, W, 3) uint8 RGB array, or an object that is read like one, e.g. a view of a slide.
+            out: (H, W) uint8 raster to write to: train ids.
+            um_per_px: resolution of an array, which is resampled as in :meth:`predict`; None: that of the training.
+            on_progress, wanted, maps: see :func:`mmseg_ignite.models.segmentors.label_image`; rasters of probabilities are in
+                the order of train ids.
+            tissue: function of rows (top, bottom) of ``out`` that returns where tissue is, (rows, W) bool; other pixels
+                become Background.
+
+        Raises:
+            IgniteError: the image has an impossible size, or the test pipeline changes it.
+        """
+        shape = tuple(image.shape[:2])
+        size = self.working_size(shape, um_per_px)
+        maps = maps or {}
+        if size == shape:
+            self._label_windows(self._transformed(image), out, on_progress, wanted, tissue, maps)
+            return
+        small, few = np.empty(size, np.uint8), {name: _empty_like(sink, size) for name, sink in maps.items()}
+        self._label_windows(self._transformed(resample(image, size)), small, on_progress, wanted, None, few)
+        for sink, found, method in [(out, small, cv2.INTER_NEAREST_EXACT), *_pairs(maps, few)]:
+            Sink(sink, tissue)[0 : shape[0]] = cv2.resize(found, shape[::-1], interpolation=method)
+
+    def _label_windows(
+        self,
+        image: np.ndarray,
+        out: np.ndarray,
+        on_progress: Callable[[int], object] | None,
+        wanted: Callable[[Span, Span], bool] | None,
+        tissue: Callable[[int, int], np.ndarray] | None,
+        maps: Mapping[str, object],
+    ) -> None:
+        maps = {
+            name: [Sink(x, tissue) for x in sink] if _is_list(sink) else Sink(sink, tissue)
+            for name, sink in maps.items()
+        }
+        if 'probability' in maps:
+            channels = maps['probability']
+            channels[BACKGROUND].fill = 255
+            for unknown in set(range(len(channels))) - {*self._ids.tolist()}:  # classes that the model does not know
+                channels[unknown][0 : image.shape[0]] = 0
+            maps['probability'] = [channels[i] for i in self._ids]
+        ids = None if np.array_equal(self._ids, np.arange(len(CLASSES))) else self._ids
+        with autocast(self.device, self.dtype):
+            label_image(self.model, image, Sink(out, tissue, ids), on_progress, wanted, maps)
+
+    def _transformed(self, image: np.ndarray) -> np.ndarray:
+        """Apply the transforms of the test pipeline that are neither loading nor packing; usually there are none."""
+        if self._transforms is None:
+            return image
+        if not isinstance(image, np.ndarray):
+            raise IgniteError(
+                f'the test pipeline has transforms of whole images ({self._names}), but slides are read in windows: remove '
+                'them from test_pipeline.'
+            )
+        shape = image.shape[:2]
+        data = dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape)
+        found = self._transforms(data)['img']
+        if found.shape != image.shape or found.dtype != np.uint8:
+            raise IgniteError(
+                f'the test pipeline ({self._names}) turns an image of {image.shape} uint8 into {found.shape} {found.dtype}; '
+                'size and type must stay: remove what resizes, pads or normalises, as images are resampled by their um/px.'
+            )
+        return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
     def working_size(self, shape: tuple[int, int], um_per_px: float | None = None) -> tuple[int, int]:
         """Return the size (H, W) px at which an image is predicted: its own, or the size at the training's resolution.
@@ -151,29 +265,64 @@ class Predictor:
             raise IgniteError(f'the image is {found}; at most {MAX_PIXELS:,} pixels are predicted: cut it into parts.')
         return size
 
-    def windows(self, size: tuple[int, int]) -> int:
-        """Return the number of windows predicted for an image of (H, W) px at the resolution of the training."""
+    def spans(self, size: tuple[int, int]) -> tuple[list[Span], list[Span]]:
+        """Return (start, stop) of the rows and columns of windows of an image of (H, W) px at the training's resolution."""
         test_cfg = self.model.test_cfg
         if test_cfg.get('mode') != 'slide':
-            return 1
-        return math.prod(
-            len(grid(side, crop, step)) for side, crop, step in zip(size, test_cfg['crop_size'], test_cfg['stride'])
-        )
+            return [(0, size[0])], [(0, size[1])]
+        return tuple(grid(*axis) for axis in zip(size, test_cfg['crop_size'], test_cfg['stride']))
 
-    def _label(self, image: np.ndarray, on_progress: Callable[[int], object]) -> np.ndarray:
-        """Return the network's labels (H, W) uint8 of an image (H, W, 3) uint8 RGB."""
-        shape = image.shape[:2]
-        data = self.pipeline(dict(img=cv2.cvtColor(image, cv2.COLOR_RGB2BGR), img_shape=shape, ori_shape=shape))
-        inputs, sample = data['inputs'], data['data_samples']
-        device = next(self.model.parameters()).device
-        with autocast(device, self.dtype):
-            if isinstance(self.model, TissueSegmentor) and self.model.labels_raw_images(inputs, sample):
-                rgb = inputs.numpy()[::-1].transpose(1, 2, 0)
-                return self.model.label_image(rgb, on_progress=on_progress)
-            # Another segmentor, or a pipeline that resizes: the inference of mmseg, with the image whole on the device.
-            sample = self.model.test_step(dict(inputs=[inputs], data_samples=[sample]))[0]
-        on_progress(self.windows(shape))
-        return sample.pred_sem_seg.data.squeeze(0).to(torch.uint8).cpu().numpy()
+    def windows(self, size: tuple[int, int]) -> int:
+        """Return the number of windows predicted for an image of (H, W) px at the resolution of the training."""
+        return math.prod(map(len, self.spans(size)))
+
+
+class Sink:
+    """A raster to which a network's rows are written as train ids, and as Background where there is no tissue.
+
+    Args:
+        raster: object that supports ``raster[y0:y1] = values``.
+        tissue: function of rows (top, bottom) that returns where tissue is, (rows, W) bool; None: everywhere.
+        ids: (256,) uint8 table from a network's ids to train ids; None: values stay.
+
+    Attributes:
+        fill: value of pixels without tissue.
+    """
+
+    def __init__(
+        self, raster: object, tissue: Callable[[int, int], np.ndarray] | None = None, ids: np.ndarray | None = None
+    ) -> None:
+        self._raster, self._tissue, self.fill = raster, tissue, BACKGROUND
+        self._ids = None if ids is None else np.pad(ids, (0, 256 - len(ids)))
+        self.shape, self.dtype = tuple(raster.shape), raster.dtype
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        if self._ids is not None:
+            values = cv2.LUT(np.ascontiguousarray(values), self._ids)
+        if self._tissue is not None:
+            values = np.where(self._tissue(rows.start, rows.stop), values, np.uint8(self.fill))
+        self._raster[rows] = values
+
+
+def _is_list(sink: object) -> bool:
+    return isinstance(sink, (list, tuple))
+
+
+def _empty_like(sink: object, size: tuple[int, int]) -> np.ndarray | list[np.ndarray]:
+    return [np.empty(size, np.uint8) for _ in sink] if _is_list(sink) else np.empty(size, np.uint8)
+
+
+def _pairs(maps: Mapping[str, object], found: Mapping[str, object]) -> Iterator[tuple[object, np.ndarray, int]]:
+    """Yield each raster of two groups of maps side by side, and how OpenCV resizes it."""
+    for name, sink in maps.items():
+        both = zip(sink, found[name]) if _is_list(sink) else [(sink, found[name])]
+        yield from ((raster, values, cv2.INTER_LINEAR) for raster, values in both)
+
+
+def resample(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resample an image (H, W, 3) to a size (h, w) by area averaging if it shrinks, else bilinearly."""
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    return cv2.resize(np.asarray(image), size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def check_resolution(um_per_px: float) -> None:
@@ -198,14 +347,14 @@ def _test_pipeline(cfg: Config) -> list[dict]:
     return pipeline
 
 
-def _without_loading(pipeline: list[dict]) -> list[dict]:
-    """Remove the transforms that read images or annotations from a pipeline."""
+def _inner_transforms(pipeline: list[dict]) -> list[dict]:
+    """Remove the transforms that read images or annotations, and those that pack, from a pipeline."""
     kept = []
     for transform in pipeline:
         name = transform['type']
         kind = name if inspect.isclass(name) else TRANSFORMS.get(name)
         # mmseg.LoadImageFromFile: mmseg's registry does not look up a name with its scope in mmcv's registry.
-        if _loads(kind) or (kind is None and _loads(TRANSFORMS.get(name.split('.')[-1]))):
+        if _is_end(kind) or (kind is None and _is_end(TRANSFORMS.get(name.split('.')[-1]))):
             continue
         if kind is None:
             raise IgniteError(
@@ -216,8 +365,8 @@ def _without_loading(pipeline: list[dict]) -> list[dict]:
     return kept
 
 
-def _loads(kind: object) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, _LOADERS)
+def _is_end(kind: object) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, _ENDS)
 
 
 def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
@@ -232,16 +381,14 @@ def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
     return UM_PER_PX, 'default'
 
 
-def _train_ids(cfg: Config) -> np.ndarray | None:
-    """Return the (256,) uint8 table from the ids of a model to train ids; None if they are equal."""
+def _train_ids(cfg: Config) -> np.ndarray:
+    """Return the train id of each class of a model, uint8."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     classes = tuple((dataset.get('metainfo') or {}).get('classes') or CLASSES)
-    if classes == CLASSES:
-        return None
     table = release_ids(classes)
     if table is None:
         raise IgniteError(
             f'the classes of the config, {", ".join(classes)}, are not classes of IGNITE, whose ids label PNGs hold: use the '
             'names of the release.'
         )
-    return table
+    return table[: len(classes)]

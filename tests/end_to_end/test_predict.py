@@ -391,7 +391,7 @@ def test_progress_counts_windows(device, config, checkpoint, symmetries):
     assert sum(done) == predictor.windows((100, 200)) == 2 * 4
 
 
-def test_device_receives_windows_only(device, config, checkpoint, monkeypatch):
+def test_device_receives_windows_only(device, config, checkpoint):
     cfg = copy.deepcopy(config)
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(48, 48))
     predictor, shapes = Predictor(cfg, checkpoint, device=str(device)), []
@@ -402,16 +402,22 @@ def test_device_receives_windows_only(device, config, checkpoint, monkeypatch):
     labels = predictor.predict(image)
     assert set(shapes) == {(3, 64, 64)} and len(shapes) == predictor.windows((100, 200))
     hook.remove()
-    monkeypatch.setattr(type(predictor.model), 'labels_raw_images', lambda *args: False)
-    np.testing.assert_array_equal(predictor.predict(image), labels)
+    assert labels.shape == (100, 200)
 
 
-def test_resizing_pipeline_is_predicted_as_in_mmseg(device, config, checkpoint):
+def test_pipeline_that_resizes_is_refused(device, config, checkpoint):
     cfg = copy.deepcopy(config)
     cfg.test_pipeline.insert(1, dict(type='Resize', scale=(128, 128), keep_ratio=False))
-    predictor, done = Predictor(cfg, checkpoint, device=str(device)), []
-    labels = predictor.predict(picture(100, 200), on_progress=done.append)
-    assert labels.shape == (100, 200) and sum(done) == predictor.windows((100, 200))
+    with pytest.raises(IgniteError, match='Resize.*size and type must stay'):
+        Predictor(cfg, checkpoint, device=str(device)).predict(picture(100, 200))
+
+
+def test_pipeline_that_changes_colours_is_applied(config, checkpoint, predictor):
+    cfg, image = copy.deepcopy(config), picture()
+    cfg.test_pipeline.insert(1, dict(type='StainShift', kind='scanner'))
+    shifted = Predictor(cfg, checkpoint, device='cpu')
+    np.testing.assert_array_equal(shifted.predict(image), predictor.predict(shifted._transformed(image)))
+    assert (shifted._transformed(image) != image).any()
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch, capsys):
