@@ -27,6 +27,8 @@ _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n
 """Last line of a signed file by type; PNG files have a chunk."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28
+_RUNS = ('confusion.npz', 'run.json')
+"""Signed files of which each folder of a run has one."""
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
 
 
@@ -120,7 +122,7 @@ def is_ours(path: str | os.PathLike) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS
         if suffix in ('.csv', '.txt'):
-            return any(is_ours(folder / 'confusion.npz') for folder in path.parents[:2])
+            return any(is_ours(folder / run) for folder in path.parents[:2] for run in _RUNS)
         known = json.loads(path.read_bytes())
         return isinstance(known, dict) and (
             {'schema_version', 'mIoU'} <= known.keys() or str(known.get('written_by')).startswith('mmseg_ignite ')

@@ -8,8 +8,8 @@ import mmseg_ignite
 ROOT = Path(mmseg_ignite.__file__).parent
 LAYERS = (
     'errors', 'extras', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files',
-    'untrusted', 'provenance', 'images', 'slides', 'datasets', 'preparation', 'inference', 'regions', 'models',
-    'evaluation', 'visualization', 'report', 'engine', 'apis', 'cli',
+    'untrusted', 'spreadsheets', 'provenance', 'images', 'slides', 'datasets', 'preparation', 'inference', 'regions',
+    'models', 'evaluation', 'visualization', 'report', 'engine', 'apis', 'cli',
 )  # fmt: skip
 """From bottom to top."""
 

@@ -1,1 +1,10 @@
 """What a label map says of a tissue: its connected regions, their outlines for QuPath, areas and ratios."""
+
+from .areas import RATIOS, SlideAreas, areas, read_cases, write_areas
+from .components import Components, find_components
+from .specks import merge_specks, minimum_pixels
+
+__all__ = [
+    'RATIOS', 'Components', 'SlideAreas', 'areas', 'find_components', 'merge_specks', 'minimum_pixels', 'read_cases',
+    'write_areas',
+]  # fmt: skip

@@ -10,9 +10,10 @@ import pytest
 
 from mmseg_ignite.evaluation import Evaluation, write_run
 from mmseg_ignite.evaluation.per_roi import fold_scores
-from mmseg_ignite.evaluation.tables import TABLE_FILES, csv_cell, latex_text, write_csv, write_latex, write_tables
+from mmseg_ignite.evaluation.tables import TABLE_FILES, latex_text, write_csv, write_latex, write_tables
 from mmseg_ignite.evaluation.text_table import table
 from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.spreadsheets import csv_cell
 
 
 def random_run(rng, classes=CLASSES, rois=10, patients=6, **known):

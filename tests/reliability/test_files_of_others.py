@@ -21,10 +21,11 @@ from mmseg_ignite.apis.scoring import read_groupings
 from mmseg_ignite.engine.ensembles import MAX_MEMBERS, Ensemble, write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.evaluation import Evaluation, write_run
-from mmseg_ignite.evaluation.tables import csv_cell, csv_text, read_csv
+from mmseg_ignite.evaluation.tables import read_csv
 from mmseg_ignite.files import is_ours
 from mmseg_ignite.labels import CLASSES
 from mmseg_ignite.models import TissueEnsemble
+from mmseg_ignite.spreadsheets import csv_cell, csv_text
 from mmseg_ignite.untrusted import MAX_GB_VARIABLE, read_arrays
 from mmseg_ignite.visualization.curves import read_scalars
 from mmseg_ignite.visualization.score_plots import write_figures
