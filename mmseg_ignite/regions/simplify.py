@@ -1,0 +1,187 @@
+"""Smooth outlines of regions without tearing them apart: Visvalingam-Whyatt on the corners that neighbours share.
+
+Visvalingam and Whyatt (1993) remove, again and again, the corner whose triangle with its two neighbours is the smallest. Here
+all corners whose triangle is smaller than those of their neighbours go at once, in rounds of NumPy operations. A corner
+belongs to the outlines on both sides of a border, so both lose it and the partition keeps no gap and no overlap. Corners
+where borders meet stay. A corner also stays if another corner lies in its triangle, because outlines would cross, or if the
+ring would collapse. ``shapely.coverage_simplify`` follows the same rules; it needs several times the time and memory, and
+has one tolerance for all regions.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .polygons import OUTSIDE, Outlines
+
+MAX_CLASS_CHANGE = 0.01
+"""Largest relative change of the area of a class in a piece."""
+MAX_REGION_CHANGE = 0.1
+"""Largest relative change of the area of a region."""
+_TRIANGLE_SHARE = 0.01
+"""Largest share of a region that one triangle may take. Regions of fewer than 100 px keep all corners."""
+_MAX_ROWS = 64  # triangles that are higher stay
+
+
+def simplify(
+    outlines: Outlines,
+    tolerance: float,
+    place: Callable[[np.ndarray], np.ndarray],
+    unfit: Callable[[np.ndarray], np.ndarray],
+    background: bool = False,
+) -> np.ndarray:
+    """Remove corners of outlines as far as areas stay true and all polygons stay fit for use.
+
+    Regions are given back all their corners where the areas change too much: that of a class by more than 1 % (the regions
+    that change most), or that of a region by more than 10 %. So are regions whose polygon is unfit.
+
+    Args:
+        outlines: The outlines of whole pieces.
+        tolerance: Square root of the area of the largest triangle that goes, in px; at most 0.1 times the square root of
+            the area of the region.
+        place: Function that turns (m, 2) points in raster px into output coordinates.
+        unfit: Function that marks polygons that cannot be used, (k,) bool.
+        background: Also hold the area of Background, label 0.
+
+    Returns:
+        A Polygon in output coordinates per region, (n,) object.
+    """
+    limits = np.minimum(tolerance**2, _TRIANGLE_SHARE * outlines.pixels)
+    limits[limits < _TRIANGLE_SHARE * 100] = min(0, tolerance)
+    removed = _removed(outlines, limits) if tolerance > 0 else np.zeros(len(outlines.corners.y), bool)
+    corner_region = np.repeat(outlines.region, outlines.sizes)
+    rough = np.zeros(len(outlines.labels), bool)
+    while True:
+        result = outlines.without(removed)
+        wrong = _astray(outlines, result.areas() - outlines.pixels, background) & ~rough
+        if not wrong.any():
+            polygons = result.polygons(place(result.points()))
+            wrong = unfit(polygons) & ~rough
+        if not wrong.any():
+            return polygons
+        # The corners may lie beyond the simplified border of a neighbour; then that one's polygon is not valid, thus unfit.
+        rough |= wrong
+        removed[outlines.steps[rough[corner_region]]] = False
+
+
+def _astray(outlines: Outlines, change: np.ndarray, background: bool) -> np.ndarray:
+    """Return which regions have changed too much, (n,) bool; ``change`` is that of their areas in px2."""
+    labels = outlines.labels
+    astray = np.abs(change) > MAX_REGION_CHANGE * outlines.pixels
+    totals, changes = (np.bincount(labels, values) for values in (outlines.pixels, change))
+    for label in np.flatnonzero(np.abs(changes) > MAX_CLASS_CHANGE * totals):
+        if label or background:
+            members = np.flatnonzero(labels == label)
+            loss = np.sign(changes[label]) * change[members]
+            members = members[np.argsort(-loss, kind='stable')]
+            left = np.abs(changes[label]) - np.cumsum(np.sort(loss)[::-1])
+            astray[members[: 1 + np.argmax(left <= MAX_CLASS_CHANGE * totals[label])]] = True
+    return astray
+
+
+class _Walk:
+    """The walks around all regions as a linked list of places; each removable corner has two places, one per side."""
+
+    def __init__(self, outlines: Outlines) -> None:
+        corners, self.corner = outlines.corners, outlines.steps
+        self.x, self.y = corners.x.astype(np.int64), corners.y.astype(np.int64)
+        count, first = len(self.corner), np.cumsum(outlines.sizes) - outlines.sizes
+        last = first + outlines.sizes - 1
+        self.after, self.before = np.arange(1, count + 1), np.arange(-1, count - 1)
+        self.after[last], self.before[first] = first, last
+        order = np.argsort(self.corner, kind='stable')
+        uses = np.bincount(self.corner, minlength=len(self.x))
+        removable = (uses == 2) & (corners.around != OUTSIDE).all(axis=1)
+        self.place = order[(np.cumsum(uses) - uses)[removable]]
+        self.other = np.zeros(count, np.int64)
+        self.other[self.place] = order[(np.cumsum(uses) - 1)[removable]]
+        self.removable = removable
+        self.keys = self.y * (self.x.max() + 2) + self.x  # sorted, since corners are
+        self.removed = np.zeros(len(self.x), bool)
+
+    def triangles(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the corners before, at and after places."""
+        return self.corner[self.before[place]], self.corner[place], self.corner[self.after[place]]
+
+    def twice_areas(self, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """Return twice the areas of triangles, int64 px2."""
+        x, y = self.x, self.y
+        return np.abs((x[b] - x[a]) * (y[c] - y[a]) - (x[c] - x[a]) * (y[b] - y[a]))
+
+    def keeps_rings(self, place: np.ndarray) -> np.ndarray:
+        """Return whether the line from the corner before to the one after is new, also if other corners go as well."""
+        before, after = self.before[place], self.after[place]
+        a, c = self.corner[before], self.corner[after]
+        back, ahead = self.before[before], self.after[after]
+        new_behind = (self.corner[back] != c) & (self.corner[self.before[back]] != c)
+        new_ahead = (self.corner[ahead] != a) & (self.corner[self.after[ahead]] != a)
+        return (self.removable[a] & new_behind) | (self.removable[c] & new_ahead)
+
+    def empty(self, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """Return whether triangles hold no corner but their own three."""
+        x, y = np.stack([self.x[a], self.x[b], self.x[c]]), np.stack([self.y[a], self.y[b], self.y[c]])
+        on_sides = np.gcd(x - np.roll(x, 1, axis=0), y - np.roll(y, 1, axis=0))  # lattice points on c-a, a-b, b-c
+        twice = np.abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+        # By Pick's theorem no lattice point is inside. Corners on the sides at b do not exist: these are borders.
+        result = (twice + 2 == on_sides.sum(axis=0)) & (on_sides[0] == 1)
+        result[~result] = self._hold_none(x[:, ~result], y[:, ~result])
+        return result
+
+    def _hold_none(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Count the corners in triangles, (3, n) coordinates, row by row; return whether there are only three."""
+        top, rows = y.min(axis=0), np.ptp(y, axis=0) + 1
+        low = rows <= _MAX_ROWS
+        rows = np.where(low, rows, 0)
+        which = np.repeat(np.arange(len(rows)), rows)
+        row = np.arange(len(which)) - np.repeat(np.cumsum(rows) - rows, rows) + top[which]
+        left, right = np.full(len(which), np.inf), np.full(len(which), -np.inf)
+        for i, j in ((0, 1), (1, 2), (2, 0)):
+            xi, yi, xj, yj = x[i, which], y[i, which], x[j, which], y[j, which]
+            share = (row - yi) / np.where(yi == yj, 1, yj - yi)
+            at = np.where((share >= 0) & (share <= 1), xi + share * (xj - xi), np.nan)
+            left, right = np.fmin(left, at), np.fmax(right, at)
+        present = np.append(0, np.cumsum(~self.removed))
+        width = self.x.max() + 2
+        first = np.searchsorted(self.keys, row * width + np.ceil(left - 1e-9).astype(np.int64))
+        stop = np.searchsorted(self.keys, row * width + np.floor(right + 1e-9).astype(np.int64), side='right')
+        return low & (np.bincount(which, present[stop] - present[first], len(rows)) == 3)
+
+    def remove(self, place: np.ndarray) -> None:
+        """Remove corners, none of them neighbours."""
+        self.removed[self.corner[place]] = True
+        for places in (place, self.other[place]):
+            before, after = self.before[places], self.after[places]
+            self.after[before], self.before[after] = after, before
+
+
+def _removed(outlines: Outlines, limits: np.ndarray) -> np.ndarray:
+    """Return the corners to remove, (n,) bool, if the triangles at a region have at most the area ``limits`` (px2)."""
+    walk = _Walk(outlines)
+    limit = np.full(len(walk.x), np.inf)
+    np.minimum.at(limit, outlines.steps, np.repeat(limits[outlines.region], outlines.sizes))
+    key, highest = np.full(len(walk.x), np.iinfo(np.int64).max), np.iinfo(np.int64).max
+    place, waiting = walk.place, np.empty(0, np.int64)
+    while len(place):
+        a, b, c = walk.triangles(place)
+        twice = walk.twice_areas(a, b, c)
+        small = twice <= 2 * limit[b]
+        key[b] = highest
+        waiting, place = np.append(waiting, place[~small]), place[small]
+        a, b, c, twice = a[small], b[small], c[small], twice[small]
+        # Every second corner of a staircase first; a fixed shuffle of the numbers breaks other ties.
+        tie = ((walk.x[b] + walk.y[b]) % 2 << 32) + b * 2654435761 % 2**32
+        key[b] = (twice << 33) + tie
+        least = (key[b] < key[a]) & (key[b] < key[c])
+        chosen = place[least]
+        free = walk.keeps_rings(chosen)
+        free[free] = walk.empty(a[least][free], b[least][free], c[least][free])
+        blocked, chosen = chosen[~free], chosen[free]
+        key[walk.corner[blocked]] = highest
+        touched = np.zeros(len(walk.x), bool)
+        touched[walk.corner[walk.before[chosen]]] = touched[walk.corner[walk.after[chosen]]] = True
+        walk.remove(chosen)
+        waiting = np.append(waiting, blocked)
+        again = touched[walk.corner[waiting]]
+        place = np.append(place[~least], waiting[again])
+        waiting = waiting[~again]
+    return walk.removed
