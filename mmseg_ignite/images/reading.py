@@ -234,18 +234,32 @@ def _resolution(image: Image.Image) -> tuple[float | None, str]:
 
 
 def _described_resolution(image: Image.Image) -> tuple[float, float, str] | None:
-    """Return horizontal and vertical um/px of OME, ImageJ or Aperio, which write them into the TIFF description."""
     if image.format != 'TIFF':
         return None
-    text = html.unescape(str(image.tag_v2.get(270, '')))
+    text = str(image.tag_v2.get(270, ''))
+    return described_resolution(text, *(float(image.tag_v2.get(tag, 0)) for tag in (282, 283)))
+
+
+def described_resolution(text: str, across: float = 0, down: float = 0) -> tuple[float, float, str] | None:
+    """Return horizontal and vertical um/px of OME, ImageJ or Aperio, which write them into the TIFF description.
+
+    Args:
+        text: ImageDescription of the TIFF.
+        across: XResolution of the TIFF, pixels per unit; only ImageJ's description needs it.
+        down: YResolution.
+
+    Returns:
+        (um/px, um/px, position in the file), or None if the description states none.
+    """
+    text = html.unescape(text)
     if (x := _ome_size(text, 'X')) is not None:
         y = _ome_size(text, 'Y')
         return x, x if y is None else y, 'PhysicalSizeX of OME'
     if aperio := re.search(r'\bMPP\s*=\s*([\d.]+)', text):
         return float(aperio[1]), float(aperio[1]), 'MPP of Aperio'
     if text.startswith('ImageJ') and (unit := re.search(r'^unit=(.*)$', text, re.M)):
-        scale, densities = _unit(unit[1]), [float(image.tag_v2.get(tag, 0)) for tag in (282, 283)]
-        return (scale / densities[0], scale / densities[1], 'ImageJ') if scale and min(densities) > 0 else None
+        scale = _unit(unit[1])
+        return (scale / across, scale / down, 'ImageJ') if scale and min(across, down) > 0 else None
     return None
 
 
