@@ -155,7 +155,11 @@ class _Image:
     classes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.planes or len(self.planes) != len(self.channels) or len(self.colours or self.planes) != len(self.planes):
+        if (
+            not self.planes
+            or len(self.planes) != len(self.channels)
+            or len(self.colours or self.planes) != len(self.planes)
+        ):
             raise IgniteError(
                 f'{self.path} would have {len(self.planes)} channels with {len(self.channels)} names and '
                 f'{len(self.colours or ())} colours; one name, and one or no colour, a channel was expected.'
