@@ -321,4 +321,4 @@ def _compress(tile: np.ndarray) -> bytes:
 
 @lru_cache(256)
 def _constant_tile(value: int) -> bytes:
-    return zlib.compress(bytes([value]) * TILE**2, _ZLIB_LEVEL)
+    return zlib.compress(bytes([value]) * TILE**2, 9)  # 0.3 kB; four times as much at level 2

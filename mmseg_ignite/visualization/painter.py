@@ -142,7 +142,7 @@ def length_text(um: int) -> str:
 
 
 def draw_scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, box: tuple[int, int, int, int], size: int = 12) -> None:
-    """Draw a scale bar on white into the bottom left corner of a panel.
+    """Draw a scale bar on white into the bottom left corner of a panel; none if it would be shorter than half a pixel.
 
     Args:
         draw: Of the sheet.
@@ -153,6 +153,8 @@ def draw_scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, box: tuple[int, 
     left, top, width, height = box
     length, unit = scale_bar_length(um_per_px, width), size / 12
     pixels, y, text = round(length / um_per_px), top + height - size, length_text(length)
+    if not pixels:
+        return
     x, thick = left + size, round(4 * unit)
     right = x + max(pixels, font(size).getlength(text)) + size / 2
     draw.rectangle((left + size / 2, y - 22 * unit, right, y + 8 * unit), 'white')
