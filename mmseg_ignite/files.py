@@ -1,7 +1,9 @@
 """Atomic writing that never destroys foreign files; all files and folders are written through this module.
 
 Results are signed: PNG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the file,
-JSON files by the key ``written_by`` (``schema_version`` in metrics.json). A file without a valid signature is foreign, even
+JSON files by the key ``written_by`` (``schema_version`` in metrics.json). TIFF files may be large: the line after their last
+byte, which TIFF readers ignore, has their size and the checksum of their first and last MiB (the first directory, and the end
+of the data); a change of a tile in between that keeps the size is not seen. A file without a valid signature is foreign, even
 if it has the name of one of our results, and is not replaced.
 """
 
@@ -25,6 +27,7 @@ WRITTEN_BY = f'mmseg_ignite {__version__}'
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
 """Last line of a signed file by type; PNG files have a chunk."""
+_TIFF, _TIFF_LINE, _TIFF_SAMPLE = ('.tif', '.tiff'), b'\nWritten by mmseg_ignite, %016d bytes, CRC-32 %08x\n', 1 << 20
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28
 _RUNS = ('confusion.npz', 'run.json')
@@ -90,6 +93,10 @@ def result_file(path: str | os.PathLike, replace: bool = False) -> Iterator[Path
         yield partial
         if partial.suffix in ('.png', *_LINES):
             partial.write_bytes(_signed(partial.read_bytes(), partial.suffix))
+        elif partial.suffix in _TIFF:
+            line = _tiff_signature(partial, partial.stat().st_size)
+            with open(partial, 'ab') as stream:
+                stream.write(line)
 
 
 def _signed(content: bytes, suffix: str) -> bytes:
@@ -100,6 +107,15 @@ def _signed(content: bytes, suffix: str) -> bytes:
     chunk = b'tEXtSoftware\0' + text
     chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
     return content[:-12] + chunk + content[-12:]  # before the last chunk
+
+
+def _tiff_signature(path: Path, size: int) -> bytes:
+    """Return the line that follows the first ``size`` bytes of a TIFF file; its length is always the same."""
+    with open(path, 'rb') as stream:
+        checksum = zlib.crc32(stream.read(min(size, _TIFF_SAMPLE)))
+        stream.seek(max(stream.tell(), size - _TIFF_SAMPLE))
+        checksum = zlib.crc32(stream.read(size - stream.tell()), checksum)
+    return _TIFF_LINE % (size, checksum)
 
 
 def is_ours(path: str | os.PathLike) -> bool:
@@ -118,6 +134,11 @@ def is_ours(path: str | os.PathLike) -> bool:
             end = len(content) - 12 * (suffix == '.png')
             start = end - len(_signed(b'', suffix))
             return start > 0 and _signed(content[:start] + content[end:], suffix) == content
+        if suffix in _TIFF:
+            size = path.stat().st_size - len(_TIFF_LINE % (0, 0))
+            with open(path, 'rb') as stream:
+                stream.seek(max(size, 0))
+                return size > 0 and stream.read() == _tiff_signature(path, size)
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS

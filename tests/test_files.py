@@ -284,3 +284,20 @@ def test_long_names_are_supported(tmp_path):
     with result_file(path) as partial:
         Image.new('L', (3, 3)).save(partial)
     assert is_ours(path)
+
+
+@pytest.mark.parametrize('size', [1, 1000, 3 << 20])
+def test_a_tiff_file_is_signed_by_its_size_and_its_ends(tmp_path, size):
+    path, content = tmp_path / 'a.ome.tif', os.urandom(size)
+    with result_file(path) as partial:
+        partial.write_bytes(content)
+    signed = path.read_bytes()
+    assert is_ours(path) and signed.startswith(content) and b'mmseg_ignite' in signed[size:]
+    for position in {0, size // 4, size - 1, len(signed) - 3}:
+        changed = bytearray(signed)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        assert not is_ours(path)
+    for changed in (content, signed[:-1], signed[1:], signed + signed[size:], signed[size:]):
+        path.write_bytes(changed)
+        assert not is_ours(path)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..labels import CLASSES, PALETTE
-from .painter import blend, font, paste_framed, resize
+from .painter import blend, draw_line, font, paste_framed, resize
 
 COLUMNS, PANEL = 4, 320
 _GAP, _LINE, _TEXT, _SWATCH = 24, 30, 24, 22  # px
@@ -45,7 +45,7 @@ def draw_contact_sheet(crops: list[Crop], title: str) -> Image.Image:
     bottom = top + -(-len(crops) // columns) * cell_height
     sheet = Image.new('RGB', (width, bottom + (len(CLASSES) + 1) * _ROW + _GAP), 'white')
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_GAP, _LINE // 2), title, width - 2 * _GAP)
+    draw_line(draw, (_GAP, _LINE // 2), title, width - 2 * _GAP, _TEXT)
     for i, crop in enumerate(crops):
         row, column = divmod(i, columns)
         _draw_crop(sheet, draw, crop, _GAP + column * cell_width, top + row * cell_height)
@@ -72,7 +72,7 @@ def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, left: 
     extent = f'{crop.um_per_px:.3f} µm/px, {crop.um_per_px * crop.image.shape[1]:.0f} µm wide'
     extent = extent if crop.um_per_px > 0 else 'unknown µm/px'
     for line, text in enumerate((crop.roi, number, extent)):
-        _write(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL)
+        draw_line(draw, (left, top + PANEL + 2 + line * _LINE), text, 2 * PANEL, _TEXT)
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: int) -> int:
@@ -88,14 +88,6 @@ def _draw_legend(draw: ImageDraw.ImageDraw, crops: list[Crop], top: int, width: 
         if known:
             box = (left, top + 4, left + _SWATCH, top + 4 + _SWATCH)
             draw.rectangle(box, PALETTE[train_id], outline='black', width=2)
-        _write(draw, (left + swatch, top), text, width)
+        draw_line(draw, (left + swatch, top), text, width, _TEXT)
         left += needed + 2 * _GAP
     return top + _ROW
-
-
-def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
-    """Write one line of text, truncated to ``width`` px."""
-    text, ending = ' '.join(text.split())[:200], ''
-    while text and font(_TEXT).getlength(text + ending) > width:
-        text, ending = text[:-1], '…'
-    draw.text(position, text + ending, 'black', font(_TEXT))

@@ -8,9 +8,10 @@ from PIL import Image, ImageDraw
 from ..files import printable, result_file, writing
 from ..labels import CLASSES, count_classes, encode_mask
 from .colours import OFFICIAL, Colours
-from .painter import blend, colour_labels, font, paste_framed, resize, scale_bar_length
+from .painter import blend, draw_legend, draw_scale_bar, font, legend_row, paste_framed, resize
 
-_GAP, _TITLE, _LEGEND, _ROW = 12, 30, 250, 24  # px
+_GAP, _TITLE, _LEGEND = 12, 30, 250  # px
+_FONT = 13  # px, of the legend
 _LARGEST, _SMALLEST = 1000, 320  # px, sides of a panel
 
 
@@ -45,7 +46,7 @@ def draw_overlay(
         if labels is not None:
             panels[name] = blend(tissue, resize(labels, (width, height)), colours=colours)
     entries = _legend(prediction, truth, um_per_px)
-    rows = max(height, _ROW * (len(entries) + 1))
+    rows = max(height, legend_row(_FONT) * (len(entries) + 1))
     sheet = Image.new('RGB', (_GAP + len(panels) * (width + _GAP) + _LEGEND, rows + 2 * _TITLE + _GAP), 'white')
     draw, left, top = ImageDraw.Draw(sheet), _GAP, 2 * _TITLE - 6
     draw.text((left, 6), title, 'black', font(16))
@@ -54,12 +55,8 @@ def draw_overlay(
         paste_framed(sheet, picture, left, top)
         left += width + _GAP
     if um_per_px:
-        _draw_scale_bar(draw, um_per_px / scale, _GAP, top, width, height)
-    for y, (label, text, value) in zip(range(top, sheet.height, _ROW), entries):
-        if label is not None:
-            paste_framed(sheet, colour_labels(np.full((16, 18), label, np.uint8), colours), left + 4, y, 'black')
-        draw.text((left + (30 if label is not None else 4), y), text, 'black', font(13))
-        draw.text((left + _LEGEND - _GAP - 4, y), value, 'black', font(13), anchor='ra')
+        draw_scale_bar(draw, um_per_px / scale, (_GAP, top, width, height))
+    draw_legend(sheet, entries, (left + 4, top), _LEGEND - _GAP - 8, colours, _FONT)
     return sheet
 
 
@@ -76,15 +73,6 @@ def _legend(
     texts = ['< 0.1 %' if share < 0.001 else f'{100 * share:.1f} %' for share in shares]
     area = [(None, 'whole image', f'{prediction.size * um_per_px**2 / 1e6:.3g} mm²')] if um_per_px else []
     return [(int(i), CLASSES[i], texts[i]) for i in np.flatnonzero(predicted)] + area
-
-
-def _draw_scale_bar(draw: ImageDraw.ImageDraw, um_per_px: float, left: int, top: int, width: int, height: int) -> None:
-    length = scale_bar_length(um_per_px, width)
-    pixels, y, text = length / um_per_px, top + height - 12, f'{length} µm'
-    right = left + 18 + max(pixels, font(12).getlength(text))
-    draw.rectangle((left + 6, y - 22, right, y + 8), 'white')
-    draw.rectangle((left + 12, y, left + 12 + pixels, y + 3), 'black')
-    draw.text((left + 12, y - 18), text, 'black', font(12))
 
 
 def prediction_files(folder: str | Path, name: str, overlay: bool = True) -> list[Path]:

@@ -17,7 +17,7 @@ from ..evaluation.per_roi import holders
 from ..files import printable, result_file, writing
 from ..labels import CLASSES, PALETTE
 from .colours import EDGE, class_colours
-from .painter import blend, scale_bar_length
+from .painter import blend, length_text, scale_bar_length
 
 _CANVASES = dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf)
 FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in _CANVASES)
@@ -220,4 +220,4 @@ def _scale_bar(axis: object, um_per_px: float, height: int, width: int) -> None:
     bottom, high = height - gap, 5.5 * thick
     axis.add_patch(Rectangle((gap / 2, bottom - high), pixels + gap, high + gap / 2, facecolor='white', alpha=0.85))
     axis.add_patch(Rectangle((gap, bottom - thick), pixels, thick, facecolor='black'))
-    axis.text(gap + pixels / 2, bottom - 1.6 * thick, f'{length} µm', ha='center', va='bottom', fontsize=_FONT - 1)
+    axis.text(gap + pixels / 2, bottom - 1.6 * thick, length_text(length), ha='center', va='bottom', fontsize=_FONT - 1)
