@@ -38,7 +38,7 @@ setup(
     py_modules=['mmseg_ignite_command'],
     entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
     package_data={
-        'mmseg_ignite.report': ['templates/*', 'static/*', '*.yml'],
+        'mmseg_ignite.report': ['templates/*', 'static/*', 'static/*/*', '*.yml'],
         'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
     },
     cmdclass=dict(build_py=BuildWithConfigs),

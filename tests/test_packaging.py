@@ -34,7 +34,8 @@ def test_wheel_contains_configs_and_tools(tmp_path):
     data = [
         name for name in tracked.stdout.splitlines() if re.fullmatch(r'mmseg_ignite/(report|visualization)/.*', name)
     ]
-    assert {Path(name).suffix for name in data} == {'.py', '.j2', '.css', '.js', '.yml'} and set(data) <= names
+    kinds = {'.py', '.j2', '.css', '.js', '.yml', '.md', '.txt'}
+    assert {Path(name).suffix for name in data} == kinds and set(data) <= names
     assert not [n for n in names if n.startswith(('tests', 'configs', 'tools'))]
     zipfile.ZipFile(wheel).extractall(tmp_path / 'installed')
     (points,) = (tmp_path / 'installed').glob('*.dist-info/entry_points.txt')

@@ -1,11 +1,8 @@
 """The report in a real browser: Chromium without a window, driven by selenium."""
 
-import contextlib
-import shutil
-import time
-
 import numpy as np
 import pytest
+from chromium import Page, chromium, window
 from report_example import evaluate, example_curves, metrics_of, synthetic_items
 
 from mmseg_ignite.labels import CLASSES, IGNORE, PALETTE
@@ -17,10 +14,6 @@ HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 WRONG, RIGHT = [194, 24, 91, 255], [255, 255, 255, 255]
 TUMOR, STROMA = CLASSES.index('Tumor epithelium'), CLASSES.index('Stroma')
 FATTY = CLASSES.index('Fatty tissue')
-OPTIONS = (
-    '--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync --window-size=1400,1000'
-)
 
 
 def small_item():
@@ -40,20 +33,8 @@ def small_item():
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed (pip install selenium)')
-    from selenium.webdriver.chrome.service import Service
-
-    chromium, chromedriver = shutil.which('chromium'), shutil.which('chromedriver')
-    if not chromium or not chromedriver:
-        pytest.skip('chromium or chromedriver is not installed (apt-get install chromium chromium-driver)')
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (*OPTIONS.split(), f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp('chromium')) as driver:
+        yield driver
 
 
 @pytest.fixture(scope='module')
@@ -76,35 +57,12 @@ def report(tmp_path_factory):
     return path, metrics, items
 
 
-class Driver:
-    """The opened page and the actions of the tests."""
+class Driver(Page):
+    """The opened report and the actions of the tests."""
 
     def __init__(self, browser, report):
-        self.browser = browser
         self.path, self.metrics, self.items = report
-        browser.get(self.path.as_uri())
-        self.js('localStorage.clear()')
-        browser.get_log('browser')
-        browser.get(self.path.as_uri())
-
-    def js(self, code, *arguments):
-        return self.browser.execute_script(code, *arguments)
-
-    def click(self, selector):
-        self.js('document.querySelector(arguments[0]).click()', selector)
-
-    def all(self, selector):
-        from selenium.webdriver.common.by import By
-
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def until(self, condition, what):
-        """Wait up to 10 s for a true value of ``condition`` and return it."""
-        end = time.monotonic() + 10
-        while not (found := condition()):
-            assert time.monotonic() < end, what
-            time.sleep(0.03)
-        return found
+        super().__init__(browser, self.path.as_uri())
 
     def opacity(self, percent):
         self.js(
@@ -130,15 +88,12 @@ class Driver:
         width, height, data = values
         return np.array(data, np.uint8).reshape(height, width, 4)
 
-    def errors(self):
-        return [e for e in self.browser.get_log('browser') if e['level'] in ('SEVERE', 'WARNING')]
-
 
 @pytest.fixture
 def page(browser, report):
     driver = Driver(browser, report)
     yield driver
-    assert driver.errors() == []
+    assert driver.close() == []
 
 
 def test_page_opens_without_errors_and_runs_no_foreign_code(page):
@@ -345,16 +300,6 @@ def test_regions_off_screen_free_their_pixels(page):
     page.js('document.body.style.paddingBottom = "9000px"; window.scrollTo(0, document.body.scrollHeight)')
     page.until(lambda: page.js('return !document.querySelector(".region.drawn")'), 'regions keep their pixels')
     assert page.js('return Math.max(...[...document.querySelectorAll(".region canvas")].map(c => c.width))') == 1
-
-
-@contextlib.contextmanager
-def window(page, width, height=900):
-    metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-    page.browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
-    try:
-        yield
-    finally:
-        page.browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
 
 
 @pytest.mark.parametrize('width', [1400, 800, 400])

@@ -1,5 +1,5 @@
 'use strict';
-/* Language, palette, sortable tables and the confusion matrix. `Report` is the interface for gallery.js. */
+/* Language, palette, sortable tables and the confusion matrix. `Report` is the interface for gallery.js and slides.js. */
 const Report = (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
   const root = document.documentElement;
@@ -208,12 +208,12 @@ const Report = (() => {
   document.querySelectorAll('table.sortable').forEach(sortable);
   document.querySelectorAll('.wide').forEach(watchWidth);
   for (const button of document.querySelectorAll('[data-absent].toggle')) button.addEventListener('click', toggleAbsent);
-  confusion(document.querySelector('.matrix'));
+  document.querySelectorAll('.matrix').forEach(confusion);
   for (const [name, set, allowed] of [['language', setLanguage, ['en', 'ko']], ['palette', setPalette, ['official', 'safe']]]) {
     onSwitch(name, value => { remember(name, value); set(value); });
     const kept = remembered(name);
     if (allowed.includes(kept)) { showChoice(name, kept); set(kept); }
   }
   setLanguage(root.lang);
-  return { data, text, className, onSwitch, onPalette: f => listeners.palette.push(f), onLanguage: f => listeners.language.push(f) };
+  return { data, text, className, count, onSwitch, onPalette: f => listeners.palette.push(f), onLanguage: f => listeners.language.push(f) };
 })();
