@@ -122,6 +122,7 @@ def is_ours(path: str | os.PathLike) -> bool:
     """Return whether a file is an unchanged result of this package, as far as its type can tell.
 
     Text tables (.csv, .txt) have no signature; they are ours in the folder of one of our runs, or in a folder inside it.
+    GeoJSON files are ours if ``records/STEM.json`` beside them has their checksum.
     Damaged, hostile and missing files, folders and pipes are not ours; no content raises an error.
     """
     path = Path(path)
@@ -139,6 +140,9 @@ def is_ours(path: str | os.PathLike) -> bool:
             with open(path, 'rb') as stream:
                 stream.seek(max(size, 0))
                 return size > 0 and stream.read() == _tiff_signature(path, size)
+        if suffix == '.geojson':
+            record = json.loads((path.parent / 'records' / f'{path.stem}.json').read_bytes())
+            return record['checksums'][path.name] == zlib.crc32(path.read_bytes())
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS

@@ -1,69 +1,87 @@
-"""Predicting files: label PNGs, overlays, and a record of how each was made."""
+"""Predicting images and slides: label maps, overlays, outlines, areas, a viewer, and a record of how each was made."""
 
-import sys
-from collections.abc import Callable, Sequence
+import contextlib
+import errno
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..engine.claims import Claims
 from ..engine.ensembles import Ensemble
+from ..engine.launchers import use_launcher
 from ..errors import IgniteError
-from ..files import check_outputs, check_writable, printable, visible_files, write_result, writing
-from ..images.reading import MAX_PIXELS, SUFFIXES, ReadImage, read_image
+from ..files import check_writable, printable, writing
 from ..labels import CLASSES
 from ..provenance import file_sha256
-from ..version import __version__
-from ..visualization.colours import PALETTES, Colours
-from ..visualization.overlay import prediction_files, write_prediction
-from .predictor import TOLERANCE, Predictor, check_resolution
+from ..regions.areas import areas
+from ..regions.qupath import write_classes
+from ..regions.specks import merge_specks, minimum_pixels
+from ..slides.raster import DiskRaster
+from .prediction_inputs import CLASSES_FILE, Input, check_results, find_inputs
+from .prediction_options import PredictionOptions
+from .prediction_progress import WindowProgress
+from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, write_tables
+from .prediction_sources import opened
+from .prediction_writers import write_files
+from .predictor import BACKGROUND, Predictor
 
-RUN = 'run.json'
+_SCRATCH = '.unfinished'
+_CLAIMS = '.claims'
+_BAND = 1024
+_IN_MEMORY = 1 << 26
+"""px; larger rasters are on disk."""
+_DECISIVE = ('amp', 'training', 'inference')
+"""Facts about a model that its results depend on; files may move, and devices may differ between processes."""
+_WAIT = 1.0
+"""Seconds between two looks at the claims of other processes."""
 
 
 def predict(
     cfg: Config,
     checkpoint: str | Path,
-    images: Sequence[str | Path],
+    inputs: Sequence[str | Path],
     out: str | Path,
     device: str | None = None,
     amp: bool = False,
     report: Callable[[str], None] = print,
+    symmetries: int | None = None,
+    window_batch: int | None = None,
+    launcher: str = 'none',
     **options: object,
 ) -> list[str]:
-    """Predict images and folders of images with a checkpoint; check everything before the model is built.
+    """Predict images, slides and folders of them with a checkpoint; check everything before the model is built.
 
     Args:
         cfg: config of the model; it is not changed.
-        checkpoint, device, amp: see :class:`Predictor`.
-        images, out, options: see :func:`predict_files`.
-        report: called with a line of text for each image.
+        checkpoint, device, amp, symmetries, window_batch: see :class:`Predictor`.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; each process takes the GPU of its rank on its machine.
+        inputs, out, report, options: see :func:`predict_files`.
 
     Returns:
-        One sentence for each image that could not be predicted.
+        One sentence for each input that could not be predicted.
 
     Raises:
         IgniteError: see :class:`Predictor` and :func:`predict_files`.
 
     Example:
-        >>> predict(load_config(config), 'work_dirs/b0/iter_20000.pth', ['slides/'], 'predictions', um_per_px=0.5)
+        >>> predict(load_config(config), 'work_dirs/b0/iter_20000.pth', ['slides/*.svs'], 'predictions')
     """
+    use_launcher(launcher)
+    if launcher != 'none' and device is None and torch.cuda.is_available():
+        device = f'cuda:{int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()}'
     ensemble = Ensemble.read(checkpoint)
-    inputs = [path for path in (cfg.filename, ensemble.path, *ensemble.members) if path]
-    files = _Files(images, out, inputs)
-    _check_options(**options)
-    check_writable(out)
-    predictor = Predictor(cfg, checkpoint, device, amp)
-    facts = dict(
-        config=cfg.filename and printable(cfg.filename),
-        checkpoint=printable(checkpoint),
-        checkpoints=[dict(file=printable(path), sha256=file_sha256(path)) for path in predictor.ensemble.members],
-        device=str(next(predictor.model.parameters()).device),
-        amp=amp,
-    )
-    return _run(predictor, files, facts, report, **options)
+    chosen = PredictionOptions.of(options)
+    read = [path for path in (cfg.filename, ensemble.path, *ensemble.members) if path]
+    work = _Work(inputs, Path(out), chosen, read, len(ensemble.members) > 1)
+    predictor = Predictor(cfg, checkpoint, device, amp, symmetries, window_batch)
+    return work.run(predictor, report)
 
 
 def predict_files(
@@ -71,216 +89,280 @@ def predict_files(
     paths: Sequence[str | Path],
     out: str | Path,
     report: Callable[[str], None] = print,
-    um_per_px: float | None = None,
-    palette: str = 'official',
-    max_pixels: int = MAX_PIXELS,
+    **options: object,
 ) -> list[str]:
-    """Predict images and folders of images; report an image that fails and continue with the others.
+    """Predict images, slides and folders of them; report an input that fails and continue with the others.
 
-    Write ``STEM.png`` (raw ids 1..16), ``STEM_overlay.png`` and ``run.json`` to ``out``; see docs/prediction.md.
+    Several processes with the same arguments share the work: each claims one input at a time. Finished inputs are skipped.
+    The files are described in docs/slides.md and docs/prediction.md.
 
     Args:
         predictor: the model.
-        paths: images, and folders whose visible images are predicted.
+        paths: images, slides, ``.npy`` arrays, folders, and patterns such as ``slides/*.svs``.
         out: output folder.
-        report: called with a line of text for each image.
-        um_per_px: resolution of all images, um/px. Defaults to None: what each file states, else the resolution of the
-            training.
-        palette: colours of the overlays, 'official' or 'colour-blind'.
-        max_pixels: images with more pixels in their header are not decoded.
+        report: called with a line of text for each input.
+        options: fields of :class:`.PredictionOptions`, e.g. ``um_per_px``, ``formats``, ``min_area``.
 
     Returns:
-        One sentence for each image that could not be predicted.
+        One sentence for each input that could not be predicted.
 
     Raises:
-        IgniteError: before anything is predicted: a path does not exist, a folder contains no image, an option is
-            implausible, or outputs may not be written (see :func:`mmseg_ignite.files.check_outputs`). Afterwards:
-            ``run.json`` cannot be written, e.g. because the disk is full.
+        IgniteError: before anything is predicted: a path does not exist, a folder contains no image or slide, an option is
+            implausible, or outputs may not be written (see :func:`mmseg_ignite.files.check_outputs`). Afterwards: a table
+            cannot be written, e.g. because the disk is full.
 
     Example:
-        >>> predict_files(Predictor(config, checkpoint), ['slides/'], 'predictions')
+        >>> predict_files(Predictor(config, checkpoint), ['slides/'], 'predictions', formats=('label', 'geojson'))
     """
-    files = _Files(paths, out)
-    _check_options(um_per_px, palette, max_pixels)
-    check_writable(out)
-    return _run(predictor, files, {}, report, um_per_px, palette, max_pixels)
+    chosen = PredictionOptions.of(options)
+    return _Work(paths, Path(out), chosen, (), len(predictor.ensemble.members) > 1).run(predictor, report)
 
 
-class _Files:
-    """The images to predict, with their output paths checked.
+def predict_one(predictor: Predictor, path: str | Path, out: str | Path, **options: object) -> dict:
+    """Predict one input like :func:`predict_files`; return its record, or raise what went wrong as IgniteError."""
+    work = _Work([path], Path(out), PredictionOptions.of(options), (), len(predictor.ensemble.members) > 1)
+    if len(work.inputs) != 1:
+        raise IgniteError(f'{printable(path)} holds {len(work.inputs)} inputs; one slide or image was expected.')
+    faults = work.run(predictor, lambda text: None)
+    if faults:
+        raise IgniteError(faults[0])
+    return Records(Path(out), work.key).read(work.inputs[0].name)
+
+
+class _Work:
+    """The inputs to predict into a folder, checked before the model is built.
 
     Attributes:
-        paths: images in order.
-        out: output folder.
-        faults: {path: why it cannot be predicted}.
+        inputs: in order.
+        key: what the results depend on; known from the start of :meth:`run`.
     """
 
-    def __init__(self, paths: Sequence[str | Path], out: str | Path, inputs: Sequence[str | Path] = ()) -> None:
-        self.paths, self.out = list(dict.fromkeys(_expand(paths))), Path(out)
-        self.faults: dict[Path, str] = {}
-        taken: dict[Path, Path] = {}
-        for path in self.paths:
-            written = prediction_files(self.out, path.stem)
-            clash = next((output for output in written if output in taken), None)
-            if clash is None:
-                taken.update(dict.fromkeys(written, path))
-            else:
-                self.faults[path] = (
-                    f'{printable(path)} and {printable(taken[clash])} would both write {printable(clash.name)}: predict them '
-                    'into two folders.'
-                )
-        check_outputs([*taken, self.out / RUN], [*self.paths, *inputs])
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        out: Path,
+        options: PredictionOptions,
+        read: Sequence[str | Path],
+        ensemble: bool,
+    ) -> None:
+        self.inputs, self.out, self.options, self.ensemble, self.key = find_inputs(paths), out, options, ensemble, ''
+        options.check_packages(slides=any(item.kind == 'slide' for item in self.inputs))
+        if options.tissue_mask is not None and len(self.inputs) > 1:
+            raise IgniteError(
+                f'{printable(options.tissue_mask)} is the tissue mask of one input, but there are {len(self.inputs)}: '
+                'predict that one alone.'
+            )
+        further = [path for path in (options.tissue_mask, options.cases) if path]
+        self.faults = check_results(self.inputs, out, options, [*read, *further], ensemble)
+        check_writable(out)
+
+    def run(self, predictor: Predictor, report: Callable[[str], None]) -> list[str]:
+        """Predict what is not finished; return one sentence for each input that failed."""
+        facts = _facts(predictor, self.options)
+        self.key = self.options.key({name: facts[name] for name in _DECISIVE} | dict(sha256=_checksums(facts)))
+        self.records, self.claims = Records(self.out, self.key), Claims(self.out / _CLAIMS)
+        with self.claims.waited('.start'):
+            self.records.check_others(self.options.overwrite)
+            if 'geojson' in self.options.formats:
+                write_classes(self.out / CLASSES_FILE)
+        faults: dict[Input, str] = dict(self.faults)
+        try:
+            for number, item in enumerate(self.inputs, 1):
+                if item in self.faults:
+                    report(f'[{number}/{len(self.inputs)}] skipped: {self.faults[item]}')
+            self._predict_all(predictor, report, faults)
+        finally:
+            named = [dict(file=printable(item.path), error=fault) for item, fault in self.faults.items()]
+            write_tables(self.records, self.claims, facts, self.options, named)
+            for folder in (_SCRATCH, _CLAIMS):
+                with contextlib.suppress(OSError):  # another process is at work
+                    (self.out / folder).rmdir()
+        self._report_assumed(predictor, report)
+        return [faults[item] for item in self.inputs if item in faults]
+
+    def _predict_all(self, predictor: Predictor, report: Callable[[str], None], faults: dict[Input, str]) -> None:
+        """Predict each input in this process or wait until another process has done it."""
+        started = time.time()
+        waiting = [(number, item) for number, item in enumerate(self.inputs, 1) if item not in self.faults]
+        fresh, told = self.options.overwrite, False
+        while waiting:
+            left = []
+            for number, item in waiting:
+                before = f'[{number}/{len(self.inputs)}] '
+                with self.claims.claimed(item.name) as mine:
+                    if not mine:
+                        left.append((number, item))
+                        continue
+                    done = self._finished(item, started, fresh)
+                    line = done if done is not None else self._predict_one(predictor, item)
+                    if error := self.records.read(item.name).get('error'):
+                        faults[item], line = error, f'skipped: {error}'
+                    report(before + line)
+            if left and len(left) == len(waiting):
+                if not told:
+                    holder = self.claims.holder(left[0][1].name)
+                    report(f'waiting for {printable(left[0][1].path)}, which {holder or "another process"} predicts')
+                    told = True
+                time.sleep(_WAIT)
+            waiting = left
+
+    def _finished(self, item: Input, started: float, fresh: bool) -> str | None:
+        """Return a line about an input that need not be predicted; None if it must be."""
+        record = self.records.path(item.name)
+        with contextlib.suppress(OSError):
+            recent = record.stat().st_mtime >= started
+            if recent and 'error' in self.records.read(item.name):  # another process has just failed
+                return ''
+            if self.records.is_finished(item) and (recent or not fresh):
+                return f'{printable(item.path)} is finished already'
+        return None
+
+    def _predict_one(self, predictor: Predictor, item: Input) -> str:
+        """Predict an input and record the result or the fault; return a line of text."""
+        name, scratch = printable(item.path), self.out / _SCRATCH / item.name
+        known = dict(name=item.name, file=name, input=input_state(item.path))
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        try:
+            with writing(self.out, 'free some space or choose another folder'):
+                scratch.mkdir(parents=True)
+                entry, notes = predict_input(predictor, item, scratch, self.options)
+                if not self.claims.is_mine(item.name):
+                    raise IgniteError(
+                        f'{name} was taken over by {self.claims.holder(item.name)} while this process stood.'
+                    )
+                known['checksums'] = checksums(scratch, entry['files'])
+                self.records.write(item.name, dict(known, error=UNFINISHED))  # in case this process is killed now
+                _move(scratch, self.out, entry['files'])
+            entry['sizes'] = sizes(self.out, entry['files'])
+        except IgniteError as error:
+            text = str(error)
+            entry, notes = dict(error=text if name in text else f'{name}: {text}'), []
+        except Exception as error:  # affects this input only: out of memory, an error of a decoder, ...
+            entry, notes = dict(error=_fault(name, error)), []
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.records.write(item.name, dict(known, **entry))
+        first = next(iter(entry.get('files', ())), '')
+        return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
+
+    def _report_assumed(self, predictor: Predictor, report: Callable[[str], None]) -> None:
+        entries = [self.records.read(item.name) for item in self.inputs]
+        if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
+            report(
+                f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, '
+                'was assumed: state theirs with --mpp.'
+            )
 
 
-def _expand(paths: Sequence[str | Path]) -> list[Path]:
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = visible_files(path, SUFFIXES)
-            if not inside:
-                raise IgniteError(f'{printable(path)} contains no image ({", ".join(SUFFIXES)}): check the folder.')
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise IgniteError(f'{printable(path)} does not exist; an image or a folder was expected: check the path.')
-    return found
+def predict_input(
+    predictor: Predictor, item: Input, folder: Path, options: PredictionOptions
+) -> tuple[dict, list[str]]:
+    """Predict one input and write its files to a folder that holds nothing else.
 
+    Returns:
+        its entry for the record, and notes on what was changed or assumed.
 
-def _check_options(um_per_px: float | None = None, palette: str = 'official', max_pixels: int = MAX_PIXELS) -> None:
-    if um_per_px is not None:
-        check_resolution(um_per_px)
-    if palette not in PALETTES:
-        raise IgniteError(f'the palette is {palette!r}; one of {", ".join(PALETTES)} was expected.')
-    if max_pixels < 1:
-        raise IgniteError(f'the limit of pixels is {max_pixels}; a number above 0 was expected.')
-
-
-def _run(
-    predictor: Predictor,
-    files: _Files,
-    facts: dict,
-    report: Callable[[str], None],
-    um_per_px: float | None = None,
-    palette: str = 'official',
-    max_pixels: int = MAX_PIXELS,
-) -> list[str]:
-    """Predict the files one by one and record each in ``run.json``, even if interrupted."""
-    faults, entries, colours, total = [], [], PALETTES[palette], len(files.paths)
-    try:
-        for number, path in enumerate(files.paths, 1):
-            line, entry, fault = '', {}, files.faults.get(path)
-            if fault is None:
-                line, entry, fault = _predict_file(predictor, path, files.out, um_per_px, colours, max_pixels)
-            if fault is not None:
-                faults.append(fault)
-                entry = dict(file=printable(path), error=fault)
-            entries.append(entry)
-            report(f'[{number}/{total}] ' + (line if fault is None else f'skipped: {fault}'))
-    finally:
-        record = dict(
-            package=f'mmseg_ignite {__version__}',
-            **facts,
-            training=dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source),
-            palette=palette,
-            classes={name: number for number, name in enumerate(CLASSES, 1)},  # the raw ids of label PNGs
-            images=entries,
+    Raises:
+        IgniteError: it cannot be read or predicted, or a file cannot be written.
+    """
+    start = time.perf_counter()
+    ensemble = len(predictor.ensemble.members) > 1
+    with opened(item, predictor, options) as source, contextlib.ExitStack() as stack:
+        labels, maps = _rasters(folder, source.size, options, ensemble, stack)
+        mm2 = len(source.windows) * math.prod(predictor.window_size(source.size)) * source.um_per_px**2 / 1e6
+        with WindowProgress(len(source.windows), item.path.name, mm2) as on_progress:
+            predictor.label(
+                *(source.image, labels, source.stated_um_per_px, on_progress, source.wanted, source.tissue, maps)
+            )
+            seconds = time.perf_counter() - start
+            specks = merge_specks(labels, minimum_pixels(options.min_area, source.um_per_px))
+            _blank(labels, source.blank)
+            found = areas(labels, source.um_per_px, maps.get('disagreement'), source.um_per_px_source)
+            write_files(folder, item, source, labels, maps, found, options)
+        notes = [*source.notes]
+        if missing := getattr(source.image, 'missing_pixels', 0):
+            notes.append(f'{missing:,} px without data were read as glass')
+        entry = dict(
+            kind=item.kind,
+            files=item.files(options, ensemble),
+            height=source.size[0],
+            width=source.size[1],
+            **source.facts,
+            missing_pixels=int(missing),
+            windows=len(source.windows),
+            merged_regions=specks,
+            seconds=round(time.perf_counter() - start, 3),
+            prediction_seconds=round(seconds, 3),
+            areas=vars(found),
         )
-        with writing(files.out / RUN):
-            write_result(files.out / RUN, record)
-    if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
-        report(
-            f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, was '
-            'assumed: state theirs with --um-per-px.'
-        )
-    return faults
+        entry['notes'] = notes
+    return entry, notes
 
 
-def _predict_file(
-    predictor: Predictor, path: Path, out: Path, um_per_px: float | None, colours: Colours, max_pixels: int
-) -> tuple[str, dict, str | None]:
-    """Predict one file; return a line of text, its entry in run.json, and the fault if there is one."""
-    name = printable(path)
-    try:
-        read = read_image(path, max_pixels)
-        known, source = (um_per_px, 'option') if um_per_px else (read.um_per_px, read.resolution_source)
-        size = predictor.working_size(read.pixels.shape[:2], known)
-        with _WindowProgress(predictor.windows(size), path.name) as on_progress:
-            labels = predictor.predict(read, known, on_progress)
-        write_prediction(out, path.stem, read.pixels, labels, um_per_px=known, colours=colours)
-    except IgniteError as error:
-        text = str(error)
-        return '', {}, text if name in text else f'{name}: {text}'
-    except Exception as error:  # affects this file only: out of memory, an error of a decoder, ...
-        text = (str(error) or 'no further details').splitlines()[0]
-        kind = 'there is not enough memory' if _out_of_memory(error) else f'{type(error).__name__}: {text}'
-        return '', {}, f'{name} cannot be predicted ({kind}): cut it into parts, or check the file.'
-    entry = dict(
-        file=name,
-        labels=printable(f'{path.stem}.png'),
-        height=read.pixels.shape[0],
-        width=read.pixels.shape[1],
-        um_per_px=known,
-        um_per_px_source=source,
-        predicted_height=size[0],
-        predicted_width=size[1],
-        resampled=size != read.pixels.shape[:2],
-        transparent=read.transparent,
-        fully_transparent=0.0 if read.blank is None else float(read.blank.mean()),
-        orientation=read.orientation,
-        pages=read.pages,
+def _blank(labels: object, blank: np.ndarray | None) -> None:
+    """Set pixels to Background; merged regions may have covered them again."""
+    for top in range(0, 0 if blank is None else len(blank), _BAND):
+        rows = slice(top, min(top + _BAND, len(blank)))
+        labels[rows] = np.where(blank[rows], np.uint8(BACKGROUND), labels[rows])
+
+
+def _rasters(
+    folder: Path, size: tuple[int, int], options: PredictionOptions, ensemble: bool, stack: contextlib.ExitStack
+) -> tuple[object, dict]:
+    """Return the rasters of labels and maps: on disk for slides, in memory for images."""
+
+    def raster(name: str) -> object:
+        if math.prod(size) <= _IN_MEMORY:
+            return np.zeros(size, np.uint8)
+        return stack.enter_context(DiskRaster(folder / f'.{name}.raw', size))
+
+    maps = {name: raster(name) for name in ('entropy',) if name in options.formats}
+    maps |= dict(disagreement=raster('disagreement')) if ensemble else {}
+    if 'probability' in options.formats:
+        maps['probability'] = [raster(f'probability{i}') for i in range(len(CLASSES))]
+    return raster('labels'), maps
+
+
+def _move(folder: Path, out: Path, names: Sequence[str]) -> None:
+    """Move finished files and folders to the output folder, replacing earlier ones."""
+    for name in names:
+        target = out / name
+        if target.is_dir() and not target.is_symlink():
+            aside = folder / f'.old.{name}'
+            target.replace(aside)
+        (folder / name).replace(target)
+
+
+def _facts(predictor: Predictor, options: PredictionOptions) -> dict:
+    """Return what ``run.json`` says of the model; the results depend on it."""
+    return dict(
+        config=predictor.config_file and printable(predictor.config_file),
+        checkpoint=printable(predictor.ensemble.path),
+        checkpoints=[dict(file=printable(path), sha256=file_sha256(path)) for path in predictor.ensemble.members],
+        device=str(predictor.device),
+        amp=predictor.amp,
+        training=dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source),
+        inference=dict(sorted((predictor.model.test_cfg or {}).items())),
+        palette=options.palette,
+        formats=list(options.formats),
+        min_area_um2=options.min_area,
+        tolerance_um=options.tolerance,
     )
-    notes = '; '.join(_notes(predictor, read, entry))
-    return f'{name} -> {printable(out / f"{path.stem}.png")}' + (f' ({notes})' if notes else ''), entry, None
+
+
+def _checksums(facts: Mapping[str, object]) -> list[str]:
+    return [member['sha256'] for member in facts['checkpoints']]
+
+
+def _fault(name: str, error: Exception) -> str:
+    """Return a sentence about an unexpected error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f'{name} cannot be predicted ({error.strerror}): free some space.'
+    text = (str(error) or 'no further details').splitlines()[0]
+    kind = 'there is not enough memory' if _out_of_memory(error) else f'{type(error).__name__}: {text}'
+    return f'{name} cannot be predicted ({kind}): cut it into parts, or check the file.'
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Return whether Python, CUDA or torch on a CPU (a RuntimeError) ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)
-
-
-def _notes(predictor: Predictor, read: ReadImage, entry: dict) -> list[str]:
-    """Return what was changed or assumed about an image."""
-    notes = []
-    known, stated = entry['um_per_px'], read.um_per_px
-    if known:
-        where = 'as stated by --um-per-px' if entry['um_per_px_source'] == 'option' else entry['um_per_px_source']
-        notes.append(f'{known:.3g} um/px, {where}')
-        if stated and not 1 / TOLERANCE <= known / stated <= TOLERANCE:
-            notes.append(f'the file states {stated:.3g} um/px')
-    if entry['resampled']:
-        notes.append(f'resampled to {predictor.um_per_px:.3g} um/px of the training')
-    if read.transparent:
-        blank = 100 * entry['fully_transparent']
-        notes.append(f'{100 * read.transparent:.3g} % transparent, {blank:.3g} % fully and thus Background')
-    if read.orientation != 1:
-        notes.append(f'EXIF orientation {read.orientation} applied')
-    if read.pages > 1:
-        notes.append(f'page 1 of {read.pages}')
-    return notes
-
-
-class _WindowProgress:
-    """A progress bar of windows on the terminal, for an image of several windows."""
-
-    def __init__(self, windows: int, name: str) -> None:
-        self.bar = Progress(
-            TextColumn('{task.description}', markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn('windows'),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=windows < 2 or not sys.stderr.isatty(),
-        )
-        self.task = self.bar.add_task(printable(name), total=windows)
-
-    def __enter__(self) -> Callable[[int], object]:
-        self.bar.start()
-        return lambda windows: self.bar.advance(self.task, windows)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()

@@ -272,6 +272,10 @@ class Predictor:
             return [(0, size[0])], [(0, size[1])]
         return tuple(grid(*axis) for axis in zip(size, test_cfg['crop_size'], test_cfg['stride']))
 
+    def window_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (h, w) px of the windows of an image of (H, W) px at the resolution of the training."""
+        return tuple(spans[0][1] - spans[0][0] for spans in self.spans(size))
+
     def windows(self, size: tuple[int, int]) -> int:
         """Return the number of windows predicted for an image of (H, W) px at the resolution of the training."""
         return math.prod(map(len, self.spans(size)))

@@ -66,6 +66,16 @@ class Claims:
             finally:
                 release(path, own)
 
+    @contextlib.contextmanager
+    def waited(self, name: str) -> Iterator[None]:
+        """Hold the claim of an item inside the context, after waiting for processes that have it."""
+        while True:
+            with self.claimed(name) as mine:
+                if mine:
+                    yield
+                    return
+            time.sleep(0.2)
+
     def holder(self, name: str) -> str:
         """Describe the process that has the claim of an item, e.g. 'process 12 on node3'; '' if there is none."""
         found = read_holder(self.path(name))

@@ -86,7 +86,7 @@ def write_labels(folder: str | Path, name: str, prediction: np.ndarray) -> None:
     Raises:
         IgniteError: the file cannot be written, or exists and was not written by this package.
     """
-    _save(prediction_files(folder, name)[0], Image.fromarray(encode_mask(prediction)))
+    save_picture(prediction_files(folder, name)[0], Image.fromarray(encode_mask(prediction)))
 
 
 def write_prediction(
@@ -101,9 +101,10 @@ def write_prediction(
     """Write ``NAME.png`` (see :func:`write_labels`) and ``NAME_overlay.png`` (see :func:`draw_overlay`)."""
     write_labels(folder, name, prediction)
     picture = draw_overlay(image, prediction, truth, printable(name), um_per_px, colours)
-    _save(prediction_files(folder, name)[1], picture)
+    save_picture(prediction_files(folder, name)[1], picture)
 
 
-def _save(path: Path, picture: Image.Image) -> None:
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a signed PNG; raise IgniteError if it cannot be written or a foreign file is there."""
     with writing(path), result_file(path) as partial:
         picture.save(partial)

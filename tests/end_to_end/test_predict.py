@@ -17,7 +17,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from mmseg_ignite.apis import Predictor, load_config, predict_files
-from mmseg_ignite.apis.predicting import _WindowProgress
+from mmseg_ignite.apis.prediction_progress import WindowProgress
 from mmseg_ignite.apis.testing import _remove_others
 from mmseg_ignite.datasets.transforms import LoadIGNITERegion
 from mmseg_ignite.errors import IgniteError
@@ -77,7 +77,7 @@ def save(path, image=None, **options):
 
 
 def predict(checkpoint, *arguments):
-    return tool('predict', DEMO_CONFIG, checkpoint, *arguments, '--device', 'cpu')
+    return tool('predict', DEMO_CONFIG, checkpoint, *arguments, '--device', 'cpu', '--min-area', 0)
 
 
 def labels_of(path):
@@ -284,7 +284,7 @@ def test_unwritable_record_is_an_error(checkpoint, tmp_path, capsys, monkeypatch
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr('mmseg_ignite.apis.predicting.write_result', full)
+    monkeypatch.setattr('mmseg_ignite.apis.prediction_records.write_result', full)
     assert predict(checkpoint, save(tmp_path / 'a.png'), '--out', tmp_path / 'o') == 2
     assert 'run.json cannot be written (No space left on device)' in single_error(capsys)
 
@@ -422,7 +422,7 @@ def test_pipeline_that_changes_colours_is_applied(config, checkpoint, predictor)
 
 def test_progress_is_shown_on_terminals_only(monkeypatch, capsys):
     def line():
-        with _WindowProgress(8, 'a.png') as on_progress:
+        with WindowProgress(8, 'a.png') as on_progress:
             on_progress(3)
         return capsys.readouterr().err
 

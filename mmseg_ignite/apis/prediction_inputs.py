@@ -1,0 +1,126 @@
+"""The inputs of a prediction: images, whole slides and arrays on disk, and the names of their results."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import IgniteError
+from ..files import check_outputs, printable, visible_files
+from ..images.reading import SUFFIXES
+from ..slides.reader import SLIDE_SUFFIXES, dicom_slides, is_slide
+from .prediction_options import PredictionOptions
+
+RUN = 'run.json'
+TABLES = ('areas.csv', 'ratios.csv')
+PAGE = 'slides.html'
+CLASSES_FILE = 'classes.json'
+RECORDS = 'records'
+_FOLDER_SUFFIXES = tuple(dict.fromkeys((*SUFFIXES, *SLIDE_SUFFIXES)))
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to predict.
+
+    Attributes:
+        path: the file.
+        kind: 'image', 'slide' or 'array' (an ``.npy`` file).
+    """
+
+    path: Path
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The first part of the names of its results: the file name without suffix."""
+        return re.sub(r'\.ome$', '', self.path.stem, flags=re.IGNORECASE)
+
+    def files(self, options: PredictionOptions, ensemble: bool = False) -> list[str]:
+        """Return the names of the files and folders that are written for it, sorted."""
+        pyramid = 'tiff' in options.formats or ('label' in options.formats and self.kind == 'slide')
+        found = {f'{self.name}.ome.tif'} if pyramid else set()
+        if 'label' in options.formats:
+            found.add(f'{self.name}_preview.png' if self.kind == 'slide' else f'{self.name}.png')
+        endings = dict(overlay='_overlay.png', geojson='.geojson', page='_tiles')
+        found |= {self.name + ending for name, ending in endings.items() if name in options.formats}
+        maps = [name for name in ('probability', 'entropy') if name in options.formats]
+        found |= {f'{self.name}_{name}.ome.tif' for name in maps + ['disagreement'] * ensemble}
+        return sorted(found)
+
+
+def find_inputs(paths: Iterable[str | os.PathLike]) -> list[Input]:
+    """Return the inputs that files, folders and patterns such as ``slides/*.svs`` name, each once, in order.
+
+    A folder gives its visible images and slides; DICOM files of one series are one slide.
+
+    Raises:
+        IgniteError: a path does not exist, or a folder or a pattern gives nothing.
+    """
+    found: dict[Path, Input] = {}
+    for path in map(Path, paths):
+        for file in _expand(path):
+            kind = 'array' if file.suffix.lower() == '.npy' else 'slide' if is_slide(file) else 'image'
+            found.setdefault(file, Input(file, kind))
+    return list(found.values())
+
+
+def _expand(path: Path) -> Sequence[Path]:
+    if path.is_dir():
+        inside = [file for file in visible_files(path, _FOLDER_SUFFIXES) if file.suffix.lower() != '.dcm']
+        inside += dicom_slides(path) if visible_files(path, ('.dcm',)) else []
+        if not inside:
+            expected = ', '.join(_FOLDER_SUFFIXES)
+            raise IgniteError(f'{printable(path)} contains no image or slide ({expected}): check the folder.')
+        return sorted(inside)
+    if os.path.lexists(path):
+        return [path]
+    if glob.has_magic(os.fspath(path)):
+        matches = sorted(map(Path, glob.glob(os.fspath(path), recursive=True)))
+        if matches:
+            return [file for match in matches for file in (_expand(match) if match.is_dir() else [match])]
+        raise IgniteError(f'{printable(path)} matches no file: check the pattern.')
+    raise IgniteError(f'{printable(path)} does not exist; an image, a slide or a folder was expected: check the path.')
+
+
+def check_results(
+    inputs: Sequence[Input],
+    out: Path,
+    options: PredictionOptions,
+    read: Iterable[str | os.PathLike] = (),
+    ensemble: bool = False,
+) -> dict[Input, str]:
+    """Check the files to be written before any work.
+
+    Args:
+        inputs: what is predicted.
+        out: output folder.
+        options: what is written.
+        read: further files that are read, e.g. config and checkpoints.
+        ensemble: whether several networks predict.
+
+    Returns:
+        {input: why it cannot be predicted}, for inputs that would write a file of an earlier one.
+
+    Raises:
+        IgniteError: a file may not be written, see :func:`mmseg_ignite.files.check_outputs`.
+    """
+    faults, taken = {}, {}
+    for item in inputs:
+        # The name too: two inputs of one name would share their record.
+        written = [f'{item.name}/', *item.files(options, ensemble)]
+        clash = next((name for name in written if name in taken), None)
+        if clash is None:
+            taken.update(dict.fromkeys(written, item))
+        else:
+            faults[item] = (
+                f'{printable(item.path)} and {printable(taken[clash].path)} would both write '
+                f'{printable(clash.rstrip("/"))}: predict them into two folders.'
+            )
+    tables = [RUN, *(TABLES if 'areas' in options.formats else ()), *([PAGE] if 'page' in options.formats else [])]
+    files = [name for name in (*taken, *tables) if not name.endswith(('/', '_tiles'))]
+    inside = [out / RECORDS / f'{item.name}.json' for item in inputs]
+    check_outputs([out / name for name in files] + inside, [*(item.path for item in inputs), *read])
+    return faults
