@@ -33,7 +33,6 @@ class Ratio(NamedTuple):
     """A ratio of areas: that of the classes ``part`` divided by that of the classes ``whole``."""
 
     name: str  # column of ratios.csv
-    title: str
     part: tuple[str, ...]
     whole: tuple[str, ...]
 
@@ -50,10 +49,10 @@ class Ratio(NamedTuple):
 
 _TUMOR, _STROMA, _INFLAMMATION, _NECROSIS = 'Tumor epithelium', 'Stroma', 'Inflammation', 'Necrotic tissue'
 RATIOS = (
-    Ratio('tumor_stroma_ratio', 'tumor-stroma ratio', (_TUMOR,), (_TUMOR, _STROMA)),
-    Ratio('stroma_share', 'stroma share', (_STROMA,), (_TUMOR, _STROMA)),
-    Ratio('inflammation_in_stroma', 'inflammation in stroma', (_INFLAMMATION,), (_INFLAMMATION, _STROMA)),
-    Ratio('necrosis_share', 'necrosis share', (_NECROSIS,), (_TUMOR, _STROMA, _INFLAMMATION, _NECROSIS)),
+    Ratio('tumor_stroma_ratio', (_TUMOR,), (_TUMOR, _STROMA)),
+    Ratio('stroma_share', (_STROMA,), (_TUMOR, _STROMA)),
+    Ratio('inflammation_in_stroma', (_INFLAMMATION,), (_INFLAMMATION, _STROMA)),
+    Ratio('necrosis_share', (_NECROSIS,), (_TUMOR, _STROMA, _INFLAMMATION, _NECROSIS)),
 )
 """The ratios that are reported, in the order of the columns."""
 
@@ -172,7 +171,7 @@ def read_cases(path: str | os.PathLike, slides: Iterable[str]) -> dict[str, str]
         IgniteError: The file cannot be read, lacks a column, names an unknown slide or a slide twice, or a case is empty.
 
     Example:
-        >>> Path('cases.csv').write_text('slide,case\\na1,A\\na2,A\\nb1,B\\n')
+        >>> _ = Path('cases.csv').write_text('slide,case\\na1,A\\na2,A\\nb1,B\\n')
         >>> read_cases('cases.csv', ['a1', 'a2', 'b1'])
         {'a1': 'A', 'a2': 'A', 'b1': 'B'}
     """

@@ -96,7 +96,7 @@ def find_components(raster: Raster) -> Components:
     """
     check_raster(raster)
     row_starts, starts, stops, labels = _runs(raster)
-    same = [pair for part in _contacts(row_starts, starts) for pair in _of_equal_label(part, labels)]
+    same = [_of_equal_label(*pair, labels) for pair in _contacts(row_starts, starts)]
     count, component = connect(len(starts), *(np.concatenate(side) for side in zip(*same)))
     pairs, borders = _borders(row_starts, starts, stops, component, count)
     pixels = np.bincount(component, stops - starts, count).astype(np.int64)
@@ -178,11 +178,10 @@ def _contacts(row_starts: np.ndarray, starts: np.ndarray) -> Iterator[Pair]:
         )
 
 
-def _of_equal_label(pair: Pair, labels: np.ndarray) -> Iterator[Pair]:
-    """Yield the contacts of runs of one label as int32."""
-    upper, lower = pair
+def _of_equal_label(upper: np.ndarray, lower: np.ndarray, labels: np.ndarray) -> Pair:
+    """Return the contacts of runs of one label, as int32."""
     equal = labels[upper] == labels[lower]
-    yield upper[equal].astype(np.int32), lower[equal].astype(np.int32)
+    return upper[equal].astype(np.int32), lower[equal].astype(np.int32)
 
 
 def _borders(row_starts: np.ndarray, starts: np.ndarray, stops: np.ndarray, component: np.ndarray, count: int) -> Pair:
