@@ -99,28 +99,28 @@ def test_unreadable_files_are_skipped(checkpoint, predictor, tmp_path, capsys, m
     save(folder / 'memory.png', picture(50, 91))
     save(folder / '._good.png')
     (folder / '.hidden.png').write_bytes(b'junk')
-    real = Predictor.predict
+    real = Predictor.label
 
     def no_memory(self, image, *arguments):
-        if image.pixels.shape[1] == 91:
+        if image.shape[1] == 91:
             raise MemoryError
         return real(self, image, *arguments)
 
-    monkeypatch.setattr(Predictor, 'predict', no_memory)
+    monkeypatch.setattr(Predictor, 'label', no_memory)
     assert predict(checkpoint, folder, '--out', out) == 2
     output = capsys.readouterr()
     assert 'Traceback' not in output.err and output.err.count('error: ') == 1
-    assert '6 image(s) were skipped' in output.err
+    assert '6 input(s) were skipped' in output.err
     names = {'good.png', strange.name}
-    written = {p.name for p in out.iterdir() if not p.name.endswith('_overlay.png')}
-    assert written == names | {'run.json'}
+    written = {p.name for p in out.iterdir() if p.suffix == '.png' and not p.name.endswith('_overlay.png')}
+    assert written == names and not list(out.glob('.*'))
     run = json.loads((out / 'run.json').read_text(encoding='utf-8'))
     errors = {os.path.basename(e['file']): e['error'] for e in run['images'] if 'error' in e}
     assert set(errors) == {'half.jpg', 'empty.png', 'folder.png', 'fifo.tif', 'tiny.png', 'memory.png'}
     assert 'memory' in errors['memory.png'] and '32 px' in errors['tiny.png']
     assert all(name in output.out for name in (*errors, 'caf\\xe9.png'))
     for name in names:
-        np.testing.assert_array_equal(labels_of(out / name), real(predictor, np.array(Image.open(good))))
+        np.testing.assert_array_equal(labels_of(out / name), predictor.predict(np.array(Image.open(good))))
 
 
 def test_record_describes_how_labels_were_made(checkpoint, tmp_path, capsys):
@@ -176,14 +176,14 @@ def test_image_is_resampled_to_the_training_resolution(checkpoint, predictor, tm
     save(tmp_path / 'b.png', large)
     assert predict(checkpoint, tmp_path / 'a.png', '--out', tmp_path / 'o') == 0
     assert '0.2 um/px, pHYs of the PNG; resampled to 0.4 um/px' in capsys.readouterr().out
-    assert predict(checkpoint, tmp_path / 'b.png', '--out', tmp_path / 'o', '--um-per-px', 0.2) == 0
-    assert '0.2 um/px, as stated by --um-per-px; resampled' in capsys.readouterr().out
+    assert predict(checkpoint, tmp_path / 'b.png', '--out', tmp_path / 'o', '--mpp', 0.2, '--overwrite') == 0
+    assert '0.2 um/px, as stated by --mpp; resampled' in capsys.readouterr().out
     for name in 'ab':
         np.testing.assert_array_equal(labels_of(tmp_path / 'o' / f'{name}.png'), expected.repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(predictor.predict(tmp_path / 'a.png'), expected.repeat(2, 0).repeat(2, 1))
     entry = json.loads((tmp_path / 'o' / 'run.json').read_text())['images'][0]
     assert entry['resampled'] and (entry['predicted_height'], entry['predicted_width']) == (40, 51)
-    assert predict(checkpoint, tmp_path / 'a.png', '--out', tmp_path / 'o', '--um-per-px', 0.4) == 0
+    assert predict(checkpoint, tmp_path / 'a.png', '--out', tmp_path / 'p', '--um-per-px', 0.4) == 0
     assert 'the file states 0.2 um/px' in capsys.readouterr().out
     assert predictor.predict(small, um_per_px=0.8).shape == small.shape[:2]
     assert predictor.working_size((40, 51), 0.8) == (80, 102)
@@ -247,7 +247,7 @@ def test_inputs_and_foreign_files_are_not_overwritten(checkpoint, tmp_path, caps
 def test_clashing_output_names_are_refused(checkpoint, predictor, tmp_path):
     a, b = save(tmp_path / 'x' / 'a.png'), save(tmp_path / 'y' / 'a.tif')
     c = save(tmp_path / 'x' / 'a_overlay.png')
-    errors = predict_files(predictor, [a, b, c, a], tmp_path / 'o', lambda text: None)
+    errors = predict_files(predictor, [a, b, c, a], tmp_path / 'o', lambda text: None, min_area=0)
     assert len(errors) == 2 and 'a.tif' in errors[0] and 'a_overlay.png' in errors[1]
     np.testing.assert_array_equal(labels_of(tmp_path / 'o' / 'a.png'), predictor.predict(a))
 
