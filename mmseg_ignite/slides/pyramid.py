@@ -199,7 +199,7 @@ class _Image:
             + (self._annotation() if self.classes else '')
             + '</OME>'
         )
-        return text.encode('ascii', 'xmlcharrefreplace')  # TIFF texts are ASCII
+        return text.encode('utf-8', 'replace')  # Bio-Formats reads UTF-8, but not character references such as &#181;
 
     def _annotation(self) -> str:
         values = ''.join(f'<M K="{key}">{_quoted(value)[1:-1]}</M>' for key, value in self.classes.items())
