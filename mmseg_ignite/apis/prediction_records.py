@@ -155,5 +155,5 @@ def _page_entry(out: Path, entry: dict) -> SlideEntry:
     areas = SlideAreas(**entry['areas'])
     mm2, shares, values = areas.area_mm2, areas.share_of_tissue, areas.ratios
     rows = [{'class': name, 'mm2': mm2[name], 'share': shares[name]} for name in CLASSES if areas.pixels[name]]
-    ratios = [dict(name=ratio.title, value=values[ratio.name], formula=ratio.formula) for ratio in RATIOS]
+    ratios = [dict(name=ratio.name, value=values[ratio.name], formula=ratio.formula) for ratio in RATIOS]
     return SlideEntry(entry['name'], out / f'{entry["name"]}_tiles', rows, ratios, entry.get('notes', ()))
