@@ -115,12 +115,13 @@ class TiffTiles:
             IgniteError: A tile is damaged.
         """
         page, missing = self._pages[level], 0
-        out = np.full((height, width, 3), 255, np.uint8)
+        out = np.empty((height, width, 3), np.uint8)
         rows, columns = (_parts(*span) for span in ((top, height, page.tile[0]), (left, width, page.tile[1])))
         for row, to_y, from_y in rows:
             for column, to_x, from_x in columns:
                 tile = self._tile(level, row, column)
                 if tile is None:
+                    out[to_y, to_x] = 255
                     missing += (to_y.stop - to_y.start) * (to_x.stop - to_x.start)
                 else:
                     out[to_y, to_x] = tile[from_y, from_x]
@@ -146,7 +147,7 @@ class TiffTiles:
         down, across = (-(-side // part) for side, part in zip(page.size, page.tile))
         number = row * across + column
         planes = [number + plane * down * across for plane in range(3 if page.page.planarconfig == 2 else 1)]
-        if not page.counts[planes].all():
+        if not all(page.counts[plane] for plane in planes):
             return None
         try:
             parts = [self._segment(page, plane) for plane in planes]
