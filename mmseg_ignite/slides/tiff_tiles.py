@@ -61,6 +61,8 @@ class TiffTiles:
         >>> pixels, missing = tiles.read(0, 1024, 2048, 512, 512)
     """
 
+    _file = -1
+
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.name, self.notes = Path(path), printable(path), []
         tifffile = import_extra('tifffile', 'reading tiled TIFF')
@@ -114,6 +116,8 @@ class TiffTiles:
         Raises:
             IgniteError: A tile is damaged.
         """
+        if self._file < 0:
+            raise IgniteError(f'{self.name} was closed; open it again.')
         page, missing = self._pages[level], 0
         out = np.empty((height, width, 3), np.uint8)
         rows, columns = (_parts(*span) for span in ((top, height, page.tile[0]), (left, width, page.tile[1])))
@@ -235,4 +239,4 @@ def _on_white(tile: np.ndarray) -> np.ndarray:
 
 
 def _px(size: tuple[int, int]) -> str:
-    return f'{size[0]:,} x {size[1]:,} px'
+    return f'{size[0]} x {size[1]} px'

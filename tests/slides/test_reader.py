@@ -95,8 +95,16 @@ def test_enlarging_interpolates_without_shift(slides):
     with open_slide(slides['aperio']) as slide:
         view, level = slide.at(0.125), slide.at(0.25)[:]
         assert view.shape == (2 * 1203, 2 * 1607, 3) and view.um_per_px == 0.125
-        part = view[:400, :400].astype(float).reshape(200, 2, 200, 2, 3).mean((1, 3))
-        assert np.abs(part - level[:200, :200]).mean() < 2.5
+        for target, ratio in ((0.125, 0.5), (0.15, 0.6)):
+            view = slide.at(target)
+            expected = level.astype(float)
+            for axis, side in enumerate(view.shape[:2]):
+                places = (np.arange(side) + 0.5) * ratio - 0.5
+                low = np.floor(places).astype(int)
+                weight = (places - low).reshape([-1 if i == axis else 1 for i in range(3)])
+                ends = (expected.take((low + step).clip(0, level.shape[axis] - 1), axis) for step in (0, 1))
+                expected = sum(end * part for end, part in zip(ends, (1 - weight, weight)))
+            assert np.abs(view[:] - expected).max() < 1.01
         with pytest.raises(IgniteError, match=r'has 0.25 um/px, and 0.1 um/px is needed'):
             slide.at(0.1)
         with pytest.raises(IgniteError, match='smaller than one pixel'):
@@ -314,6 +322,28 @@ def test_levels_that_do_not_fit_are_noted(tmp_path):
         assert [level.downsample for level in slide.levels] == [1, 4] and slide.um_per_px == 0.5
         assert slide.notes == ['a level of 300 x 300 px does not fit 600 x 800 px and is not used']
         np.testing.assert_array_equal(slide.at(0.5)[100:200], pixels[100:200])
+
+
+def test_levels_of_openslide_that_do_not_fit_are_noted(slides, monkeypatch):
+    expected = open_slide(slides['aperio']).at(4.0)[:]
+    _with_properties(monkeypatch)
+    monkeypatch.setattr(_Fake, 'level_dimensions', ((1607, 1203), (401, 600), (100, 75)), raising=False)
+    monkeypatch.setattr(_Fake, 'level_downsamples', (1.0, 3.0, 16.05), raising=False)
+    with open_slide(slides['aperio']) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 16]
+        assert slide.notes == ['level 1 of 600 x 401 px does not fit 1203 x 1607 px and is not used']
+        view = slide.at(4.0)
+        assert view.level == 1 and np.abs(view[:].astype(int) - expected).mean() < 2
+    with pytest.raises(IgniteError, match='was closed'):
+        slide.at(4.0)[:]
+
+
+def test_a_closed_slide_says_so(slides):
+    for path in slides.values():
+        view = (slide := open_slide(path)).at(0.5)
+        slide.close()
+        with pytest.raises(IgniteError, match='was closed'):
+            view[:]
 
 
 def test_planes_and_transparency_of_a_tiff(tmp_path):
