@@ -5,6 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import ImageCms
 
 from ..errors import IgniteError
 from ..extras import import_extra
@@ -63,17 +64,23 @@ class OpenSlideSource:
             self._slide = openslide.OpenSlide(path)
             self._slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             properties = dict(self._slide.properties)
-            profile = self._slide.color_profile
         except openslide.OpenSlideError as error:
             raise IgniteError(
                 f'{self.name} cannot be opened as a whole slide ({error}): copy or export it again.'
             ) from error
-        self.format, self.icc = properties[openslide.PROPERTY_NAME_VENDOR], profile and profile.tobytes()
+        self.format, self.icc, self.notes = properties[openslide.PROPERTY_NAME_VENDOR], None, []
+        try:
+            profile = self._slide.color_profile
+            self.icc = profile and profile.tobytes()
+        except (openslide.OpenSlideError, ImageCms.PyCMSError, OSError) as error:
+            self.notes.append(f'its ICC profile cannot be read ({error})')
         self.resolution, self.bounds = _resolution(properties, openslide), _bounds(properties)
         self._background = _colour(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR))
-        self.notes, self.levels, self._numbers, self._downsamples = [], [], [], []
+        self.levels, self._numbers, self._downsamples = [], [], []
         self._find_levels()
         self._tiles = tiles if self._same_pixels(tiles) else None
+        if tiles and not self._tiles:
+            tiles.close()
 
     def _find_levels(self) -> None:
         """Keep the levels that cover the slide; OpenSlide averages both axes of sizes that were rounded or are wrong."""
@@ -82,9 +89,8 @@ class OpenSlideSource:
             zip(self._slide.level_dimensions, self._slide.level_downsamples)
         ):
             if any((part + _TOLERANCE) * given < whole for part, whole in zip((height, width), full)):
-                self.notes.append(
-                    f'level {number} of {height:,} x {width:,} px does not fit {full[0]:,} x {full[1]:,} px'
-                )
+                sizes = f'{height} x {width} px does not fit {full[0]} x {full[1]} px'
+                self.notes.append(f'level {number} of {sizes} and is not used')
                 continue
             exact = downsample(full, (height, width))
             self.levels.append(Level((height, width), exact or given))

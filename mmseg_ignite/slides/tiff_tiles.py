@@ -61,6 +61,8 @@ class TiffTiles:
         >>> pixels, missing = tiles.read(0, 1024, 2048, 512, 512)
     """
 
+    _file = -1
+
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.name, self.notes = Path(path), printable(path), []
         tifffile = import_extra('tifffile', 'reading tiled TIFF')
@@ -114,13 +116,16 @@ class TiffTiles:
         Raises:
             IgniteError: A tile is damaged.
         """
+        if self._file < 0:
+            raise IgniteError(f'{self.name} was closed; open it again.')
         page, missing = self._pages[level], 0
-        out = np.full((height, width, 3), 255, np.uint8)
+        out = np.empty((height, width, 3), np.uint8)
         rows, columns = (_parts(*span) for span in ((top, height, page.tile[0]), (left, width, page.tile[1])))
         for row, to_y, from_y in rows:
             for column, to_x, from_x in columns:
                 tile = self._tile(level, row, column)
                 if tile is None:
+                    out[to_y, to_x] = 255
                     missing += (to_y.stop - to_y.start) * (to_x.stop - to_x.start)
                 else:
                     out[to_y, to_x] = tile[from_y, from_x]
@@ -146,7 +151,7 @@ class TiffTiles:
         down, across = (-(-side // part) for side, part in zip(page.size, page.tile))
         number = row * across + column
         planes = [number + plane * down * across for plane in range(3 if page.page.planarconfig == 2 else 1)]
-        if not page.counts[planes].all():
+        if not all(page.counts[plane] for plane in planes):
             return None
         try:
             parts = [self._segment(page, plane) for plane in planes]
@@ -234,4 +239,4 @@ def _on_white(tile: np.ndarray) -> np.ndarray:
 
 
 def _px(size: tuple[int, int]) -> str:
-    return f'{size[0]:,} x {size[1]:,} px'
+    return f'{size[0]} x {size[1]} px'

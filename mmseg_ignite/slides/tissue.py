@@ -22,7 +22,7 @@ _SPECK_UM2 = 1000.0
 _GLASS = 220  # darkest channel of glass, at least
 _GLASS_TINT = 14  # difference of its channels, at most
 _MISSING = 254  # pixels as bright as this may have no data
-_THRESHOLDS = (6, 12)  # limits of the threshold below the glass, in grey levels
+_THRESHOLDS = (8, 12)  # limits of the threshold below the glass, in grey levels
 
 
 def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     A pixel is tissue if a channel of it is darker than the glass by a threshold: H&E absorbs green above all, so that the
     difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels.
     The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
-    mucus, and at least 6, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
+    mucus, and at least 8, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
     glands, vessels) are filled, and a margin of 50 um is added.
 
     Args:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 Index = slice | tuple[slice, ...]
-_SIDE, _LEVEL_SIDE = 512, 1024
+_SIDE, _LEVEL_SIDE = 256, 1024
 """Sides of the blocks that are read at once: at most so many px of the view, and about so many of the level."""
 _CACHE_BYTES = 256 << 20
 
