@@ -67,7 +67,9 @@ def test_regions_are_those_of_gdal():
     for _ in range(15):
         labels = random_map(rng)
         whole = survey(labels, 16, whole=True).pieces
-        found = [item for piece in outlines(labels, whole) for item in zip(piece.labels, piece.pixels, piece.polygons())]
+        found = [
+            item for piece in outlines(labels, whole) for item in zip(piece.labels, piece.pixels, piece.polygons())
+        ]
         expected = [(value, shapely.geometry.shape(geometry)) for geometry, value in shapes(labels, connectivity=4)]
         assert len(found) == len(expected)
         known = {shapely.normalize(shapely.simplify(shape, 0)).wkb: value for value, shape in expected}
@@ -76,7 +78,9 @@ def test_regions_are_those_of_gdal():
             assert polygon.is_valid and polygon.area == pixels
 
 
-def test_pieces_cover_the_tissue_and_do_not_depend_on_their_size_or_the_kind_of_raster(tmp_path, small_pieces, monkeypatch):
+def test_pieces_cover_the_tissue_and_do_not_depend_on_their_size_or_the_kind_of_raster(
+    tmp_path, small_pieces, monkeypatch
+):
     rng = np.random.default_rng()
     labels = np.zeros((300, 280), np.uint8)
     for _ in range(12):
