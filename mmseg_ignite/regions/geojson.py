@@ -164,7 +164,7 @@ def _regions(
     """Yield label, area in um2, share of tissue (None for Background) and rings of each region."""
     shapely = import_extra('shapely', 'the outlines of regions')
     counts, pieces = survey(labels, classes, whole=background)
-    tissue = counts[1:].sum()
+    tissue = int(counts[1:].sum())
     for piece in outlines(labels, pieces):
         polygons = simplify(piece, tolerance_um / grid.um_per_px, grid.place, grid.unfit, background)
         kept = np.flatnonzero((piece.labels > 0) | background)

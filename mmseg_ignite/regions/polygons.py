@@ -106,16 +106,19 @@ def survey(raster: Raster, classes: int, whole: bool = False) -> Survey:
         )
     (height, width), counts = raster.shape, np.zeros(256, np.int64)
     tissue = np.zeros((-(-height // BLOCK), -(-width // BLOCK)), np.uint8)
-    for top in range(0, height, _ROWS):
+    for top in range(0, height if width else 0, _ROWS):
         band = np.asarray(raster[top : top + _ROWS])
         counts += histogram(band)
-        rows = np.maximum.reduceat(band, range(0, len(band), BLOCK), axis=0)
-        if width:
-            blocks = np.maximum.reduceat(rows, range(0, width, BLOCK), axis=1)
-            tissue[top // BLOCK :][: len(blocks)] = blocks > 0
+        rows = (
+            np.pad(band, ((0, -len(band) % BLOCK), (0, -width % BLOCK))) if width % BLOCK or len(band) % BLOCK else band
+        )
+        rows = rows.reshape(-1, BLOCK, rows.shape[1]).max(axis=1)
+        tissue[top // BLOCK :][: len(rows)] = rows.reshape(len(rows), -1, BLOCK).max(axis=2, initial=0) > 0
     if counts[classes:].any():
         wrong = classes + int(np.flatnonzero(counts[classes:])[0])
-        raise IgniteError(f'the labels hold the value {wrong}; train ids 0 to {classes - 1} were expected: decode them.')
+        raise IgniteError(
+            f'the labels hold the value {wrong}; train ids 0 to {classes - 1} were expected: decode them.'
+        )
     if whole or not tissue.size:
         return Survey(counts, np.ones(tissue.shape, np.int32))
     # A border of at least one block of Background around the tissue: outlines can be simplified without leaving the piece.
@@ -126,7 +129,7 @@ def survey(raster: Raster, classes: int, whole: bool = False) -> Survey:
 def outlines(raster: Raster, pieces: np.ndarray) -> Iterator[Outlines]:
     """Trace the 4-connected regions of a raster, Background included, one or more pieces at a time.
 
-    Pixels that belong to no piece have no region. The order of the regions depends only on the labels.
+    Pixels that belong to no piece, which must be 0, have no region. The order of the regions depends only on the labels.
 
     Args:
         raster: (H, W) uint8 labels below 255.
@@ -156,17 +159,16 @@ def _find_corners(raster: Raster, pieces: np.ndarray) -> Corners:
         band = np.full((_ROWS + 1, width + 2), OUTSIDE, np.uint8)
         band[0] = above
         inside = pieces[top // BLOCK : (top + _ROWS) // BLOCK] > 0
-        columns = np.flatnonzero(inside.any(axis=0))
-        if len(columns):
-            left, right = BLOCK * columns[0], min(BLOCK * (columns[-1] + 1), width)
-            pixels = np.asarray(raster[top : top + _ROWS])[:, left:right]
-            mask = np.repeat(inside[:, columns[0] : columns[-1] + 1], BLOCK, axis=1)[:, : right - left]
-            pixels = np.where(np.repeat(mask, BLOCK, axis=0)[: len(pixels)], pixels, np.uint8(OUTSIDE))
-            band[1 : len(pixels) + 1, left + 1 : right + 1] = pixels
-        above = band[-1].copy()
-        active = np.flatnonzero((band[0] != OUTSIDE) | (np.repeat(inside.any(axis=0), BLOCK)[:width].sum() > 0))
-        if len(active):
+        if inside.any():
+            pixels = np.asarray(raster[top : top + _ROWS])
+            # Pixels of no piece are 0, so "or" makes them OUTSIDE.
+            outside = np.repeat(np.where(inside, 0, OUTSIDE).astype(np.uint8), BLOCK, axis=1)[:, :width]
+            for first, row in zip(range(0, len(pixels), BLOCK), outside):
+                part = pixels[first : first + BLOCK]
+                np.bitwise_or(part, row, out=band[first + 1 : first + 1 + len(part), 1:-1])
+        if inside.any() or (above != OUTSIDE).any():
             found.append(_band_corners(band, top))
+        above = band[-1].copy()
     if not found:
         return Corners(np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, 4), np.uint8))
     return Corners(*(np.concatenate(values) for values in zip(*found)))
@@ -229,7 +231,10 @@ def _steps(corners: Corners) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _part_touching_rings(corners: Corners, crossing: np.ndarray, number: np.ndarray, following: np.ndarray) -> None:
     """Change ``following`` where a ring touches itself: turn left there, so that it becomes a ring and a hole."""
     (nw, ne, sw, se), pairs = corners.around.T, []
-    for same, headings in (((ne == sw) & (ne != OUTSIDE), (_NORTH, _SOUTH)), ((nw == se) & (nw != OUTSIDE), (_EAST, _WEST))):
+    for same, headings in (
+        ((ne == sw) & (ne != OUTSIDE), (_NORTH, _SOUTH)),
+        ((nw == se) & (nw != OUTSIDE), (_EAST, _WEST)),
+    ):
         places = 4 * np.flatnonzero(crossing & same)
         pairs.append(np.stack([number[places + heading] for heading in headings]))
     one, other = np.concatenate(pairs, axis=1)

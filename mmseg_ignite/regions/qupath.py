@@ -159,7 +159,9 @@ def _geometry_faults(geometry: object) -> Iterator[str]:
 
 
 def _ring_fault(ring: object) -> str | None:
-    if not isinstance(ring, list) or not all(isinstance(p, list) and len(p) == 2 and all(map(_is_number, p)) for p in ring):
+    if not isinstance(ring, list) or not all(
+        isinstance(p, list) and len(p) == 2 and all(map(_is_number, p)) for p in ring
+    ):
         return 'a ring is not a list of two finite numbers each'
     if len(ring) < 4:
         return f'a ring has {len(ring)} positions; at least 4 were expected'

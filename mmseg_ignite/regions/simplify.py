@@ -19,7 +19,9 @@ MAX_CLASS_CHANGE = 0.01
 MAX_REGION_CHANGE = 0.1
 """Largest relative change of the area of a region."""
 _TRIANGLE_SHARE = 0.01
-"""Largest share of a region that one triangle may take. Regions of fewer than 100 px keep all corners."""
+"""Largest share of a region that one triangle may take."""
+_MIN_PIXELS = 100  # smaller regions keep all corners
+_STAGES = (1 / 16, 1 / 4, 1)  # of the area of triangles
 _MAX_ROWS = 64  # triangles that are higher stay
 
 
@@ -32,8 +34,9 @@ def simplify(
 ) -> np.ndarray:
     """Remove corners of outlines as far as areas stay true and all polygons stay fit for use.
 
-    Regions are given back all their corners where the areas change too much: that of a class by more than 1 % (the regions
-    that change most), or that of a region by more than 10 %. So are regions whose polygon is unfit.
+    Corners are removed in stages of 1/4, 1/2 and the whole of the tolerance. A region goes back by a stage, at last to the
+    edges of the pixels, where the areas change too much: that of a class by more than 1 % (the regions that change most go
+    back), or that of a region by more than 10 %. So does a region whose polygon is unfit.
 
     Args:
         outlines: The outlines of whole pieces.
@@ -46,22 +49,23 @@ def simplify(
     Returns:
         A Polygon in output coordinates per region, (n,) object.
     """
-    limits = np.minimum(tolerance**2, _TRIANGLE_SHARE * outlines.pixels)
-    limits[limits < _TRIANGLE_SHARE * 100] = min(0, tolerance)
-    removed = _removed(outlines, limits) if tolerance > 0 else np.zeros(len(outlines.corners.y), bool)
-    corner_region = np.repeat(outlines.region, outlines.sizes)
-    rough = np.zeros(len(outlines.labels), bool)
+    limits = np.where(outlines.pixels < _MIN_PIXELS, 0, np.minimum(tolerance**2, _TRIANGLE_SHARE * outlines.pixels))
+    stages = [np.zeros(len(outlines.corners.y), bool), *(_removed(outlines, limits) if limits.any() else ())]
+    stage = np.full(len(outlines.labels), len(stages) - 1)
     while True:
+        removed = stages[-1].copy()
+        for number, mask in enumerate(stages[:-1]):
+            rough = np.repeat(stage[outlines.region] <= number, outlines.sizes)
+            removed[outlines.steps[rough]] &= mask[outlines.steps[rough]]
         result = outlines.without(removed)
-        wrong = _astray(outlines, result.areas() - outlines.pixels, background) & ~rough
+        wrong = _astray(outlines, result.areas() - outlines.pixels, background) & (stage > 0)
         if not wrong.any():
             polygons = result.polygons(place(result.points()))
-            wrong = unfit(polygons) & ~rough
+            wrong = unfit(polygons) & (stage > 0)
         if not wrong.any():
             return polygons
-        # The corners may lie beyond the simplified border of a neighbour; then that one's polygon is not valid, thus unfit.
-        rough |= wrong
-        removed[outlines.steps[rough[corner_region]]] = False
+        # Corners that come back may lie beyond the simplified border of a neighbour, whose polygon is then not valid: unfit.
+        stage[wrong] -= 1
 
 
 def _astray(outlines: Outlines, change: np.ndarray, background: bool) -> np.ndarray:
@@ -154,13 +158,27 @@ class _Walk:
             self.after[before], self.before[after] = after, before
 
 
-def _removed(outlines: Outlines, limits: np.ndarray) -> np.ndarray:
-    """Return the corners to remove, (n,) bool, if the triangles at a region have at most the area ``limits`` (px2)."""
-    walk = _Walk(outlines)
+def _removed(outlines: Outlines, limits: np.ndarray) -> list[np.ndarray]:
+    """Return the corners to remove in each stage, (n,) bool, with those of the stages before.
+
+    Args:
+        outlines: The outlines.
+        limits: Area in px2 of the largest triangle at each region in the last stage.
+    """
+    walk, stages = _Walk(outlines), []
     limit = np.full(len(walk.x), np.inf)
     np.minimum.at(limit, outlines.steps, np.repeat(limits[outlines.region], outlines.sizes))
-    key, highest = np.full(len(walk.x), np.iinfo(np.int64).max), np.iinfo(np.int64).max
-    place, waiting = walk.place, np.empty(0, np.int64)
+    for share in _STAGES:
+        _remove_up_to(walk, share * limit)
+        stages.append(walk.removed.copy())
+    return stages
+
+
+def _remove_up_to(walk: _Walk, limit: np.ndarray) -> None:
+    """Remove corners, smallest triangles first, as long as their triangles are at most ``limit``, (n,) px2."""
+    highest = np.iinfo(np.int64).max
+    key = np.full(len(walk.x), highest)
+    place, waiting = walk.place[~walk.removed[walk.corner[walk.place]]], np.empty(0, np.int64)
     while len(place):
         a, b, c = walk.triangles(place)
         twice = walk.twice_areas(a, b, c)
@@ -169,8 +187,7 @@ def _removed(outlines: Outlines, limits: np.ndarray) -> np.ndarray:
         waiting, place = np.append(waiting, place[~small]), place[small]
         a, b, c, twice = a[small], b[small], c[small], twice[small]
         # Every second corner of a staircase first; a fixed shuffle of the numbers breaks other ties.
-        tie = ((walk.x[b] + walk.y[b]) % 2 << 32) + b * 2654435761 % 2**32
-        key[b] = (twice << 33) + tie
+        key[b] = (twice << 33) + ((walk.x[b] + walk.y[b]) % 2 << 32) + b * 2654435761 % 2**32
         least = (key[b] < key[a]) & (key[b] < key[c])
         chosen = place[least]
         free = walk.keeps_rings(chosen)
@@ -182,6 +199,4 @@ def _removed(outlines: Outlines, limits: np.ndarray) -> np.ndarray:
         walk.remove(chosen)
         waiting = np.append(waiting, blocked)
         again = touched[walk.corner[waiting]]
-        place = np.append(place[~least], waiting[again])
-        waiting = waiting[~again]
-    return walk.removed
+        place, waiting = np.append(place[~least], waiting[again]), waiting[~again]
