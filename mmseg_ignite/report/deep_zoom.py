@@ -67,8 +67,8 @@ def write_deep_zoom(
     """
     if any(abs(a * scale - b) > scale for a, b in zip(image.shape[:2], labels.shape)):
         raise IgniteError(
-            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px and labels of {tuple(labels.shape)} px, '
-            f'which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
+            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px with labels of {tuple(labels.shape)} '
+            f'px, which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
         )
     skip = 0
     while um_per_px and max_um_per_px and um_per_px * scale * 2**skip < 0.99 * max_um_per_px:

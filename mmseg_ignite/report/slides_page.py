@@ -95,7 +95,7 @@ def _slide(out: Path, entry: SlideEntry) -> dict:
     folder = os.path.relpath(os.path.realpath(entry.tiles), os.path.realpath(out))
     if folder.split(os.sep)[0] in ('..', '.'):
         raise IgniteError(
-            f'{printable(entry.tiles)} is not inside {printable(out)}, so that {PAGE} could not show it: write the tiles there.'
+            f'{printable(entry.tiles)} is not inside {printable(out)}, so {PAGE} could not show it: write the tiles there.'
         )
     return dict(
         name=printable(entry.name),

@@ -43,7 +43,7 @@ def site(tmp_path_factory):
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[:700, :900], labels[:700, 900:], labels[700:, :900] = TUMOR, STROMA, FATTY
     image = np.broadcast_to(np.uint8(PINK), (HEIGHT, WIDTH, 3))
-    areas = [dict([('class', CLASSES[i]), ('mm2', 0.1575), ('share', 1 / 3)]) for i in (TUMOR, STROMA, FATTY)]
+    areas = [{'class': CLASSES[i], 'mm2': 0.1575, 'share': 1 / 3} for i in (TUMOR, STROMA, FATTY)]
     ratios = [dict(name='stroma_share', value=0.5, formula='stroma / (tumor + stroma)')]
     small = np.full((50, 70), STROMA, np.uint8)
     entries = []
@@ -159,7 +159,8 @@ def test_outlines_leave_the_tissue_free(page):
     page.click('[data-switch=style] [data-value=outlines]')
     assert close(page.colour(TUMOR), PINK)
     page.js(
-        'Slides.viewer.viewport.fitBounds(Slides.viewer.world.getItemAt(2).imageToViewportRectangle(800, 250, 200, 150), true)'
+        'const { viewport, world } = Slides.viewer;'
+        'viewport.fitBounds(world.getItemAt(2).imageToViewportRectangle(800, 250, 200, 150), true)'
     )
     page.loaded()
     assert close(page.pixel(300, 898)[:3], PALETTE[TUMOR], 70) and close(page.pixel(300, 901)[:3], PALETTE[STROMA], 70)
@@ -188,7 +189,8 @@ def test_scale_bar_follows_the_zoom(page):
         value, unit = bar.text.split()
         um = float(value) * {'µm': 1, 'mm': 1000}[unit]
         ends = page.js(
-            """const item = Slides.viewer.world.getItemAt(0), at = x => item.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x;
+            """const item = Slides.viewer.world.getItemAt(0);
+            const at = x => item.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x;
             return [at(0), at(arguments[0])]""",
             um / UM,
         )  # fmt: skip
@@ -202,7 +204,8 @@ def test_language_switch_changes_all_text(page):
     def words():
         return [
             page.all('h1')[0].text, page.all('[data-toggle="3"]')[0].text, page.js('return document.title'),
-            page.all('#ratios dt')[0].text.split('\n')[0], page.js('return Slides.viewer.canvas.getAttribute("aria-label")')[:5],
+            page.all('#ratios dt')[0].text.split('\n')[0],
+            page.js('return Slides.viewer.canvas.getAttribute("aria-label")')[:5],
         ]  # fmt: skip
 
     assert words()[:4] == ['Predicted tissue', 'Stroma', 'Predicted tissue', 'Stroma share']
