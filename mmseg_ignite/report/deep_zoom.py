@@ -67,8 +67,8 @@ def write_deep_zoom(
     """
     if any(abs(a * scale - b) > scale for a, b in zip(image.shape[:2], labels.shape)):
         raise IgniteError(
-            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px and labels of {tuple(labels.shape)} px, '
-            f'which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
+            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px with labels of {tuple(labels.shape)} '
+            f'px, which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
         )
     skip = 0
     while um_per_px and max_um_per_px and um_per_px * scale * 2**skip < 0.99 * max_um_per_px:
@@ -86,7 +86,7 @@ def write_deep_zoom(
             size=list(map(int, labels.shape)),
             um_per_px=um_per_px,
             tile=TILE,
-            slide=dict(slide.write(), scale=float(scale * 2 ** slide.skip)),
+            slide=dict(slide.write(), scale=float(scale * 2**slide.skip)),
             labels=dict(ids.write(), scale=1.0),
         )
         write_json(partial / 'tiles.json', content)
@@ -190,7 +190,9 @@ class _LabelTiles(_Tiles):
         return np.zeros(self._shape(depth, row, column), np.uint8)
 
     def _encode(self, tile: np.ndarray) -> bytes:
-        packer = zlib.compressobj(1, zlib.DEFLATED, strategy=zlib.Z_RLE)  # labels are runs: half the time of level 4, and smaller
+        packer = zlib.compressobj(
+            1, zlib.DEFLATED, strategy=zlib.Z_RLE
+        )  # labels are runs: half the time of level 4, and smaller
         return b'mmsegTile("%b");\n' % b64encode(packer.compress(tile) + packer.flush())
 
     def _halve(self, tile: np.ndarray) -> np.ndarray:
@@ -201,7 +203,13 @@ class _SlideTiles(_Tiles):
     suffix = '.jpg'
 
     def __init__(
-        self, folder: Path, source: object, pool: ThreadPoolExecutor, skip: int, has_tissue: HasTissue | None, glass: np.ndarray
+        self,
+        folder: Path,
+        source: object,
+        pool: ThreadPoolExecutor,
+        skip: int,
+        has_tissue: HasTissue | None,
+        glass: np.ndarray,
     ) -> None:
         super().__init__(folder, source, pool, skip)
         self.has_tissue, self.glass = has_tissue, glass

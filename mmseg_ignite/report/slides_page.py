@@ -36,7 +36,9 @@ class SlideEntry(NamedTuple):
     name: str  # e.g. the file name
     tiles: str | os.PathLike  # folder of write_deep_zoom, inside the folder of the page
     areas: Sequence[Mapping]  # 'class' (name), 'mm2' (None if unknown), 'share' of the tissue, 0..1 or None
-    ratios: Sequence[Mapping] = ()  # 'name' (a text, or a key of the translations), 'value' or None, 'formula' (optional)
+    ratios: Sequence[
+        Mapping
+    ] = ()  # 'name' (a text, or a key of the translations), 'value' or None, 'formula' (optional)
     notes: Sequence[str] = ()  # sentences
 
 
@@ -93,21 +95,25 @@ def _slide(out: Path, entry: SlideEntry) -> dict:
     folder = os.path.relpath(os.path.realpath(entry.tiles), os.path.realpath(out))
     if folder.split(os.sep)[0] in ('..', '.'):
         raise IgniteError(
-            f'{printable(entry.tiles)} is not inside {printable(out)}, so that {PAGE} could not show it: write the tiles there.'
+            f'{printable(entry.tiles)} is not inside {printable(out)}, so {PAGE} could not show it: write the tiles there.'
         )
     return dict(
         name=printable(entry.name),
         folder=quote(os.fsencode(folder).replace(os.fsencode(os.sep), b'/')),
         **{key: found[key] for key in ('size', 'um_per_px', 'tile', 'slide', 'labels')},
         areas=[_area(entry, row) for row in entry.areas],
-        ratios=[dict(name=row['name'], value=_finite(row['value']), formula=row.get('formula')) for row in entry.ratios],
+        ratios=[
+            dict(name=row['name'], value=_finite(row['value']), formula=row.get('formula')) for row in entry.ratios
+        ],
         notes=[printable(note) for note in entry.notes],
     )
 
 
 def _area(entry: SlideEntry, row: Mapping) -> dict:
     if row['class'] not in CLASSES:
-        raise IgniteError(f'the areas of {printable(entry.name)} name the class {row["class"]!r}, which is not in IGNITE.')
+        raise IgniteError(
+            f'the areas of {printable(entry.name)} name the class {row["class"]!r}, which is not in IGNITE.'
+        )
     return dict(id=CLASSES.index(row['class']), mm2=_finite(row.get('mm2')), share=_finite(row.get('share')))
 
 

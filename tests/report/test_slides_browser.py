@@ -38,12 +38,12 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    """Write three slides, one of which has a hostile name, and serve them; return folder and address."""
+    """Write four slides, one of which has a hostile name, and serve them; return folder and address."""
     out = tmp_path_factory.mktemp('out')
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[:700, :900], labels[:700, 900:], labels[700:, :900] = TUMOR, STROMA, FATTY
     image = np.broadcast_to(np.uint8(PINK), (HEIGHT, WIDTH, 3))
-    areas = [dict([('class', CLASSES[i]), ('mm2', 0.1575), ('share', 1 / 3)]) for i in (TUMOR, STROMA, FATTY)]
+    areas = [{'class': CLASSES[i], 'mm2': 0.1575, 'share': 1 / 3} for i in (TUMOR, STROMA, FATTY)]
     ratios = [dict(name='stroma_share', value=0.5, formula='stroma / (tumor + stroma)')]
     small = np.full((50, 70), STROMA, np.uint8)
     entries = []
@@ -54,7 +54,10 @@ def site(tmp_path_factory):
     ):
         write_deep_zoom(out / folder, image[: ids.shape[0], : ids.shape[1]], ids, um)
         entries.append(SlideEntry(name, out / folder, areas if name == 'first' else [], ratios, notes))
-    write_slides_page(out, entries)
+    halves = np.zeros((1301, 1101, 3), np.uint8)
+    halves[:, 600:], halves[1000:] = PINK, (0, 90, 0)
+    write_deep_zoom(out / 'c', halves, np.full((1301, 1101), TUMOR, np.uint8), UM, max_um_per_px=2 * UM)
+    write_slides_page(out, [*entries, SlideEntry('coarse', out / 'c', areas)])
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Server, directory=out))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield out, f'http://127.0.0.1:{server.server_port}/'
@@ -156,7 +159,8 @@ def test_outlines_leave_the_tissue_free(page):
     page.click('[data-switch=style] [data-value=outlines]')
     assert close(page.colour(TUMOR), PINK)
     page.js(
-        'Slides.viewer.viewport.fitBounds(Slides.viewer.world.getItemAt(2).imageToViewportRectangle(800, 250, 200, 150), true)'
+        'const { viewport, world } = Slides.viewer;'
+        'viewport.fitBounds(world.getItemAt(2).imageToViewportRectangle(800, 250, 200, 150), true)'
     )
     page.loaded()
     assert close(page.pixel(300, 898)[:3], PALETTE[TUMOR], 70) and close(page.pixel(300, 901)[:3], PALETTE[STROMA], 70)
@@ -185,7 +189,8 @@ def test_scale_bar_follows_the_zoom(page):
         value, unit = bar.text.split()
         um = float(value) * {'µm': 1, 'mm': 1000}[unit]
         ends = page.js(
-            """const item = Slides.viewer.world.getItemAt(0), at = x => item.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x;
+            """const item = Slides.viewer.world.getItemAt(0);
+            const at = x => item.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, 0)).x;
             return [at(0), at(arguments[0])]""",
             um / UM,
         )  # fmt: skip
@@ -199,7 +204,8 @@ def test_language_switch_changes_all_text(page):
     def words():
         return [
             page.all('h1')[0].text, page.all('[data-toggle="3"]')[0].text, page.js('return document.title'),
-            page.all('#ratios dt')[0].text.split('\n')[0], page.js('return Slides.viewer.canvas.getAttribute("aria-label")')[:5],
+            page.all('#ratios dt')[0].text.split('\n')[0],
+            page.js('return Slides.viewer.canvas.getAttribute("aria-label")')[:5],
         ]  # fmt: skip
 
     assert words()[:4] == ['Predicted tissue', 'Stroma', 'Predicted tissue', 'Stroma share']
@@ -227,12 +233,26 @@ def test_panel_shows_areas_ratios_and_notes_of_the_chosen_slide(page):
     page.loaded()
     assert not page.all('#bar')[0].is_displayed() and 'unknown' in page.all('#facts')[0].text
     pressed = [b.get_attribute('aria-pressed') for b in page.all('[data-slide]')]
-    assert pressed == ['false', 'false', 'true'] and page.browser.current_url.endswith('#roi')
+    assert pressed == ['false', 'false', 'true', 'false'] and page.browser.current_url.endswith('#roi')
 
 
 def test_address_names_the_slide(browser, site):
     page = Slides(browser, site, '#' + quote(HOSTILE))
     assert page.all('#name')[0].text == HOSTILE and page.close() == []
+
+
+def test_slide_coarser_than_its_labels_lies_under_them(page):
+    page.click('[data-slide="3"]')
+    page.opacity(0)
+    page.loaded()
+    assert page.js('return Slides.viewer.world.getItemAt(0).getContentSize().x') == 551
+    for (y, x), expected in {
+        (500, 590): (0, 0, 0),
+        (500, 610): PINK,
+        (990, 610): PINK,
+        (1010, 610): (0, 90, 0),
+    }.items():
+        assert close(page.pixel(y, x)[:3], expected, 12)
 
 
 def test_keyboard_and_pointer(page):

@@ -165,7 +165,10 @@ def test_tiles_are_whole_or_absent(tmp_path):
 def entry(out, name='slide', folder='t', **content):
     if not (out / folder).exists():
         write_deep_zoom(out / folder, np.zeros((9, 7, 3), np.uint8), np.ones((9, 7), np.uint8), 0.5)
-    areas = [{'class': 'Stroma', 'mm2': 1.5, 'share': 0.25}, {'class': 'Background', 'mm2': None, 'share': float('nan')}]
+    areas = [
+        {'class': 'Stroma', 'mm2': 1.5, 'share': 0.25},
+        {'class': 'Background', 'mm2': None, 'share': float('nan')},
+    ]
     return SlideEntry(name, out / folder, **(dict(areas=areas) | content))
 
 

@@ -127,8 +127,8 @@
     const source = new OpenSeadragon.TileSource({ width: tiles.width, height: tiles.height, tileSize: slide.tile, tileOverlap: 0, minLevel: 0, maxLevel: tiles.top });
     source.tileExists = tiles.has;
     source.getTileUrl = (level, x, y) => tiles.url(level, x, y) + (layer === 'gray' ? '#gray' : '');
+    source.hasTransparency = () => true; // all layers are rounded to the same screen pixels, without seams
     if (layer === 'slide') return source;
-    source.hasTransparency = () => true;
     source.downloadTileAbort = () => {};
     source.downloadTileStart = job => {
       const { level, x, y } = job.tile;
@@ -165,6 +165,10 @@
     }
     redraw();
   }
+  /* The slide may be coarser than its labels. OpenSeadragon draws outer tiles a screen pixel too large, hence the clip. */
+  function ofSlide({ size, slide: { size: [height, width], scale } }) {
+    return { width: width * scale / size[1], clip: new OpenSeadragon.Rect(0, 0, width, height) };
+  }
   function open(index) {
     const slide = slides[index];
     state.slide = index;
@@ -172,7 +176,7 @@
     painted.clear();
     viewer.open(Object.keys(LAYERS).map(layer => ({
       tileSource: tileSource(slide, layer), opacity: opacityOf(layer), compositeOperation: layer === 'gray' ? 'saturation' : 'source-over',
-      width: layer === 'slide' ? slide.slide.size[1] * slide.slide.scale / slide.size[1] : 1,
+      ...(layer === 'slide' ? ofSlide(slide) : { width: 1 }),
     })));
     for (const button of document.querySelectorAll('[data-slide]')) {
       const chosen = Number(button.dataset.slide) === index;
