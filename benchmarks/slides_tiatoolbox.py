@@ -7,11 +7,11 @@ The first command, with our Python, writes SegFormer-B0 with random but fixed we
 Python of an environment with tiatoolbox, predicts the slide at 0.5 um/px in windows of 512 px with a stride of 384 px. It
 leaves the train ids (``labels.npy``) and tiatoolbox's QuPath JSON, annotation store, and GeoJSON of that store in D, and
 prints one JSON object in a line: seconds, peak memory, and what QuPath would say of both files.
+The store needs a Python whose sqlite3 can load extensions, e.g. Debian's; without it, only the QuPath JSON is written.
 """
 
 import argparse
 import json
-import logging
 import re
 import resource
 import sqlite3
@@ -27,24 +27,6 @@ import torch
 from torch import Tensor, nn
 
 WINDOW, STRIDE, UM_PER_PX, CLASSES = 512, 384, 0.5, 16
-CONFIG = Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'
-
-
-def build_network() -> nn.Module:
-    """Return our SegFormer-B0 with the weights of seed 0, for inference; our Python only."""
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
-
-    from mmseg_ignite.apis import load_config
-
-    cfg = load_config(CONFIG).model
-    cfg.backbone.init_cfg, cfg.decode_head.norm_cfg = None, dict(type='BN')
-    init_default_scope('mmseg')
-    logging.disable(logging.INFO)  # one line per weight
-    torch.manual_seed(0)
-    network = MODELS.build(cfg)
-    network.init_weights()
-    return network.eval()
 
 
 class Probabilities(nn.Module):
@@ -63,7 +45,9 @@ class Probabilities(nn.Module):
 @torch.inference_mode()
 def export(path: Path) -> None:
     """Write our network as TorchScript and check that it computes the same for another number of windows."""
-    network, images = Probabilities(build_network()), torch.rand(3, 3, WINDOW, WINDOW) * 255
+    from model import build
+
+    network, images = Probabilities(build(0, False, 'cpu').eval()), torch.rand(3, 3, WINDOW, WINDOW) * 255
     with torch.backends.mkldnn.flags(enabled=False):  # our fused operations cannot be traced
         script = torch.jit.trace(network, images[:2])
     torch.testing.assert_close(script(images), network(images), rtol=1e-4, atol=1e-6)
