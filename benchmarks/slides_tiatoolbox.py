@@ -3,16 +3,15 @@
     python benchmarks/slides_tiatoolbox.py --export work_dirs/benchmarks/b0.pt
     TIATOOLBOX/bin/python benchmarks/slides_tiatoolbox.py --slide SLIDE --model work_dirs/benchmarks/b0.pt --out D [--batch 4]
 
-The first command, with our Python, writes SegFormer-B0 with random but fixed weights as TorchScript. The second needs an
-environment with tiatoolbox alone (``python -m venv TIATOOLBOX; TIATOOLBOX/bin/pip install tiatoolbox``, 2.1.3 was measured).
-It predicts the slide at 0.5 um/px in windows of 512 px with a stride of 384 px and writes into D the label raster
-(``labels.npy``, train ids), tiatoolbox's QuPath JSON (``qupath.json``), its annotation store (``store.db``) and that store as
-GeoJSON (``store.geojson``). The last line printed is one JSON object with seconds, peak memory and what QuPath would say.
+The first command, with our Python, writes SegFormer-B0 with random but fixed weights as TorchScript. The second, with the
+Python of an environment with tiatoolbox, predicts the slide at 0.5 um/px in windows of 512 px with a stride of 384 px. It
+leaves the train ids (``labels.npy``) and tiatoolbox's QuPath JSON, annotation store, and GeoJSON of that store in D, and
+prints one JSON object in a line: seconds, peak memory, and what QuPath would say of both files.
+The store needs a Python whose sqlite3 can load extensions, e.g. Debian's; without it, only the QuPath JSON is written.
 """
 
 import argparse
 import json
-import logging
 import re
 import resource
 import sqlite3
@@ -28,24 +27,6 @@ import torch
 from torch import Tensor, nn
 
 WINDOW, STRIDE, UM_PER_PX, CLASSES = 512, 384, 0.5, 16
-CONFIG = Path(__file__).parents[1] / 'configs/segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py'
-
-
-def build_network() -> nn.Module:
-    """Return our SegFormer-B0 with the weights of seed 0, for inference; our Python only."""
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
-
-    from mmseg_ignite.apis import load_config
-
-    cfg = load_config(CONFIG).model
-    cfg.backbone.init_cfg, cfg.decode_head.norm_cfg = None, dict(type='BN')
-    init_default_scope('mmseg')
-    logging.disable(logging.INFO)  # one line per weight
-    torch.manual_seed(0)
-    network = MODELS.build(cfg)
-    network.init_weights()
-    return network.eval()
 
 
 class Probabilities(nn.Module):
@@ -53,23 +34,23 @@ class Probabilities(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.head = network.backbone, network.decode_head
-        self.register_buffer('mean', network.data_preprocessor.mean)
-        self.register_buffer('std', network.data_preprocessor.std)
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.head(self.encoder((images - self.mean) / self.std))
+        normalise = self.network.data_preprocessor
+        logits = self.network.decode_head(self.network.backbone((images - normalise.mean) / normalise.std))
         return nn.functional.interpolate(logits, (WINDOW, WINDOW), mode='bilinear', align_corners=False).softmax(1)
 
 
+@torch.inference_mode()
 def export(path: Path) -> None:
     """Write our network as TorchScript and check that it computes the same for another number of windows."""
-    network = Probabilities(build_network())
-    images = torch.rand(3, 3, WINDOW, WINDOW) * 255
-    with torch.inference_mode():
-        with torch.backends.mkldnn.flags(enabled=False):  # its fused operations cannot be traced
-            script = torch.jit.trace(network, images[:2])
-        torch.testing.assert_close(script(images), network(images), rtol=1e-4, atol=1e-6)
+    from model import build
+
+    network, images = Probabilities(build(0, False, 'cpu').eval()), torch.rand(3, 3, WINDOW, WINDOW) * 255
+    with torch.backends.mkldnn.flags(enabled=False):  # our fused operations cannot be traced
+        script = torch.jit.trace(network, images[:2])
+    torch.testing.assert_close(script(images), network(images), rtol=1e-4, atol=1e-6)
     path.parent.mkdir(parents=True, exist_ok=True)
     script.save(str(path))
 
@@ -80,6 +61,8 @@ def wrap(path: Path) -> nn.Module:
     from tiatoolbox.models.models_abc import ModelABC
 
     class Scripted(ModelABC):
+        postproc = staticmethod(argmax_last_axis)
+
         def __init__(self) -> None:
             super().__init__()
             self.network, self.class_dict = torch.jit.load(path), None
@@ -88,14 +71,10 @@ def wrap(path: Path) -> nn.Module:
             return self.network(images)
 
         @staticmethod
+        @torch.inference_mode()
         def infer_batch(model: nn.Module, batch_data: Tensor, *, device: str) -> np.ndarray:
-            with torch.inference_mode():
-                images = batch_data.to(device).permute(0, 3, 1, 2).float()  # uint8 RGB of shape (N, H, W, 3)
-                return model(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-        @staticmethod
-        def postproc(image: np.ndarray) -> np.ndarray:
-            return argmax_last_axis(image=image)
+            images = batch_data.to(device).permute(0, 3, 1, 2).float()  # uint8 RGB of shape (N, H, W, 3)
+            return model(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     return Scripted()
 
@@ -108,9 +87,9 @@ def segment(slide: Path, model: Path, out: Path, batch: int) -> tuple[np.ndarray
     from tiatoolbox.models.engine.semantic_segmentor import SemanticSegmentor
 
     rcParam['torch_compile_mode'] = 'disable'  # the network is TorchScript
-    resolution = [dict(units='mpp', resolution=UM_PER_PX)]
-    sides = dict(patch_input_shape=[WINDOW] * 2, patch_output_shape=[WINDOW] * 2, stride_shape=[STRIDE] * 2)
-    config = IOSegmentorConfig(input_resolutions=resolution, output_resolutions=resolution, ignore_index=0, **sides)
+    shapes = dict(patch_input_shape=[WINDOW] * 2, patch_output_shape=[WINDOW] * 2, stride_shape=[STRIDE] * 2)
+    levels = dict.fromkeys(('input_resolutions', 'output_resolutions'), [dict(units='mpp', resolution=UM_PER_PX)])
+    config = IOSegmentorConfig(**levels, **shapes, ignore_index=0)
     engine = SemanticSegmentor(wrap(model), batch_size=batch, device='cpu', verbose=False)
     options = dict(patch_mode=False, ioconfig=config, save_dir=out / 'run', overwrite=True, output_type='zarr')
     found = engine.run([slide], **options)
@@ -118,12 +97,12 @@ def segment(slide: Path, model: Path, out: Path, batch: int) -> tuple[np.ndarray
     return labels, engine._calculate_scale_factor(engine.dataloader), len(engine.dataloader.dataset)
 
 
+@torch.inference_mode()
 def bare(model: Path, windows: int, batch: int) -> None:
     """Compute the probabilities of as many windows of noise."""
     network = torch.jit.load(model)
-    with torch.inference_mode():
-        for first in range(0, windows, batch):
-            network(torch.rand(min(batch, windows - first), 3, WINDOW, WINDOW) * 255)
+    for first in range(0, windows, batch):
+        network(torch.rand(min(batch, windows - first), 3, WINDOW, WINDOW) * 255)
 
 
 def polygon_writers(labels: np.ndarray, scale: tuple[float, float], out: Path) -> dict[str, Callable[[], object]]:
@@ -131,65 +110,53 @@ def polygon_writers(labels: np.ndarray, scale: tuple[float, float], out: Path) -
     from tiatoolbox.annotation import SQLiteStore
     from tiatoolbox.utils.misc import dict_to_store_semantic_segmentor
 
-    names = {number: f'Class {number}' for number in range(CLASSES)}
+    options = dict(class_dict={number: f'Class {number}' for number in range(CLASSES)}, ignore_index=0, verbose=False)
 
     def write(kind: str, path: Path) -> None:
-        options = dict(class_dict=names, save_path=path, ignore_index=0, verbose=False)
-        dict_to_store_semantic_segmentor(dict(predictions=labels), scale, kind, **options)
+        dict_to_store_semantic_segmentor(dict(predictions=labels), scale, kind, save_path=path, **options)
 
-    calls = dict(qupath=lambda: write('qupath', out / 'qupath.json'))
-    if hasattr(
-        sqlite3.Connection, 'enable_load_extension'
-    ):  # its store needs it; Debian's Python has it, pyenv's has not
-        calls['store'] = lambda: write('annotationstore', out / 'store.db')
-        calls['geojson'] = lambda: SQLiteStore(out / 'store.db').to_geojson(out / 'store.geojson')
+    calls = {'qupath.json': lambda: write('qupath', out / 'qupath.json')}
+    if hasattr(sqlite3.Connection, 'enable_load_extension'):  # its store needs it; the Pythons of pyenv lack it
+        calls['store.db'] = lambda: write('annotationstore', out / 'store.db')
+        calls['store.geojson'] = lambda: SQLiteStore(out / 'store.db').to_geojson(out / 'store.geojson')
     return calls
 
 
 def faults(path: Path, labels: np.ndarray, scale: tuple[float, float]) -> dict:
-    """Count what QuPath would reject or misread in a GeoJSON of labels (H, W), and compare its areas and holes with them."""
+    """Count what QuPath would reject or misread in a GeoJSON of labels (H, W); areas are in level-0 pixels."""
+    import cv2
     import shapely
     from shapely.geometry import shape
 
-    found, areas, ids = Counter(), Counter(), set()
+    found, areas, ids, rows = Counter(), Counter(), [], {}
     for feature in json.loads(path.read_text())['features']:
         geometry, properties = shape(feature['geometry']), feature['properties']
         classification = properties.get('classification', {})
-        rounded = shapely.set_precision(geometry, 0.01) if geometry.is_valid else geometry
         found.update(['features', geometry.geom_type])
         found['invalid'] += not geometry.is_valid
-        found['changed by the grid'] += shapely.get_num_geometries(rounded) != shapely.get_num_geometries(geometry)
         found['without area'] += geometry.area == 0
         found['without colour'] += len(classification.get('color', ())) != 3
         found['without objectType'] += 'objectType' not in properties
         found['without UUID'] += not re.fullmatch(r'[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}', str(feature.get('id')))
-        found['holes'] += sum(
-            len(part.interiors) for part in shapely.get_parts(geometry) if part.geom_type == 'Polygon'
-        )
+        found['holes'] += int(shapely.get_num_interior_rings(shapely.get_parts(geometry)).sum())
         areas[classification.get('name', properties.get('type'))] += geometry.area
-        ids.add(feature.get('id'))
-    found['repeated ids'] = found['features'] - len(ids)
-    found['holes in the raster'] = sum(holes(labels == number) for number in range(1, CLASSES))
-    counts = np.bincount(labels.ravel(), minlength=CLASSES) * scale[0] * scale[1]
-    rows = {n: (round(counts[n]), round(areas[f'Class {n}'])) for n in range(1, CLASSES) if counts[n]}
-    return dict(found, areas={n: dict(raster=r, polygons=p, ratio=round(p / r, 3)) for n, (r, p) in rows.items()})
-
-
-def holes(mask: np.ndarray) -> int:
-    """Return the number of holes of a mask (H, W)."""
-    import cv2
-
-    hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[1]
-    return 0 if hierarchy is None else int((hierarchy[0, :, 3] >= 0).sum())
+        ids.append(feature.get('id'))
+    found['repeated ids'] = len(ids) - ids.count(None) - len({*ids} - {None})
+    for number in np.flatnonzero(np.bincount(labels.ravel())[1:]) + 1:
+        _, hierarchy = cv2.findContours((labels == number).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        found['holes in the raster'] += int((hierarchy[0, :, 3] >= 0).sum())
+        raster, name = (labels == number).sum() * scale[0] * scale[1], f'Class {number}'
+        rows[name] = dict(raster=raster, polygons=areas[name], ratio=areas[name] / raster)
+    return dict(found, areas=rows)
 
 
 def timed(call: Callable[[], object]) -> tuple[object, dict[str, float]]:
     """Return the result of a call and its wall seconds and CPU seconds, and the peak memory of the process after it."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = call()
-    seconds, cpu_seconds = round(time.perf_counter() - wall, 2), round(time.process_time() - cpu, 2)
-    peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return result, dict(seconds=seconds, cpu_seconds=cpu_seconds, peak_mb=peak_mb)
+    figures = dict(seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+    figures['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result, {name: round(value, 2) for name, value in figures.items()}
 
 
 def measure(slide: Path, model: Path, out: Path, batch: int) -> dict:
@@ -200,27 +167,25 @@ def measure(slide: Path, model: Path, out: Path, batch: int) -> dict:
     steps = dict(imports=start, prediction=prediction)
     steps |= {name: timed(call)[1] for name, call in polygon_writers(labels, scale, out).items()}
     steps['network alone'] = timed(lambda: bare(model, windows, batch))[1]
-    files = [path for path in (out / 'qupath.json', out / 'store.geojson') if path.exists()]
-    checks = {path.name: faults(path, labels, scale) for path in files}
+    checks = {path.name: faults(path, labels, scale) for path in out.glob('*.*json')}
     versions = {name: version(name) for name in ('tiatoolbox', 'torch', 'numpy', 'shapely')}
-    shape = dict(labels=labels.shape, scale=scale, windows=windows)
-    return dict(steps=steps, **shape, checks=checks, versions=versions, outputs=[str(path) for path in out.iterdir()])
+    found = dict(labels=labels.shape, scale=scale, windows=windows, checks=checks, versions=versions)
+    return dict(steps=steps, **found, outputs=[str(path) for path in out.iterdir()])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--export', type=Path, metavar='FILE.pt', help='write the network and stop (our Python)')
-    parser.add_argument('--slide', type=Path)
-    parser.add_argument('--model', type=Path, metavar='FILE.pt')
-    parser.add_argument('--out', type=Path, help='folder for the outputs')
+    needed = '--export' not in sys.argv
+    parser.add_argument('--slide', type=Path, required=needed)
+    parser.add_argument('--model', type=Path, metavar='FILE.pt', required=needed)
+    parser.add_argument('--out', type=Path, help='folder for the outputs', required=needed)
     parser.add_argument('--batch', type=int, default=4, help='windows per forward pass')
     arguments = parser.parse_args()
     if arguments.export:
         return export(arguments.export)
-    if not (arguments.slide and arguments.model and arguments.out):
-        sys.exit('--slide, --model and --out are needed: give them, or --export FILE.pt to write the network.')
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(measure(arguments.slide, arguments.model, arguments.out, arguments.batch)))
+    print(json.dumps(measure(arguments.slide, arguments.model, arguments.out, arguments.batch), default=float))
 
 
 if __name__ == '__main__':
