@@ -65,11 +65,7 @@ def write_deep_zoom(
     Example:
         >>> write_deep_zoom('out/slide1_tiles', slide.at(0.5), labels, 0.5, mask.has_tissue, slide.thumbnail(2048))
     """
-    if any(abs(a * scale - b) > scale for a, b in zip(image.shape[:2], labels.shape)):
-        raise IgniteError(
-            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px with labels of {tuple(labels.shape)} '
-            f'px, which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
-        )
+    _check_sizes(folder, image, labels, scale)
     skip = 0
     while um_per_px and max_um_per_px and um_per_px * scale * 2**skip < 0.99 * max_um_per_px:
         skip += 1
@@ -80,16 +76,21 @@ def write_deep_zoom(
     ):
         slide = _SlideTiles(partial / 'slide', image, pool, skip, has_tissue, _GLASS if glass is None else glass)
         ids = _LabelTiles(partial / 'labels', labels, pool)
+        size, um = list(map(int, labels.shape)), None if um_per_px is None else float(um_per_px)
         content = dict(
-            written_by=WRITTEN_BY,
-            format=_FORMAT,
-            size=list(map(int, labels.shape)),
-            um_per_px=um_per_px,
-            tile=TILE,
+            dict(written_by=WRITTEN_BY, format=_FORMAT, tile=TILE, size=size, um_per_px=um),
             slide=dict(slide.write(), scale=float(scale * 2**slide.skip)),
             labels=dict(ids.write(), scale=1.0),
         )
         write_json(partial / 'tiles.json', content)
+
+
+def _check_sizes(folder: str | os.PathLike, image: object, labels: object, scale: float) -> None:
+    if any(abs(a * scale - b) > scale for a, b in zip(image.shape[:2], labels.shape)):
+        raise IgniteError(
+            f'{printable(folder)} was to show an image of {tuple(image.shape[:2])} px with labels of {tuple(labels.shape)} '
+            f'px, which do not fit at {scale:g} label pixels per pixel: pass the image that was predicted.'
+        )
 
 
 def read_deep_zoom(folder: str | os.PathLike) -> dict:
