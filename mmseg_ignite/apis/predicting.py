@@ -224,7 +224,7 @@ class _Work:
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         try:
             with writing(self.out, 'free some space or choose another folder'):
-                scratch.mkdir(parents=True)
+                _make(scratch)
                 entry, notes = predict_input(predictor, item, scratch, self.options)
                 if not self.claims.is_mine(item.name):
                     raise IgniteError(
@@ -297,6 +297,14 @@ def predict_input(
         )
         entry['notes'] = notes
     return entry, notes
+
+
+def _make(folder: Path) -> None:
+    """Create a folder; the one around it may be removed by another process that has finished."""
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            return folder.mkdir(parents=True)
+    folder.mkdir(parents=True)
 
 
 def _blank(labels: object, blank: np.ndarray | None) -> None:

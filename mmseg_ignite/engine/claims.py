@@ -53,10 +53,10 @@ class Claims:
             IgniteError: The folder cannot be written.
         """
         path = self.path(name)
-        own = create(path)
+        own = self._create(path)
         if own is None and not self.is_alive(name):
             take_away(path, read_holder(path))
-            own = create(path)
+            own = self._create(path)
         if own is None:
             yield False
             return
@@ -65,6 +65,18 @@ class Claims:
                 yield True
             finally:
                 release(path, own)
+
+    def _create(self, path: Path) -> dict | None:
+        """Create a claim; its folder may be removed by another process that has finished."""
+        for last in (False,) * 9 + (True,):
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                return create(path)
+            except IgniteError as error:
+                if last or not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        return None
 
     @contextlib.contextmanager
     def waited(self, name: str) -> Iterator[None]:

@@ -36,7 +36,7 @@ from mmseg_ignite.regions.qupath import qupath_faults  # noqa: E402
 from mmseg_ignite.slides import TissueMask, open_slide  # noqa: E402
 
 ALL = ('label', 'overlay', 'geojson', 'areas', 'page', 'probability', 'entropy')
-SIZE = (700, 1100)  # level-0 px at 0.25 um/px
+SIZE = (700, 1100)  # level-0 px at 1 um/px
 
 
 @pytest.fixture(scope='module')
@@ -50,14 +50,14 @@ def config():
 
 @pytest.fixture(scope='module')
 def checkpoints(config, tmp_path_factory):
-    """Two networks with random weights, at 0.5 um/px, and an ensemble of them."""
+    """Two networks with random weights, at 2 um/px, and an ensemble of them."""
     init_default_scope('mmseg')
     folder = tmp_path_factory.mktemp('models')
     for number in range(2):
         state = MODELS.build(config.model).state_dict()
         # Large weights of the last layer, so that labels form regions with clear borders.
         state['decode_head.conv_seg.weight'] *= 50
-        torch.save(dict(state_dict=state, meta=dict(mmseg_ignite=dict(um_per_px=0.5))), folder / f'{number}.pth')
+        torch.save(dict(state_dict=state, meta=dict(mmseg_ignite=dict(um_per_px=2.0))), folder / f'{number}.pth')
     write_ensemble(folder / 'both.json', [folder / '0.pth', folder / '1.pth'])
     return folder
 
@@ -72,7 +72,7 @@ def slides(tmp_path_factory):
     """Two slides; tests must not change them."""
     folder = tmp_path_factory.mktemp('slides')
     for number in range(2):
-        write_slide(folder / f's{number}.svs', SIZE, 0.25, 0.4, levels=(1, 4), tile=64, seed=number)
+        write_slide(folder / f's{number}.svs', SIZE, 1.0, 0.25, levels=(1, 4), tile=64, seed=number)
     return folder
 
 
@@ -81,7 +81,7 @@ def predicted(config, checkpoints, slides, tmp_path_factory):
     """Everything that an ensemble gives of a slide."""
     out = tmp_path_factory.mktemp('out') / 'out'
     predictor = Predictor(config, checkpoints / 'both.json', device='cpu')
-    assert not predict_files(predictor, [slides / 's0.svs'], out, lambda text: None, formats=ALL, min_area=20)
+    assert not predict_files(predictor, [slides / 's0.svs'], out, lambda text: None, formats=ALL, min_area=400)
     return out
 
 
@@ -125,9 +125,9 @@ def test_areas_of_all_files_agree(predicted):
     for number, name in enumerate(CLASSES):
         pixels = int((labels == number).sum())
         assert int(rows[name]['pixels']) == pixels
-        assert float(rows[name]['area_mm2']) == pytest.approx(pixels * 0.25 / 1e6)
+        assert float(rows[name]['area_mm2']) == pytest.approx(pixels * 4 / 1e6)
         if number:
-            assert outlines[name] == pytest.approx(pixels * 0.25)
+            assert outlines[name] == pytest.approx(pixels * 4)
             assert float(rows[name]['share_of_tissue']) == pytest.approx(pixels / tissue)
 
 
@@ -141,7 +141,7 @@ def test_outlines_have_the_areas_of_the_labels_in_level_0_pixels(predicted):
         assert areas[name] == pytest.approx(4 * (labels == number).sum(), rel=0.01)
 
 
-def test_maps_agree_with_the_labels(predicted):
+def test_maps_agree_with_the_labels(predicted, slides):
     labels = labels_of(predicted / 's0.ome.tif')
     probability = tifffile.imread(predicted / 's0_probability.ome.tif', level=0)
     entropy, disagreement = (
@@ -150,8 +150,11 @@ def test_maps_agree_with_the_labels(predicted):
     assert probability.shape == (16, *labels.shape) and entropy.shape == disagreement.shape == labels.shape
     assert (np.abs(probability.astype(int).sum(0) - 255) <= 8).all()
     assert (probability.argmax(0) == labels).mean() > 0.8  # specks were merged, and equal bytes have no largest
-    glass = probability[0] == 255
-    assert glass.any() and not disagreement[glass].any() and disagreement.max() > 50
+    with open_slide(slides / 's0.svs') as slide:
+        view = slide.at(2)
+        glass = ~TissueMask.from_slide(slide, view).rows(0, view.shape[0])
+    assert glass.any() and (probability[0][glass] == 255).all() and not probability[1:, glass].any()
+    assert not disagreement[glass].any() and not entropy[glass].any() and disagreement.max() > 50
     rows = {row['class']: row for row in rows_of(predicted / 'areas.csv')}
     for number, name in enumerate(CLASSES):
         if (labels == number).any():
@@ -164,14 +167,14 @@ def test_record_says_how_the_slide_was_read(predicted, slides, checkpoints):
     (entry,) = content['images']
     assert [member['file'] for member in content['checkpoints']] == [str(checkpoints / f'{i}.pth') for i in range(2)]
     assert entry['file'] == str(slides / 's0.svs') and entry['format'] == 'aperio' and entry['level'] == 0
-    assert (entry['um_per_px'], entry['predicted_um_per_px'], entry['downsample']) == (0.25, 0.5, 2)
+    assert (entry['um_per_px'], entry['predicted_um_per_px'], entry['downsample']) == (1, 2, 2)
     assert entry['bounds_offset'] == [0, 0] and entry['icc_profile'] == 'none' and 0 < entry['tissue_share'] < 1
     assert entry['windows'] > 0 and entry['seconds'] > 0 and entry['missing_pixels'] == 0
 
 
 def test_slide_and_array_of_the_same_pixels_have_equal_labels(predictor, slides, tmp_path):
     with open_slide(slides / 's0.svs') as slide:
-        view = slide.at(0.5)
+        view = slide.at(2)
         pixels = view[0 : view.shape[0]]
     np.save(tmp_path / 'array.npy', pixels)
     Image.fromarray(pixels).save(tmp_path / 'image.png')
@@ -192,7 +195,7 @@ def test_windows_leave_no_seams(slides, masked):
         return torch.cat([x, 255 - x], 1)
 
     with open_slide(slides / 's1.svs') as slide:
-        view = slide.at(0.6)
+        view = slide.at(2.4)
         whole = pixelwise(view[0 : view.shape[0]][None])[0].max(0).indices.numpy()
         mask = TissueMask.from_slide(slide, view) if masked else None
         wanted = mask.covers if masked else None
@@ -224,7 +227,9 @@ def test_finished_slides_are_skipped_and_others_predicted(predictor, slides, tmp
     with pytest.raises(IgniteError, match='another checkpoint or other options.*--overwrite'):
         predict_files(predictor, [slides], out, **dict(options, min_area=7))
     predictions.clear()
-    assert not predict_files(predictor, [slides / 's0.svs'], out, lines.append, overwrite=True, **dict(options, min_area=7))
+    assert not predict_files(
+        predictor, [slides / 's0.svs'], out, lines.append, overwrite=True, **dict(options, min_area=7)
+    )
     assert len(predictions) == 1 and {row['slide'] for row in rows_of(out / 'areas.csv')} == {'s0'}
     (out / 's0.geojson').write_text('{"mine": 1}')
     with pytest.raises(IgniteError, match='s0.geojson exists and is kept'):
@@ -322,7 +327,9 @@ def test_masks(checkpoints, slides, tmp_path, capsys):
     Image.fromarray(mask).save(tmp_path / 'mask.png')
     Image.fromarray(mask[:30]).save(tmp_path / 'wrong.png')
     slide, labels = slides / 's0.svs', ('--formats', 'label', '--min-area', 0)
-    assert run(checkpoints / '0.pth', slide, '--out', tmp_path / 'o', '--tissue-mask', tmp_path / 'mask.png', *labels) == 0
+    assert (
+        run(checkpoints / '0.pth', slide, '--out', tmp_path / 'o', '--tissue-mask', tmp_path / 'mask.png', *labels) == 0
+    )
     found = labels_of(tmp_path / 'o' / 's0.ome.tif')
     assert not found[:, :275].any() and (found[:, 275:] > 0).mean() > 0.5
     for arguments, word in (
@@ -358,7 +365,7 @@ def test_coordinates_start_at_the_bounds(predictor, slides, tmp_path, monkeypatc
     """With bounds, outlines start at them, and at the corner of the slide on request."""
     from mmseg_ignite.slides import openslide_source
 
-    monkeypatch.setattr(openslide_source.OpenSlideSource, 'bounds', (128, 192, 512, 640), raising=False)
+    monkeypatch.setattr(openslide_source, '_bounds', lambda properties: (128, 192, 512, 640))
     points = []
     for bounds_offset in (True, False):
         out = tmp_path / str(bounds_offset)
@@ -444,7 +451,7 @@ def test_two_processes_give_the_files_of_one(checkpoints, slides, alone, tmp_pat
     assert run_here['images'] == run_alone['images'] and run_here.keys() == run_alone.keys()
 
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
 def test_process_that_ends_half_way_leaves_its_slide_to_the_others(
     predictor, checkpoints, slides, alone, tmp_path, number
 ):
