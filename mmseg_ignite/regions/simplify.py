@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..extras import import_extra
 from .polygons import OUTSIDE, Outlines
 
 MAX_CLASS_CHANGE = 0.01
@@ -59,6 +60,7 @@ def simplify(
             removed[outlines.steps[rough]] &= mask[outlines.steps[rough]]
         result = outlines.without(removed)
         wrong = _astray(outlines, result.areas() - outlines.pixels, background) & (stage > 0)
+        wrong |= _touched(result, stages[-1] & ~removed) & (stage > 0)
         if not wrong.any():
             polygons = result.polygons(place(result.points()))
             wrong = unfit(polygons) & (stage > 0)
@@ -66,6 +68,25 @@ def simplify(
             return polygons
         # Corners that come back may lie beyond the simplified border of a neighbour, whose polygon is then not valid: unfit.
         stage[wrong] -= 1
+
+
+def _touched(result: Outlines, returned: np.ndarray) -> np.ndarray:
+    """Return which regions have a line through one of the corners that came back, (n,) bool."""
+    touched = np.zeros(len(result.labels), bool)
+    corners = np.flatnonzero(returned)
+    if not len(corners):
+        return touched
+    shapely, stop = import_extra('shapely', 'the outlines of regions'), np.cumsum(result.sizes)
+    after = np.arange(1, len(result.steps) + 1)
+    after[stop - 1] = stop - result.sizes
+    ends = np.stack([result.steps, result.steps[after]], axis=1)
+    x, y = result.corners.x, result.corners.y
+    through = np.flatnonzero(np.gcd(np.ptp(x[ends], axis=1), np.ptp(y[ends], axis=1)) > 1)  # other points of the raster
+    lines = shapely.linestrings(np.stack([x[ends[through]], y[ends[through]]], axis=2))
+    line, corner = shapely.STRtree(shapely.points(x[corners], y[corners])).query(lines, predicate='intersects')
+    inside = (ends[through[line]] != corners[corner][:, None]).all(axis=1)
+    touched[np.repeat(result.region, result.sizes)[through[line[inside]]]] = True
+    return touched
 
 
 def _astray(outlines: Outlines, change: np.ndarray, background: bool) -> np.ndarray:

@@ -175,6 +175,17 @@ def test_a_region_lost_by_its_neighbours_gets_its_corners_back():
     assert sum(shapely.get_num_coordinates(result)) < sum(shapely.get_num_coordinates(exact))
 
 
+def test_corners_that_come_back_touch_no_line_of_others(monkeypatch):
+    monkeypatch.setattr(simplify_module, '_MIN_PIXELS', 0)
+    monkeypatch.setattr(simplify_module, '_TRIANGLE_SHARE', 1)
+    rng = np.random.default_rng()
+    for _ in range(25):
+        labels = rng.integers(0, 3, (90, 90), dtype=np.uint8)
+        if rng.random() < 0.5:
+            labels = cv2.medianBlur(labels, 3)
+        simplified(labels, 10.0)
+
+
 def test_rasterised_outlines_give_the_labels_back():
     rng = np.random.default_rng()
     for _ in range(10):

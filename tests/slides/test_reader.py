@@ -15,6 +15,7 @@ from slide_example import write_slide
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.slides import is_slide, open_slide, openslide_source
+from mmseg_ignite.slides import view as view_module
 from mmseg_ignite.slides.levels import Level, approximate, downsample, nearest_level
 from mmseg_ignite.slides.view import SlideView
 
@@ -151,7 +152,8 @@ def test_ratios_and_levels():
     ]
 
 
-def test_view_counts_missing_tiles_once_and_shows_them_white(tmp_path):
+def test_view_counts_missing_tiles_once_and_shows_them_white(tmp_path, monkeypatch):
+    monkeypatch.setattr(view_module, '_CACHE_BYTES', 0)
     write_slide(tmp_path / 'm.svs', (1000, 1000), missing=((1, 1), (1, 2)), tissue_share=1)
     write_slide(tmp_path / 'm.ome.tif', (1000, 1000), missing=((1, 1), (1, 2)), tissue_share=1, layout='ome')
     for path in (tmp_path / 'm.svs', tmp_path / 'm.ome.tif'):
@@ -303,6 +305,20 @@ def test_truncated_and_damaged_slides(slides, tmp_path, monkeypatch):
                         view[:, 256:700]
             if path.suffix == '.svs':
                 _without_tiles(monkeypatch)
+
+
+def test_a_tile_cut_short_is_damaged(slides, tmp_path):
+    content = slides['ome'].read_bytes()
+    with tifffile.TiffFile(slides['ome']) as tif:
+        start, count = (int(values[0]) for values in (tif.pages[0].dataoffsets, tif.pages[0].databytecounts))
+    (tmp_path / 'cut.ome.tif').write_bytes(
+        content[: start + count // 2] + bytes(count - count // 2) + content[start + count :]
+    )
+    with (
+        open_slide(tmp_path / 'cut.ome.tif') as slide,
+        pytest.raises(IgniteError, match='damaged at row 0, column 0 of'),
+    ):
+        slide.at(0.25)[:10, :10]
 
 
 def test_openslide_is_needed(slides, monkeypatch):

@@ -40,6 +40,18 @@ def test_thin_walls_and_the_gaps_between_them_are_tissue_and_specks_are_not():
     assert mask[50:131, 50:231].all() and not mask[:36, :36].any()
 
 
+def test_open_gaps_between_tissue_are_closed():
+    picture = _glass(np.random.default_rng())
+    picture[40:160, 100:110] = picture[40:160, 132:142] = (150, 90, 160)  # 176 um apart
+    assert tissue_mask(picture, UM)[55:145, 100:142].all()
+
+
+def test_pale_tissue_without_glass_is_not_taken_for_glass():
+    picture = np.full((100, 100, 3), (238, 221, 232), np.uint8)
+    picture[::25, ::25] = (110, 70, 150)
+    assert tissue_mask(picture, UM).all()
+
+
 def test_holes_are_filled_up_to_an_area():
     picture = np.full((400, 400, 3), (210, 150, 190), np.uint8)
     cv2.circle(picture, (100, 100), 60, GLASS, -1)  # 0.72 mm2
