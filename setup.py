@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.py').read_text())[1]
 
-SLIDES = ['openslide-python>=1.4', 'openslide-bin', 'tifffile', 'imagecodecs', 'rasterio>=1.4', 'shapely>=2.1']
+SLIDES = ['openslide-python>=1.4', 'openslide-bin', 'tifffile', 'imagecodecs', 'shapely>=2.1']
 
 
 class BuildWithConfigs(build_py):
@@ -62,6 +62,6 @@ setup(
         export=['onnx', 'onnxruntime', 'onnxscript'],
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
-        + ['build', 'wheel', 'setuptools', *SLIDES],
+        + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES],
     ),
 )

@@ -1,7 +1,7 @@
 """Atomic writing that never destroys foreign files; all files and folders are written through this module.
 
-Results are signed: PNG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the file,
-JSON files by the key ``written_by`` (``schema_version`` in metrics.json). TIFF files may be large: the line after their last
+Results are signed: PNG, JPEG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the
+file, JSON files by the key ``written_by`` (``schema_version`` in metrics.json). TIFF files may be large: the line after their last
 byte, which TIFF readers ignore, has their size and the checksum of their first and last MiB (the first directory, and the end
 of the data); a change of a tile in between that keeps the size is not seen. A file without a valid signature is foreign, even
 if it has the name of one of our results, and is not replaced.
@@ -26,7 +26,8 @@ from .version import __version__
 WRITTEN_BY = f'mmseg_ignite {__version__}'
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n', '.tex': b'%% %b\n', '.py': b'# %b\n'}
-"""Last line of a signed file by type; PNG files have a chunk."""
+_LINES['.jpg'] = b'\n%b\n'
+"""Last line of a signed file by type, after the end of the picture for JPEG; PNG files have a chunk."""
 _TIFF, _TIFF_LINE, _TIFF_SAMPLE = ('.tif', '.tiff'), b'\nWritten by mmseg_ignite, %016d bytes, CRC-32 %08x\n', 1 << 20
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28

@@ -44,7 +44,8 @@ class Input:
         found = {f'{self.name}.ome.tif'} if pyramid else set()
         if 'label' in options.formats:
             found.add(f'{self.name}_preview.png' if self.kind == 'slide' else f'{self.name}.png')
-        endings = dict(overlay='_overlay.png', geojson='.geojson', page='_tiles')
+        overlay = '_overlay.jpg' if self.kind == 'slide' else '_overlay.png'  # JPEG for the size of a slide's
+        endings = dict(overlay=overlay, geojson='.geojson', page='_tiles')
         found |= {self.name + ending for name, ending in endings.items() if name in options.formats}
         maps = [name for name in ('probability', 'entropy') if name in options.formats]
         found |= {f'{self.name}_{name}.ome.tif' for name in maps + ['disagreement'] * ensemble}

@@ -26,7 +26,7 @@ FORMATS = {
 }
 """What can be written, with a line of help."""
 DEFAULT_FORMATS = ('label', 'overlay', 'geojson', 'areas', 'page')
-_PACKAGES = {'geojson': ('shapely', 'rasterio'), 'tiff': ('tifffile',), 'probability': ('tifffile',)}
+_PACKAGES = {'geojson': ('shapely',), 'tiff': ('tifffile',), 'probability': ('tifffile',)}
 _PACKAGES |= {'entropy': ('tifffile',)}
 
 

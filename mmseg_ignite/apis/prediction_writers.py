@@ -65,7 +65,8 @@ def write_files(
     elif 'label' in formats:
         write_labels(folder, name, labels[0 : source.size[0]])
     if 'overlay' in formats:
-        _write_overlay(folder / f'{name}_overlay.png', shown, source, labels, areas, options)
+        ending = 'png' if source.slide is None else 'jpg'
+        _write_overlay(folder / f'{name}_overlay.{ending}', shown, source, labels, areas, options)
     if 'geojson' in formats:
         write_geojson(
             folder / f'{name}.geojson',

@@ -16,6 +16,10 @@ STRIP = 8
 """Width of a strip in windows: where windows are left out, only strips with a window take memory and time."""
 
 
+_CACHED = 1 << 17
+"""Pixels whose scores of a class, 512 KB, stay in the cache of a core."""
+
+
 def zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Allocate a large buffer."""
     return torch.zeros(shape, dtype=torch.float32, device=device)
@@ -25,6 +29,26 @@ def add(target: Tensor, logits: Tensor, weight: Tensor | None) -> None:
     """Add logits as float32, after moving them to the target's device in their own, possibly half, precision."""
     logits = logits.to(target.device)
     target += logits if weight is None else logits.float() * weight
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Return the index of the largest of C <= 256 scores (C, h, w) at each pixel, the first of equal ones, (h, w) uint8."""
+    if scores.device.type != 'cpu':
+        return scores.max(0).indices.to(torch.uint8)
+    # Comparing plane by plane, in bands that fit the cache, takes a fifth of the time of max on a CPU.
+    planes = scores.numpy()
+    count, height, width = planes.shape
+    labels, rows = np.zeros((height, width), np.uint8), max(1, _CACHED // width)
+    for top in range(0, height, rows):
+        best, found = planes[0, top : top + rows].copy(), labels[top : top + rows]
+        larger = np.empty(best.shape, np.uint8)
+        for number in range(1, count):
+            plane = planes[number, top : top + rows]
+            np.greater(plane, best, out=larger.view(bool))
+            np.maximum(best, plane, out=best)
+            np.multiply(larger, np.uint8(number), out=larger)
+            np.maximum(found, larger, out=found)
+    return torch.from_numpy(labels)
 
 
 @dataclass
@@ -146,8 +170,7 @@ class Accumulator:
     def _complete(self, strip: _Strip, rows: int) -> dict[str, Tensor]:
         """Compute the rasters of the top rows of a strip."""
         scores = strip.sums[: self.classes, :rows]
-        # max returns the same indices as argmax, which is several times slower on a CPU.
-        found = dict(labels=scores.max(0).indices.to(torch.uint8))
+        found = dict(labels=largest(scores))
         if self.maps:
             count = strip.count[:rows].clamp_min(torch.finfo(torch.float32).tiny)
             mean = scores / count

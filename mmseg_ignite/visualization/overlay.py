@@ -105,6 +105,7 @@ def write_prediction(
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a signed PNG; raise IgniteError if it cannot be written or a foreign file is there."""
+    """Write a signed PNG or JPEG; raise IgniteError if it cannot be written or a foreign file is there."""
+    options = dict(quality=92, subsampling=0) if path.suffix == '.jpg' else {}
     with writing(path), result_file(path) as partial:
-        picture.save(partial)
+        picture.save(partial, **options)

@@ -107,7 +107,7 @@ def test_all_files_are_there_and_nothing_else(predicted):
     names = {path.name for path in predicted.iterdir()}
     maps = {f's0_{name}.ome.tif' for name in ('probability', 'entropy', 'disagreement')}
     assert names == maps | {
-        's0.ome.tif', 's0_preview.png', 's0_overlay.png', 's0.geojson', 's0_tiles', 'areas.csv', 'ratios.csv', 'classes.json',
+        's0.ome.tif', 's0_preview.png', 's0_overlay.jpg', 's0.geojson', 's0_tiles', 'areas.csv', 'ratios.csv', 'classes.json',
         'slides.html', 'run.json', 'records',
     }  # fmt: skip
 

@@ -348,6 +348,14 @@ def test_maps_without_windows_are_certain_of_the_skip_label():
     assert [int(raster.max()) for raster in (*maps['probability'], maps['entropy'])] == [0, 255, 0]
 
 
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 3, 5), (16, 40, 700), (256, 9, 11)])
+def test_largest_is_the_first_of_equal_scores(device, shape, monkeypatch):
+    monkeypatch.setattr(accumulation, '_CACHED', 2000)
+    scores = torch.randint(-3, 3, shape).float()  # with many equal scores
+    found = accumulation.largest(scores.to(device)).cpu().numpy()
+    np.testing.assert_array_equal(found, scores.numpy().argmax(0))
+
+
 @pytest.mark.parametrize(
     ('maps', 'message'),
     [

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import cv2
 import numpy as np
 import torch
 from mmseg.models.segmentors import EncoderDecoder
@@ -127,9 +128,9 @@ def disagreeing_scores(model: EncoderDecoder, inputs: Tensor, metas: list[dict],
 
 def preprocessed(model: EncoderDecoder, windows: np.ndarray, device: torch.device) -> Tensor:
     """Return RGB windows (B, h, w, 3) uint8 as (B, 3, h, w) float, as the data preprocessor gives them to the network."""
-    x = torch.from_numpy(np.ascontiguousarray(windows))
-    x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True)
-    x = x.permute(0, 3, 1, 2).flip(1)  # BGR, as in a pipeline
+    flat = np.ascontiguousarray(windows).reshape(-1, windows.shape[2], 3)
+    x = torch.from_numpy(cv2.cvtColor(flat, cv2.COLOR_RGB2BGR).reshape(windows.shape))  # BGR, as in a pipeline
+    x = (x.pin_memory() if device.type == 'cuda' else x).to(device, non_blocking=True).permute(0, 3, 1, 2)
     # mmseg's preprocessor records padding in samples if it pads, and takes None only if it does not.
     samples = [SegDataSample() for _ in x] if getattr(model.data_preprocessor, 'test_cfg', None) else None
     return model.data_preprocessor(dict(inputs=list(x), data_samples=samples))['inputs']
