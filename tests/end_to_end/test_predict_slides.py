@@ -405,12 +405,15 @@ predictor.Predictor.label = label
 if __name__ == '__main__':
     from mmseg_ignite.cli import run
     from mmseg_ignite.errors import IgniteError
-    run(lambda: predict(cfg, sys.argv[1], [sys.argv[2]], sys.argv[3], 'cpu', formats=('label', 'geojson', 'areas', 'page')))
+    options = dict(formats=('label', 'geojson', 'areas', 'page'), launcher='pytorch' if 'RANK' in os.environ else 'none')
+    run(lambda: predict(cfg, sys.argv[1], [sys.argv[2]], sys.argv[3], 'cpu', **options))
 """
 
 
-def start(checkpoints, slides, out, *stop):
-    command = [sys.executable, '-c', SCRIPT, str(checkpoints / '0.pth'), str(slides), str(out), *map(str, stop)]
+def start(checkpoints, slides, out, *stop, launcher=()):
+    script = out.parent / 'script.py'
+    script.write_text(SCRIPT)
+    command = [sys.executable, *launcher, str(script), str(checkpoints / '0.pth'), str(slides), str(out), *map(str, stop)]
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -439,10 +442,11 @@ def alone(predictor, slides, tmp_path_factory):
 
 
 def test_two_processes_give_the_files_of_one(checkpoints, slides, alone, tmp_path):
-    processes = [start(checkpoints, slides, tmp_path / 'out', 1.5) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [output[0].count('predicting') for output in outputs] == [1, 1]
+    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0')
+    process = start(checkpoints, slides, tmp_path / 'out', 2, launcher=launcher)
+    output, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert output.count('predicting') == 2
     found = contents(tmp_path / 'out')
     assert found.keys() == alone.keys()
     different = [name for name in alone if name != 'run.json' and found[name] != alone[name]]
