@@ -1,10 +1,10 @@
 """Atomic writing that never destroys foreign files; all files and folders are written through this module.
 
 Results are signed: PNG, JPEG, HTML, SVG, PDF, TeX and Python files by a line or chunk with the checksum of the rest of the
-file, JSON files by the key ``written_by`` (``schema_version`` in metrics.json). TIFF files may be large: the line after their
-last byte, which TIFF readers ignore, has their size and the checksum of their first and last MiB (the first directory, and the
-end of the data); a change of a tile in between that keeps the size is not seen. A file without a valid signature is foreign, even
-if it has the name of one of our results, and is not replaced.
+file, JSON files by the key ``written_by`` (``schema_version`` in metrics.json). TIFF files may be large: the line after
+their last byte, which TIFF readers ignore, has their size and the checksum of their first and last MiB (the first
+directory, and the end of the data); a change of a tile in between that keeps the size is not seen. A file without a valid
+signature is foreign, even if it has the name of one of our results, and is not replaced.
 """
 
 import contextlib

@@ -14,8 +14,10 @@ from .view import SlideView
 
 THUMBNAIL_UM_PER_PX = 10.0
 """Coarsest resolution of the picture in which tissue is found; a pyramid usually gives 5 to 10 um/px."""
-MARGIN_UM = 50.0
-"""Width of glass around tissue that counts as tissue."""
+MARGIN_UM = 16.0
+"""Width of glass around tissue that counts as tissue: one or two pixels of the mask. A network may call wider margins
+anything, which would add to the areas."""
+_WARPED = 16_384  # px; OpenCV transforms less than 32,767 px a side
 _GAP_UM = 200.0  # gaps up to this width, such as alveoli, are closed
 _HOLE_UM2 = 1e6  # enclosed glass up to this area is tissue
 _SPECK_UM2 = 1000.0
@@ -32,7 +34,7 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels.
     The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
     mucus, and at least 8, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
-    glands, vessels) are filled, and a margin of 50 um is added.
+    glands, vessels) are filled, and a margin of 16 um is added.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
@@ -110,27 +112,35 @@ class TissueMask:
     def __init__(self, mask: np.ndarray, shape: tuple[int, int], step: tuple[float, float] | None = None) -> None:
         self.mask, self.shape = np.asarray(mask, bool), tuple(shape[:2])
         self._step = step or tuple(whole / part for whole, part in zip(self.shape, self.mask.shape))
+        self._grey = np.where(self.mask, np.uint8(255), np.uint8(0))
         self._sums = cv2.integral(self.mask.astype(np.uint8))
         self.share = float(self.mask.mean())
-        self._rows, self._columns = (
-            np.minimum(((np.arange(whole) + 0.5) / step).astype(np.int64), part - 1)
-            for whole, step, part in zip(self.shape, self._step, self.mask.shape)
-        )
 
     def covers(self, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
-        """Return whether a window of the view, (first, stop) of its rows and columns, touches tissue."""
+        """Return whether a window of the view, (first, stop) of its rows and columns, touches tissue or a pixel beside it."""
         spans = zip((rows, columns), self._step, self.mask.shape)
         (top, bottom), (left, right) = (
-            (min(int(first / step), side - 1), max(1, min(-int(-stop // step), side)))
+            (min(max(int(first / step) - 1, 0), side - 1), max(1, min(1 - int(-stop // step), side)))
             for (first, stop), step, side in spans
         )
         sums = self._sums
         return bool(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
     def rows(self, first: int, stop: int) -> np.ndarray:
-        """Return which pixels of rows of the view are tissue, (stop - first, W) bool."""
-        found, place = np.unique(self._rows[first:stop], return_inverse=True)
-        return self.mask[found][:, self._columns][place]
+        """Return which pixels of rows of the view are tissue, (stop - first, W) bool, with the mask's edges smoothed.
+
+        The mask is interpolated bilinearly between the centres of its pixels; more than one half is tissue.
+        """
+        found = np.empty((stop - first, self.shape[1]), bool)
+        for top in range(first, stop, _WARPED):
+            for left in range(0, self.shape[1], _WARPED):
+                size = min(_WARPED, self.shape[1] - left), min(_WARPED, stop - top)
+                (y, x), (height, width) = ((top, left), self._step)
+                place = np.array([[1 / width, 0, (x + 0.5) / width - 0.5], [0, 1 / height, (y + 0.5) / height - 0.5]])
+                flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+                part = cv2.warpAffine(self._grey, place, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+                found[top - first : top - first + size[1], left : left + size[0]] = part > 127
+        return found
 
     @classmethod
     def from_slide(cls, slide: Slide, view: SlideView) -> 'TissueMask':

@@ -413,7 +413,15 @@ if __name__ == '__main__':
 def start(checkpoints, slides, out, *stop, launcher=()):
     script = out.parent / 'script.py'
     script.write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(script), str(checkpoints / '0.pth'), str(slides), str(out), *map(str, stop)]
+    command = [
+        sys.executable,
+        *launcher,
+        str(script),
+        str(checkpoints / '0.pth'),
+        str(slides),
+        str(out),
+        *map(str, stop),
+    ]
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
