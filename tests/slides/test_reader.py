@@ -321,6 +321,32 @@ def test_a_tile_cut_short_is_damaged(slides, tmp_path):
         slide.at(0.25)[:10, :10]
 
 
+@pytest.mark.parametrize('layout', ['ome', 'aperio'])
+@pytest.mark.parametrize('fill', [b'\0', b'\xff', bytes(range(255, -1, -1))])
+def test_a_tile_overwritten_in_its_middle_is_damaged(slides, tmp_path, layout, fill):
+    content, path = bytearray(slides[layout].read_bytes()), tmp_path / slides[layout].name
+    with tifffile.TiffFile(slides[layout]) as tif:
+        place = int(np.argmax(tif.pages[0].databytecounts))
+        start, count = tif.pages[0].dataoffsets[place], tif.pages[0].databytecounts[place]
+    content[start + count // 2 : start + count * 3 // 4] = (fill * count)[: count * 3 // 4 - count // 2]
+    path.write_bytes(content)
+    with open_slide(path) as slide, pytest.raises(IgniteError, match='is damaged at row'):
+        view = slide.at(slide.um_per_px)
+        view[: view.shape[0]]
+
+
+def test_pages_of_other_kinds_are_no_levels(tmp_path):
+    rng, path = np.random.default_rng(), tmp_path / 'mask.tif'
+    options = dict(tile=(256, 256), metadata=None, resolution=(4e4, 4e4), resolutionunit='CENTIMETER')
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(pixels := rng.integers(0, 255, (1024, 1024, 3), np.uint8), photometric='rgb', **options)
+        tif.write(np.zeros((512, 512), np.uint8), subfiletype=1, photometric='minisblack', **options)
+        tif.write(np.zeros((256, 256, 3), np.uint16), subfiletype=1, photometric='rgb', **options)
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 1 and len(slide.notes) == 2
+        assert abs(slide.at(1.0)[:].astype(int) - _mean(pixels, 4, 1, (256, 256))).max() <= 1
+
+
 def test_openslide_is_needed(slides, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openslide', None)
     with pytest.raises(IgniteError, match='openslide.*reading whole slides needs it'):
