@@ -213,6 +213,19 @@ def test_bounds_crop_the_slide(slides, monkeypatch):
         open_slide(slides['aperio'])
 
 
+def test_bounds_on_a_level_of_rounded_size_are_not_shifted(tmp_path, monkeypatch):
+    write_slide(tmp_path / 's.svs', (3003, 4007), tissue_share=1, levels=(1, 4))
+    with open_slide(tmp_path / 's.svs') as slide:
+        whole = slide.at(1.0)[:].astype(int)
+    _with_properties(
+        monkeypatch,
+        **{f'openslide__bounds_{k}': v for k, v in dict(y='2000', x='3000', height='800', width='800').items()},
+    )
+    with open_slide(tmp_path / 's.svs') as slide:  # OpenSlide counts 4.0035 px of level 0 per px of the level, not 4
+        found = slide.at(1.0)[:]
+    assert np.abs(found - whole[500:700, 750:950]).mean() < 3 < np.abs(found - whole[500:700, 751:951]).mean()
+
+
 def test_missing_pixels_have_the_background_colour(tmp_path, monkeypatch):
     write_slide(tmp_path / 'm.svs', (600, 600), missing=((0, 0),), tissue_share=1)
     _with_properties(monkeypatch, openslide__background_color='D0E0F0')
