@@ -174,10 +174,11 @@ def _regions(
         points = points.astype(np.int64) if (points == np.rint(points)).all() else points
         for number, region in enumerate(kept):
             pixels, label = int(piece.pixels[region]), int(piece.labels[region])
+            area = round(pixels * grid.um_per_px**2, 4)
             bounds = rings[parts[number] : parts[number + 1] + 1]
             yield (
                 label,
-                round(pixels * grid.um_per_px**2, 4),
+                int(area) if area.is_integer() else area,
                 round(pixels / tissue, 9) if label else None,
                 [points[start:stop].tolist() for start, stop in zip(bounds[:-1], bounds[1:])],
             )
@@ -216,8 +217,8 @@ def _write(stream: IO[bytes], features: Iterator[dict]) -> None:
     encoder, start = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(',', ':')), '\n'
     stream.write(b'{"type":"FeatureCollection","features":[')
     for feature in features:
-        text = encoder.encode(feature)
-        text = text.replace('.0,', ',').replace('.0]', ']')  # integers among coordinates with decimals
-        stream.write(f'{start}{text}'.encode())
+        rings, *rest = encoder.encode(feature).partition('"properties"')
+        rings = rings.replace('.0,', ',').replace('.0]', ']')  # integers among coordinates with decimals
+        stream.write(''.join((start, rings, *rest)).encode())
         start = ',\n'
     stream.write(b'\n]}\n')

@@ -121,8 +121,8 @@ class OpenSlideSource:
             raise IgniteError(self._damage)
         if self._tiles:
             return self._tiles.read(level, top, left, height, width)
-        given = self._downsamples[level]
-        y, x = (round(start + first * given) for start, first in zip(offset, (top, left)))
+        given, exact = self._downsamples[level], self.levels[level].downsample  # OpenSlide divides by the first
+        y, x = (round((start / exact + first) * given) for start, first in zip(offset, (top, left)))
         try:
             pixels = np.asarray(self._slide.read_region((x, y), self._numbers[level], (width, height)))
         except self._openslide.OpenSlideError as error:

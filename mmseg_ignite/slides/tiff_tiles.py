@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 from ..errors import IgniteError
 from ..extras import import_extra
 from ..files import printable
+from ..images.jpeg import check_jpeg
 from ..images.reading import described_resolution
 from .levels import Level, downsample
 
 _MAX_PAGES = 64
 _CACHE_BYTES = 128 << 20
 _CENTIMETRE, _INCH = 3, 2
+_ZEROS, _MARKER = bytes(64), re.compile(rb'\xff[^\x00\xd0-\xd7]')
 _JPEG, _RGB, _YCBCR, _OLD_JPEG = 7, 2, 6, 6
 _CODECS = (1, 5, _JPEG, 8, 32946, 33005, 34712, 50000, 50001)  # none, LZW, JPEG, Deflate, JPEG 2000, Zstandard, WebP
 
@@ -80,7 +83,8 @@ class TiffTiles:
             raise
         except Exception as error:  # tifffile raises many types on damaged data
             raise Unreadable(f'is no valid TIFF ({error})') from error
-        _check_kind(base)
+        if fault := _kind_fault(base):
+            raise Unreadable(fault)
         self._pages = self._pyramid(base, inner or pages)
         self._check_end()
         self.missing_tiles = sum(int((page.counts == 0).sum()) for page in self._pages)
@@ -94,11 +98,12 @@ class TiffTiles:
             if page is base or page.size == base.size:
                 continue
             factor = downsample(base.size, page.size)
-            if factor is None or factor in found:
-                if page.reduced:
-                    self.notes.append(f'a level of {_px(page.size)} does not fit {_px(base.size)} and is not used')
-            else:
+            if (fault := _kind_fault(page)) is None and (factor is None or factor in found):
+                fault = f'does not fit {_px(base.size)}'
+            if fault is None:
                 found[factor] = page
+            elif page.reduced:
+                self.notes.append(f'a level of {_px(page.size)} {fault} and is not used')
         self.levels = [Level(page.size, factor) for factor, page in sorted(found.items())]
         return [found[level.downsample] for level in self.levels]
 
@@ -168,8 +173,8 @@ class TiffTiles:
             if not part:
                 raise EOFError('the file ends before the tile')
             data += part
-        if page.jpeg and data.rfind(b'\xff\xd9') < 0:  # decoders fill the rest of a truncated JPEG with grey
-            raise ValueError('a JPEG without its end')
+        if page.jpeg:
+            _check_jpeg(data, page.jpeg['jpegtables'])
         return page.decode(data, number, **page.jpeg)[0][0]
 
     def close(self) -> None:
@@ -195,18 +200,31 @@ def _page(page: Any, reduced: bool = False) -> _Page:
     )
 
 
-def _check_kind(base: _Page) -> None:
-    """Raise Unreadable unless a page is 8-bit RGB in a usual compression."""
-    page = base.page
+def _check_jpeg(data: bytes, tables: bytes | None) -> None:
+    """Raise an error if a JPEG is damaged; decoders fill what they lack with grey, or decode other bytes, silently.
+
+    Only data with markers or many zeros inside, which are rare in whole JPEGs, are decoded for the check.
+    """
+    start, end = data.find(b'\xff\xda'), data.rfind(b'\xff\xd9')
+    if end < 0:
+        raise ValueError('a JPEG without its end')
+    if data.find(_ZEROS, start, end) >= 0 or _MARKER.search(data, start + 2, end):
+        check_jpeg(data[:2] + tables[2:-2] + data[2:] if tables else data)
+
+
+def _kind_fault(found: _Page) -> str | None:
+    """Return why the pixels of a page cannot be read, or None if they are 8-bit RGB in a usual compression."""
+    page = found.page
     colours = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression == _JPEG)
     if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4) or not colours:
         kind = f'{page.samplesperpixel} x {page.dtype} ({page.photometric.name})'
-        raise Unreadable(f'holds pixels of {kind}; 8-bit RGB was expected')
+        return f'holds pixels of {kind}; 8-bit RGB was expected'
     if page.compression not in _CODECS or page.planarconfig == 2 and page.samplesperpixel != 3:
-        raise Unreadable(f'is compressed with {page.compression.name}, which is not read')
-    tiles = [-(-side // part) for side, part in zip(base.size, base.tile)]
-    if len(base.offsets) < tiles[0] * tiles[1] * (3 if page.planarconfig == 2 else 1):
-        raise Unreadable('lists fewer tiles than its size needs')
+        return f'is compressed with {page.compression.name}, which is not read'
+    tiles = [-(-side // part) for side, part in zip(found.size, found.tile)]
+    if len(found.offsets) < tiles[0] * tiles[1] * (3 if page.planarconfig == 2 else 1):
+        return 'lists fewer tiles than its size needs'
+    return None
 
 
 def _resolution(page: Any, description: str) -> tuple[float, float, str] | None:

@@ -23,22 +23,23 @@ _HOLE_UM2 = 1e6  # enclosed glass up to this area is tissue
 _SPECK_UM2 = 1000.0
 _GLASS = 220  # darkest channel of glass, at least
 _GLASS_TINT = 14  # difference of its channels, at most
-_MISSING = 254  # pixels as bright as this may have no data
+_WHITE = 254  # darkest channel of white, at least: overexposed glass, or pixels without data
 _THRESHOLDS = (8, 12)  # limits of the threshold below the glass, in grey levels
 
 
-def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
+def tissue_mask(thumbnail: np.ndarray, um_per_px: float, missing: float = 0) -> np.ndarray:
     """Find tissue in a picture of a slide at low resolution.
 
     A pixel is tissue if a channel of it is darker than the glass by a threshold: H&E absorbs green above all, so that the
-    difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels.
-    The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
+    difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels,
+    or white if more pixels are white: overexposed glass, beside which they are pale tissue. The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
     mucus, and at least 8, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
     glands, vessels) are filled, and a margin of 16 um is added.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
         um_per_px: Its resolution, best 5 to 16 um/px.
+        missing: Number of its pixels without data, which are white, but no glass.
 
     Returns:
         (h, w) bool.
@@ -50,7 +51,7 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     """
     # A median would delete the walls of alveoli and of fat cells, which are a pixel wide.
     picture = cv2.GaussianBlur(thumbnail, (3, 3), 0)
-    darker = cv2.subtract(np.full_like(picture, _glass(picture)), picture).max(-1)
+    darker = cv2.subtract(np.full_like(picture, _glass(picture, missing)), picture).max(-1)
     threshold, _ = cv2.threshold(darker, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     mask = darker > np.clip(threshold, *_THRESHOLDS)
     mask &= ~_small(mask, _SPECK_UM2 / um_per_px**2)
@@ -59,11 +60,12 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
     return _near(mask, MARGIN_UM / um_per_px)
 
 
-def _glass(picture: np.ndarray) -> np.ndarray:
-    """Return the colour of glass, (3,) uint8; white if the picture has none."""
+def _glass(picture: np.ndarray, missing: float) -> np.ndarray:
+    """Return the colour of glass, (3,) uint8; white if the picture has none, or is overexposed."""
     low = picture.min(-1)
-    glass = picture[(low > _GLASS) & (low < _MISSING) & (picture.max(-1) - low <= _GLASS_TINT)]
-    return np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) else np.full(3, 255, np.uint8)
+    glass = picture[(low > _GLASS) & (low < _WHITE) & (picture.max(-1) - low <= _GLASS_TINT)]
+    white = np.count_nonzero(low >= _WHITE) - missing
+    return np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) > max(white, 0) else np.full(3, 255, np.uint8)
 
 
 def _small(mask: np.ndarray, area: float, inside: bool = False) -> np.ndarray:
@@ -155,7 +157,9 @@ class TissueMask:
         """
         small = slide.reduced(max(THUMBNAIL_UM_PER_PX, slide.um_per_px))
         step = small.downsample / view.downsample
-        return cls(tissue_mask(small[: small.shape[0]], small.um_per_px), view.shape[:2], (step, step))
+        picture = small[: small.shape[0]]
+        missing = small.missing_pixels * (slide.levels[small.level].downsample / small.downsample) ** 2
+        return cls(tissue_mask(picture, small.um_per_px, missing), view.shape[:2], (step, step))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, view: SlideView) -> 'TissueMask':

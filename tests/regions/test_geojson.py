@@ -142,6 +142,13 @@ def test_files_hold_the_content_and_are_the_same_again(tmp_path):
     assert not {f['id'] for f in expected['features']} & {f['id'] for f in other['features']}
 
 
+def test_names_of_classes_are_written_as_they_are(tmp_path):
+    names = ['Glass', 'Grade 2.0, pale']
+    write_geojson(tmp_path / 'a.geojson', np.ones((3, 4), np.uint8), 0.5, classes=names, palette=[(0, 0, 0), (9, 9, 9)])
+    (feature,) = json.loads((tmp_path / 'a.geojson').read_bytes())['features']
+    assert feature['properties']['classification']['name'] == names[1]
+
+
 def test_existing_files_stay_unless_overwritten(tmp_path):
     path, labels = tmp_path / 'a.geojson', np.ones((4, 4), np.uint8)
     path.write_text('mine')

@@ -213,6 +213,19 @@ def test_bounds_crop_the_slide(slides, monkeypatch):
         open_slide(slides['aperio'])
 
 
+def test_bounds_on_a_level_of_rounded_size_are_not_shifted(tmp_path, monkeypatch):
+    write_slide(tmp_path / 's.svs', (3003, 4007), tissue_share=1, levels=(1, 4))
+    with open_slide(tmp_path / 's.svs') as slide:
+        whole = slide.at(1.0)[:].astype(int)
+    _with_properties(
+        monkeypatch,
+        **{f'openslide__bounds_{k}': v for k, v in dict(y='2000', x='3000', height='800', width='800').items()},
+    )
+    with open_slide(tmp_path / 's.svs') as slide:  # OpenSlide counts 4.0035 px of level 0 per px of the level, not 4
+        found = slide.at(1.0)[:]
+    assert np.abs(found - whole[500:700, 750:950]).mean() < 3 < np.abs(found - whole[500:700, 751:951]).mean()
+
+
 def test_missing_pixels_have_the_background_colour(tmp_path, monkeypatch):
     write_slide(tmp_path / 'm.svs', (600, 600), missing=((0, 0),), tissue_share=1)
     _with_properties(monkeypatch, openslide__background_color='D0E0F0')
@@ -319,6 +332,32 @@ def test_a_tile_cut_short_is_damaged(slides, tmp_path):
         pytest.raises(IgniteError, match='damaged at row 0, column 0 of'),
     ):
         slide.at(0.25)[:10, :10]
+
+
+@pytest.mark.parametrize('layout', ['ome', 'aperio'])
+@pytest.mark.parametrize('fill', [b'\0', b'\xff', bytes(range(255, -1, -1))])
+def test_a_tile_overwritten_in_its_middle_is_damaged(slides, tmp_path, layout, fill):
+    content, path = bytearray(slides[layout].read_bytes()), tmp_path / slides[layout].name
+    with tifffile.TiffFile(slides[layout]) as tif:
+        place = int(np.argmax(tif.pages[0].databytecounts))
+        start, count = tif.pages[0].dataoffsets[place], tif.pages[0].databytecounts[place]
+    content[start + count // 2 : start + count * 3 // 4] = (fill * count)[: count * 3 // 4 - count // 2]
+    path.write_bytes(content)
+    with open_slide(path) as slide, pytest.raises(IgniteError, match='is damaged at row'):
+        view = slide.at(slide.um_per_px)
+        view[: view.shape[0]]
+
+
+def test_pages_of_other_kinds_are_no_levels(tmp_path):
+    rng, path = np.random.default_rng(), tmp_path / 'mask.tif'
+    options = dict(tile=(256, 256), metadata=None, resolution=(4e4, 4e4), resolutionunit='CENTIMETER')
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(pixels := rng.integers(0, 255, (1024, 1024, 3), np.uint8), photometric='rgb', **options)
+        tif.write(np.zeros((512, 512), np.uint8), subfiletype=1, photometric='minisblack', **options)
+        tif.write(np.zeros((256, 256, 3), np.uint16), subfiletype=1, photometric='rgb', **options)
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 1 and len(slide.notes) == 2
+        assert abs(slide.at(1.0)[:].astype(int) - _mean(pixels, 4, 1, (256, 256))).max() <= 1
 
 
 def test_openslide_is_needed(slides, monkeypatch):

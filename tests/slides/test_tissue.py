@@ -34,6 +34,20 @@ def test_pale_and_dark_tissue_are_found_together_with_a_margin(colour):
     assert not mask[:50].any() and not mask[:, :70].any()
 
 
+@pytest.mark.parametrize('colour', [(235, 228, 232), (238, 230, 236), (240, 232, 238)])
+def test_pale_tissue_beside_overexposed_glass_is_not_taken_for_glass(colour):
+    picture = np.full((200, 300, 3), 255, np.uint8)
+    picture[60:140, 80:180] = _glass(np.random.default_rng(), (80, 100), colour)
+    mask = tissue_mask(picture, UM)
+    assert mask[60:140, 80:180].all() and not mask[:40].any()
+
+
+def test_pixels_without_data_do_not_hide_the_colour_of_glass():
+    picture = np.full((200, 300, 3), 255, np.uint8)
+    picture[:, :100] = _glass(np.random.default_rng(), (200, 100))
+    assert not tissue_mask(picture, UM, missing=200 * 200).any()
+
+
 def test_thin_walls_and_the_gaps_between_them_are_tissue_and_specks_are_not():
     picture = _glass(np.random.default_rng())
     picture[50:150:20, 50:250], picture[50:150, 50:250:20] = (220, 185, 205), (220, 185, 205)  # walls of one pixel
