@@ -31,10 +31,11 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float, missing: float = 0) -> 
     """Find tissue in a picture of a slide at low resolution.
 
     A pixel is tissue if a channel of it is darker than the glass by a threshold: H&E absorbs green above all, so that the
-    difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels,
-    or white if more pixels are white: overexposed glass, beside which they are pale tissue. The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
-    mucus, and at least 8, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
-    glands, vessels) are filled, and a margin of 16 um is added.
+    difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless
+    pixels, or white if more pixels are white: overexposed glass, beside which they are pale tissue. The threshold is Otsu's
+    (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and mucus, and at least 8, so
+    that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli, glands, vessels) are
+    filled, and a margin of 16 um is added.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
