@@ -30,9 +30,10 @@ def tissue_mask(thumbnail: np.ndarray, um_per_px: float, missing: float = 0) -> 
 
     A pixel is tissue if a channel of it is darker than the glass by a threshold: H&E absorbs green above all, so that the
     difference grows with both saturation and darkness. The glass is the 95th percentile of the bright and colourless pixels,
-    or white if more pixels are white: overexposed glass, beside which they are pale tissue. The threshold is Otsu's (1979), but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and
-    mucus, and at least 8, so that glass alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli,
-    glands, vessels) are filled, and a margin of 50 um is added.
+    or white if more pixels are white: overexposed glass, beside which they are pale tissue. The threshold is Otsu's (1979),
+    but at most 12 of 255 levels, so that dark tissue does not hide pale tissue, fat and mucus, and at least 8, so that glass
+    alone has none. Specks are removed, gaps up to 200 um and holes up to 1 mm2 (alveoli, glands, vessels) are filled, and a
+    margin of 50 um is added.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
@@ -63,7 +64,9 @@ def _glass(picture: np.ndarray, missing: float) -> np.ndarray:
     low = picture.min(-1)
     glass = picture[(low > _GLASS) & (low < _WHITE) & (picture.max(-1) - low <= _GLASS_TINT)]
     white = np.count_nonzero(low >= _WHITE) - missing
-    return np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) > max(white, 0) else np.full(3, 255, np.uint8)
+    return (
+        np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) > max(white, 0) else np.full(3, 255, np.uint8)
+    )
 
 
 def _small(mask: np.ndarray, area: float, inside: bool = False) -> np.ndarray:
