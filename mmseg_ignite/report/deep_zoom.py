@@ -63,7 +63,7 @@ def write_deep_zoom(
         IgniteError: image and labels differ in size, or the folder cannot be written or has foreign files.
 
     Example:
-        >>> write_deep_zoom('out/slide1_tiles', slide.at(0.5), labels, 0.5, mask.has_tissue, slide.thumbnail(2048))
+        >>> write_deep_zoom('out/slide1_tiles', slide.at(0.5), labels, 0.5, glass=slide.thumbnail(2048))
     """
     _check_sizes(folder, image, labels, scale)
     skip = 0

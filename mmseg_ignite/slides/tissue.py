@@ -66,7 +66,9 @@ def _glass(picture: np.ndarray, missing: float) -> np.ndarray:
     low = picture.min(-1)
     glass = picture[(low > _GLASS) & (low < _WHITE) & (picture.max(-1) - low <= _GLASS_TINT)]
     white = np.count_nonzero(low >= _WHITE) - missing
-    return np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) > max(white, 0) else np.full(3, 255, np.uint8)
+    return (
+        np.percentile(glass, 95, axis=0).astype(np.uint8) if len(glass) > max(white, 0) else np.full(3, 255, np.uint8)
+    )
 
 
 def _small(mask: np.ndarray, area: float, inside: bool = False) -> np.ndarray:
