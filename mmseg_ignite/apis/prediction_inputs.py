@@ -92,8 +92,10 @@ def _expand(path: Path) -> Sequence[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Return whether a path is a result of this package, or in a folder of tiles."""
-    return is_ours(path) or any(is_ours(folder / TILES_LIST) for folder in path.parents[:3])
+    """Return whether a path is a result of this package, or in a folder of its tiles or records."""
+    if path.name in (CLASSES_FILE, RECORDS) and is_ours(path.parent / RUN):
+        return True
+    return is_ours(path) or any(is_ours(folder / TILES_LIST) for folder in (path, *path.parents[:3]))
 
 
 def check_results(

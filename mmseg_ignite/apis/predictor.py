@@ -196,7 +196,7 @@ class Predictor:
             return
         small, few = np.empty(size, np.uint8), {name: _empty_like(sink, size) for name, sink in maps.items()}
         self._label_windows(self._transformed(resample(image, size)), small, on_progress, wanted, None, few)
-        for sink, found, method, fill in [(out, small, cv2.INTER_NEAREST_EXACT, BACKGROUND), *_pairs(maps, few)]:
+        for sink, found, method, fill in ((out, small, cv2.INTER_NEAREST_EXACT, BACKGROUND), *_pairs(maps, few)):
             Sink(sink, tissue, fill=fill)[0 : shape[0]] = cv2.resize(found, shape[::-1], interpolation=method)
 
     def _label_windows(
@@ -292,11 +292,7 @@ class Sink:
     """
 
     def __init__(
-        self,
-        raster: object,
-        tissue: Callable[[int, int], np.ndarray] | None = None,
-        ids: np.ndarray | None = None,
-        fill: int = BACKGROUND,
+        self, raster: object, tissue: Callable | None = None, ids: np.ndarray | None = None, fill: int = BACKGROUND
     ) -> None:
         self._raster, self._tissue, self.fill = raster, tissue, fill
         self._ids = None if ids is None else np.pad(ids, (0, 256 - len(ids)))
