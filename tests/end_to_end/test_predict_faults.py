@@ -1,10 +1,11 @@
-"""Predicting into folders that hold something already, names, kills at any moment, and takeovers; the network is a pattern."""
+"""Predicting into folders that hold something, names, kills at any moment, and takeovers; the network is a pattern."""
 
 import json
 import os
 import random
 import shutil
 import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -283,7 +284,7 @@ def test_process_killed_at_any_change_locks_nobody_out(predictor, slides, tmp_pa
         assert not predict(predictor, [slides], out, **options), number
         left = {name for name in names(out) if not name.startswith('.')}
         assert left == TABLES | results('s0') and not (out / '.unfinished').exists(), number
-        number += 10
+        number += 20
     assert number > 30
 
 
@@ -334,6 +335,16 @@ def test_results_of_other_options_at_the_same_time_are_not_replaced(predictor, s
     monkeypatch.setattr(module, 'predict_input', meanwhile)
     with pytest.raises(IgniteError, match='another checkpoint or other options.*s1.svs'):
         predict(predictor, [slides], out)
+
+
+def test_output_that_nobody_reads_is_no_traceback(tmp_path):
+    script = 'from mmseg_ignite.cli import run; run(lambda: [print("a" * 1000) for _ in range(10000)])'
+    process = subprocess.Popen(
+        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == 'stopped: the program that read the output has ended.\n'
+    assert process.wait() == 2
 
 
 def test_full_disk_leaves_no_claim_without_an_owner(tmp_path, monkeypatch):
