@@ -44,7 +44,7 @@ def run(main: Callable[[], None]) -> None:
 def _is_unread() -> bool:
     """Return whether nothing reads the output any more, e.g. after ``| head``; what is left of it is then dropped."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
