@@ -1,6 +1,7 @@
 """The common entry point of the command-line tools, which turns errors into one sentence instead of a traceback."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -33,6 +34,21 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print('stopped.', file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        print('stopped: the program that read the output has ended.', file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_unread() -> bool:
+    """Return whether nothing reads the output any more, e.g. after ``| head``; what is left of it is then dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -29,6 +29,8 @@ _LINES = {'.html': b'<!-- %b -->\n', '.svg': b'<!-- %b -->\n', '.pdf': b'%% %b\n
 _LINES['.jpg'] = b'\n%b\n'
 """Last line of a signed file by type, after the end of the picture for JPEG; PNG files have a chunk."""
 _TIFF, _TIFF_LINE, _TIFF_SAMPLE = ('.tif', '.tiff'), b'\nWritten by mmseg_ignite, %016d bytes, CRC-32 %08x\n', 1 << 20
+_SIGNATURE_TAIL = 128
+"""Bytes at the end of a file that hold its signature."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28
 _RUNS = ('confusion.npz', 'run.json')
@@ -123,7 +125,7 @@ def is_ours(path: str | os.PathLike) -> bool:
     """Return whether a file is an unchanged result of this package, as far as its type can tell.
 
     Text tables (.csv, .txt) have no signature; they are ours in the folder of one of our runs, or in a folder inside it.
-    GeoJSON files are ours if ``records/STEM.json`` beside them has their checksum.
+    GeoJSON files are ours if ``records/STEM.json`` beside them has their checksum in its list.
     Damaged, hostile and missing files, folders and pipes are not ours; no content raises an error.
     """
     path = Path(path)
@@ -132,6 +134,10 @@ def is_ours(path: str | os.PathLike) -> bool:
         if not path.is_file() or (suffix == '.json' and path.stat().st_size > _MAX_JSON_BYTES):
             return False
         if suffix in ('.png', *_LINES):
+            with open(path, 'rb') as stream:  # pictures of others are not read whole
+                stream.seek(max(0, path.stat().st_size - _SIGNATURE_TAIL))
+                if b'mmseg_ignite' not in stream.read():
+                    return False
             content = path.read_bytes()
             end = len(content) - 12 * (suffix == '.png')
             start = end - len(_signed(b'', suffix))
@@ -143,7 +149,7 @@ def is_ours(path: str | os.PathLike) -> bool:
                 return size > 0 and stream.read() == _tiff_signature(path, size)
         if suffix == '.geojson':
             record = json.loads((path.parent / 'records' / f'{path.stem}.json').read_bytes())
-            return record['checksums'][path.name] == zlib.crc32(path.read_bytes())
+            return zlib.crc32(path.read_bytes()) in record['checksums'][path.name]
         if suffix == '.npz':
             with zipfile.ZipFile(path) as archive:
                 return set(archive.namelist()) >= _RUN_ARRAYS

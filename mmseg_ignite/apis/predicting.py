@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +21,14 @@ from ..errors import IgniteError
 from ..files import check_writable, printable, writing
 from ..labels import CLASSES
 from ..provenance import file_sha256
-from ..regions.areas import areas
+from ..regions.areas import areas, read_cases
 from ..regions.qupath import write_classes
 from ..regions.specks import merge_specks, minimum_pixels
 from ..slides.raster import DiskRaster
 from .prediction_inputs import CLASSES_FILE, Input, check_results, find_inputs
 from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
-from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, write_tables
+from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, source, write_tables
 from .prediction_sources import opened
 from .prediction_writers import write_files
 from .predictor import BACKGROUND, Predictor
@@ -154,6 +155,8 @@ class _Work:
             )
         further = [path for path in (options.tissue_mask, options.cases) if path]
         self.faults = check_results(self.inputs, out, options, [*read, *further], ensemble)
+        names = {*Records(out, '').names(), *(item.name for item in self.inputs)}
+        self.cases = read_cases(options.cases, names) if options.cases else None
         check_writable(out)
 
     def run(self, predictor: Predictor, report: Callable[[str], None]) -> list[str]:
@@ -164,7 +167,14 @@ class _Work:
         with self.claims.waited('.start'):
             self.records.check_others(self.options.overwrite)
             if 'geojson' in self.options.formats:
-                write_classes(self.out / CLASSES_FILE)
+                with writing(self.out / CLASSES_FILE):
+                    write_classes(self.out / CLASSES_FILE)
+        for item in () if self.options.overwrite else self.inputs:
+            if item not in self.faults and (other := self.records.other_input(item)):
+                self.faults[item] = (
+                    f'{printable(item.path)} would replace the results of {other} in {printable(self.out)}: choose another '
+                    'folder, or replace them by --overwrite.'
+                )
         faults: dict[Input, str] = dict(self.faults)
         try:
             for number, item in enumerate(self.inputs, 1):
@@ -173,7 +183,7 @@ class _Work:
             self._predict_all(predictor, report, faults)
         finally:
             named = [dict(file=printable(item.path), error=fault) for item, fault in self.faults.items()]
-            write_tables(self.records, self.claims, facts, self.options, named)
+            write_tables(self.records, self.claims, facts, self.options, named, self.cases)
             for folder in (_SCRATCH, _CLAIMS):
                 with contextlib.suppress(OSError):  # another process is at work
                     (self.out / folder).rmdir()
@@ -193,8 +203,12 @@ class _Work:
                     if not mine:
                         left.append((number, item))
                         continue
+                    self.records.check_other(item.name)
                     done = self._finished(item, started, fresh)
                     line = done if done is not None else self._predict_one(predictor, item)
+                    if line is None:
+                        left.append((number, item))
+                        continue
                     if error := self.records.read(item.name).get('error'):
                         faults[item], line = error, f'skipped: {error}'
                     report(before + line)
@@ -211,29 +225,36 @@ class _Work:
         record = self.records.path(item.name)
         with contextlib.suppress(OSError):
             recent = record.stat().st_mtime >= started
-            if recent and 'error' in self.records.read(item.name):  # another process has just failed
+            if (
+                recent and self.records.read(item.name).get('error', UNFINISHED) != UNFINISHED
+            ):  # another has just failed
                 return ''
             if self.records.is_finished(item) and (recent or not fresh):
                 return f'{printable(item.path)} is finished already'
         return None
 
-    def _predict_one(self, predictor: Predictor, item: Input) -> str:
-        """Predict an input and record the result or the fault; return a line of text."""
-        name, scratch = printable(item.path), self.out / _SCRATCH / item.name
-        known = dict(name=item.name, file=name, input=input_state(item.path))
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    def _predict_one(self, predictor: Predictor, item: Input) -> str | None:
+        """Predict an input and record the result or the fault.
+
+        Returns:
+            a line of text; None if another process has taken the input over, because this one was suspended.
+        """
+        name, shared = printable(item.path), self.out / _SCRATCH / item.name
+        # A folder of its own: the process that takes an input over must not lose its files to a suspended one.
+        scratch = shared / f'{socket.gethostname()}.{os.getpid()}'
+        known = dict(name=item.name, file=name, source=source(item.path), input=input_state(item.path))
+        shutil.rmtree(shared, ignore_errors=True)  # of a process that was killed
         try:
             with writing(self.out, 'free some space or choose another folder'):
                 _make(scratch)
-                entry, notes = predict_input(predictor, item, scratch, self.options)
-                if not self.claims.is_mine(item.name):
-                    raise IgniteError(
-                        f'{name} was taken over by {self.claims.holder(item.name)} while this process stood.'
-                    )
-                known['checksums'] = checksums(scratch, entry['files'])
-                self.records.write(item.name, dict(known, error=UNFINISHED))  # in case this process is killed now
-                _move(scratch, self.out, entry['files'])
-            entry['sizes'] = sizes(self.out, entry['files'])
+            entry, notes = predict_input(predictor, item, scratch, self.options)
+            if not self.claims.is_mine(item.name):
+                return None
+            files = entry['files']
+            found = dict(checksums=checksums(scratch, files), written=files)
+            with writing(self.out, 'free some space or choose another folder'):
+                self.records.keep(item.name, known, files, scratch)
+            entry |= dict(found, sizes=sizes(self.out, files))
         except IgniteError as error:
             text = str(error)
             entry, notes = dict(error=text if name in text else f'{name}: {text}'), []
@@ -241,12 +262,16 @@ class _Work:
             entry, notes = dict(error=_fault(name, error)), []
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                shared.rmdir()
+        if not self.claims.is_mine(item.name):
+            return None
         self.records.write(item.name, dict(known, **entry))
         first = next(iter(entry.get('files', ())), '')
         return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
 
     def _report_assumed(self, predictor: Predictor, report: Callable[[str], None]) -> None:
-        entries = [self.records.read(item.name) for item in self.inputs]
+        entries = [self.records.read(item.name) for item in self.inputs if item not in self.faults]
         if assumed := sum('um_per_px' in entry and entry['um_per_px'] is None for entry in entries):
             report(
                 f'note: the resolution of {assumed} image(s) is not known; {predictor.um_per_px:.3g} um/px, as in training, '
@@ -329,16 +354,6 @@ def _rasters(
     if 'probability' in options.formats:
         maps['probability'] = [raster(f'probability{i}') for i in range(len(CLASSES))]
     return raster('labels'), maps
-
-
-def _move(folder: Path, out: Path, names: Sequence[str]) -> None:
-    """Move finished files and folders to the output folder, replacing earlier ones."""
-    for name in names:
-        target = out / name
-        if target.is_dir() and not target.is_symlink():
-            aside = folder / f'.old.{name}'
-            target.replace(aside)
-        (folder / name).replace(target)
 
 
 def _facts(predictor: Predictor, options: PredictionOptions) -> dict:

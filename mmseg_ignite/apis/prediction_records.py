@@ -2,19 +2,21 @@
 
 import contextlib
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..engine.claims import Claims
 from ..errors import IgniteError
-from ..files import printable, write_result, writing
+from ..files import is_ours, printable, write_result, writing
 from ..labels import CLASSES
 from ..provenance import provenance
-from ..regions.areas import RATIOS, SlideAreas, read_cases, write_areas
+from ..regions.areas import RATIOS, SlideAreas, write_areas
 from ..report.slides_page import SlideEntry, write_slides_page
 from ..version import __version__
-from .prediction_inputs import RECORDS, RUN, Input
+from .prediction_inputs import PAGE, RECORDS, RUN, TABLES, TILES_LIST, Input
 from .prediction_options import PredictionOptions
 
 _TABLES_CLAIM = '.tables'
@@ -46,45 +48,101 @@ class Records:
         return {}
 
     def all(self) -> list[dict]:
-        """Return all records of this key, sorted by name."""
-        names = sorted(path.stem for path in self.folder.glob('*.json') if not path.name.startswith('.'))
-        return [record for record in map(self.read, names) if record.get('key') == self.key]
+        """Return all records of this key, sorted by name, without those whose files somebody removed."""
+        found = [record for record in map(self.read, self.names()) if record.get('key') == self.key]
+        return [record for record in found if 'error' in record or self.is_whole(record)]
+
+    def names(self) -> list[str]:
+        """Return the names of all inputs that have a record."""
+        return sorted(path.stem for path in self.folder.glob('*.json') if not path.name.startswith('.'))
 
     def write(self, name: str, entry: Mapping[str, object]) -> None:
-        """Write a record. Checksums, by which files are known as ours, are kept from the record before if there are none."""
-        entry = dict(dict(checksums=self.read(name).get('checksums', {})), **entry)
+        """Write a record; what is known of the files in place is kept from the record before, unless it is given."""
+        before = self.read(name)
+        entry = dict({key: before[key] for key in ('checksums', 'written') if key in before}, **entry)
         with writing(self.path(name)):
             write_result(self.path(name), dict(key=self.key, **entry))
 
     def is_finished(self, item: Input) -> bool:
         """Return whether all files of an unchanged input are there, whole."""
         record = self.read(item.name)
-        if (
-            record.get('key') != self.key
-            or 'error' in record
-            or not record.get('sizes')
-            or record.get('input') != input_state(item.path)
-        ):
+        unchanged = record.get('key') == self.key and record.get('input') == input_state(item.path)
+        return unchanged and self.is_whole(record)
+
+    def is_whole(self, record: Mapping[str, object]) -> bool:
+        """Return whether a record is that of a finished input whose files are all in place."""
+        sizes = record.get('sizes')
+        if 'error' in record or not isinstance(sizes, dict):
             return False
-        return all(size == _size(self.out / name) for name, size in record.get('sizes', {}).items())
+        return all(size is not None and size == _size(self.out / name) for name, size in sizes.items())
+
+    def other_input(self, item: Input) -> str | None:
+        """Return the file of which the results with the name of an input are, if it is another file."""
+        record = self.read(item.name)
+        same = record.get('source') == source(item.path) or record.get('input') == input_state(item.path)
+        return record.get('file') if not same and self.is_whole(record) else None
+
+    def keep(self, name: str, known: Mapping[str, object], files: Sequence[str], scratch: Path) -> None:
+        """Move the files of an input from a folder to the output folder, and remove those of earlier settings.
+
+        Until the caller writes the final record, the one written here says which files may be ours, should the process be
+        killed now.
+        """
+        before = self.read(name)
+        found, former = checksums(scratch, files), before.get('checksums', {})
+        both = {file: [*former.get(file, ()), *found.get(file, ())] for file in {*former, *found}}
+        stale = [file for file in before.get('written', ()) if file not in files]
+        self.write(name, dict(known, error=UNFINISHED, checksums=both, written=[*files, *stale]))
+        for file in files:
+            target = self.out / file
+            if target.is_dir() and not target.is_symlink():
+                target.replace(scratch / f'.old.{file}')
+            (scratch / file).replace(target)
+        for file in stale:
+            _remove(self.out / file)
 
     def check_others(self, overwrite: bool) -> None:
-        """Remove the records of other settings if results may be overwritten.
+        """Declare the records of other settings unfinished, and remove their tables, if results may be overwritten.
 
         Raises:
             IgniteError: there are some, and results may not be overwritten.
         """
-        for path in sorted(self.folder.glob('*.json')):
-            record = self.read(path.stem)
-            if record and record.get('key') != self.key and 'error' not in record:
-                if not overwrite:
-                    raise IgniteError(
-                        f'{printable(self.out)} has results of another checkpoint or other options (of '
-                        f'{printable(record.get("file", path.stem))}): choose another folder, or replace them by --overwrite.'
-                    )
-                replaced = dict(record, key=self.key, error=UNFINISHED)
-                replaced.pop('written_by')
-                write_result(path, replaced)
+        others = [name for name in self.names() if self._of_others(self.read(name))]
+        if others and not overwrite:
+            self.check_other(others[0])
+        for name in others:
+            replaced = dict(self.read(name), key=self.key, error=UNFINISHED)
+            replaced.pop('written_by', None)
+            with writing(self.path(name)):
+                write_result(self.path(name), replaced)
+        for name in (*TABLES, PAGE) if others else ():
+            _remove(self.out / name)
+
+    def check_other(self, name: str) -> None:
+        """Raise IgniteError if an input has a result of other settings, e.g. of a process that runs at the same time."""
+        record = self.read(name)
+        if self._of_others(record):
+            raise IgniteError(
+                f'{printable(self.out)} has results of another checkpoint or other options (of '
+                f'{printable(record.get("file", name))}): choose another folder, or replace them by --overwrite.'
+            )
+
+    def _of_others(self, record: Mapping[str, object]) -> bool:
+        return bool(record) and record.get('key') != self.key and 'error' not in record
+
+
+def source(path: Path) -> str:
+    """Return where a file is, as valid text."""
+    return printable(os.path.realpath(path))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder of tiles if it is ours."""
+    if path.is_dir() and not path.is_symlink() and is_ours(path / TILES_LIST):
+        shutil.rmtree(path, ignore_errors=True)
+    elif is_ours(path):
+        with writing(path):
+            path.unlink()
 
 
 def input_state(path: Path) -> list[int]:
@@ -96,17 +154,17 @@ def input_state(path: Path) -> list[int]:
 
 
 def _size(path: Path) -> int | None:
-    """Return the size of a file, -1 of a folder, None if there is nothing."""
+    """Return the size of a file, -1 of a folder of tiles, None if there is nothing."""
     if path.is_dir():
-        return -1
+        return -1 if is_ours(path / TILES_LIST) else None
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return None
 
 
-def checksums(folder: Path, names: Sequence[str]) -> dict[str, int]:
-    """Return the CRC-32 of the files of types without a signature."""
-    return {name: zlib.crc32((folder / name).read_bytes()) for name in names if name.endswith('.geojson')}
+def checksums(folder: Path, names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the CRC-32, in a list, of the files of types without a signature."""
+    return {name: [zlib.crc32((folder / name).read_bytes())] for name in names if name.endswith('.geojson')}
 
 
 def sizes(folder: Path, names: Sequence[str]) -> dict[str, int | None]:
@@ -115,7 +173,12 @@ def sizes(folder: Path, names: Sequence[str]) -> dict[str, int | None]:
 
 
 def write_tables(
-    records: Records, claims: Claims, facts: Mapping[str, object], options: PredictionOptions, faults: Sequence[dict]
+    records: Records,
+    claims: Claims,
+    facts: Mapping[str, object],
+    options: PredictionOptions,
+    faults: Sequence[dict],
+    cases: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``run.json``, ``areas.csv``, ``ratios.csv`` and ``slides.html`` of all finished inputs of the folder.
 
@@ -127,24 +190,26 @@ def write_tables(
         facts: model, checkpoints and options, for ``run.json``.
         options: of the run.
         faults: entries of inputs that have no record because of the name.
+        cases: {name of a slide: case}.
 
     Raises:
-        IgniteError: a file cannot be written, or the file of cases is wrong.
+        IgniteError: a file cannot be written.
     """
     with claims.waited(_TABLES_CLAIM):
         entries = records.all()
         done = [entry for entry in entries if 'error' not in entry]
-        if 'areas' in options.formats and done:
-            found = {entry['name']: SlideAreas(**entry['areas']) for entry in done}
-            write_areas(records.out, found, read_cases(options.cases, found) if options.cases else None)
-        if 'page' in options.formats and done:
-            write_slides_page(records.out, [_page_entry(records.out, entry) for entry in done], options.language)
-        hidden = ('key', 'areas', 'input', 'name', 'written_by', 'sizes', 'checksums')
+        hidden = ('key', 'areas', 'input', 'name', 'written_by', 'sizes', 'checksums', 'written', 'source')
         listed = [{key: value for key, value in entry.items() if key not in hidden} for entry in entries]
         content = dict(package=f'mmseg_ignite {__version__}', **facts)
         content['classes'] = {name: number for number, name in enumerate(CLASSES, 1)}  # the raw ids of label files
+        # First, since the tables, which have no signature, count as ours in the folder of one of our runs.
         with writing(records.out / RUN):
             write_result(records.out / RUN, dict(**content, images=[*listed, *faults], **_last_run()))
+        if 'areas' in options.formats and done:
+            found = {entry['name']: SlideAreas(**entry['areas']) for entry in done}
+            write_areas(records.out, found, cases)
+        if 'page' in options.formats and done:
+            write_slides_page(records.out, [_page_entry(records.out, entry) for entry in done], options.language)
 
 
 def _last_run() -> dict:

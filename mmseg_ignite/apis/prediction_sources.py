@@ -116,10 +116,14 @@ def _image_source(item: Input, predictor: Predictor, options: PredictionOptions)
 
 def _array_source(item: Input, predictor: Predictor, options: PredictionOptions) -> Source:
     name = printable(item.path)
+    if not item.path.is_file():
+        raise IgniteError(f'{name} is missing or not a regular file; an array was expected: check the path.')
     try:
         image = np.load(item.path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise IgniteError(f'{name} cannot be read as an array ({error}): save it with numpy.save.') from error
+    if not isinstance(image, np.ndarray):
+        raise IgniteError(f'{name} is an archive of arrays; one array was expected: save it with numpy.save.')
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise IgniteError(
             f'{name} is {image.dtype} of shape {image.shape}; (H, W, 3) uint8 RGB was expected: convert it.'

@@ -196,8 +196,8 @@ class Predictor:
             return
         small, few = np.empty(size, np.uint8), {name: _empty_like(sink, size) for name, sink in maps.items()}
         self._label_windows(self._transformed(resample(image, size)), small, on_progress, wanted, None, few)
-        for sink, found, method in [(out, small, cv2.INTER_NEAREST_EXACT), *_pairs(maps, few)]:
-            Sink(sink, tissue)[0 : shape[0]] = cv2.resize(found, shape[::-1], interpolation=method)
+        for sink, found, method, fill in ((out, small, cv2.INTER_NEAREST_EXACT, BACKGROUND), *_pairs(maps, few)):
+            Sink(sink, tissue, fill=fill)[0 : shape[0]] = cv2.resize(found, shape[::-1], interpolation=method)
 
     def _label_windows(
         self,
@@ -288,15 +288,13 @@ class Sink:
         raster: object that supports ``raster[y0:y1] = values``.
         tissue: function of rows (top, bottom) that returns where tissue is, (rows, W) bool; None: everywhere.
         ids: (256,) uint8 table from a network's ids to train ids; None: values stay.
-
-    Attributes:
         fill: value of pixels without tissue.
     """
 
     def __init__(
-        self, raster: object, tissue: Callable[[int, int], np.ndarray] | None = None, ids: np.ndarray | None = None
+        self, raster: object, tissue: Callable | None = None, ids: np.ndarray | None = None, fill: int = BACKGROUND
     ) -> None:
-        self._raster, self._tissue, self.fill = raster, tissue, BACKGROUND
+        self._raster, self._tissue, self.fill = raster, tissue, fill
         self._ids = None if ids is None else np.pad(ids, (0, 256 - len(ids)))
         self.shape, self.dtype = tuple(raster.shape), raster.dtype
 
@@ -316,11 +314,12 @@ def _empty_like(sink: object, size: tuple[int, int]) -> np.ndarray | list[np.nda
     return [np.empty(size, np.uint8) for _ in sink] if _is_list(sink) else np.empty(size, np.uint8)
 
 
-def _pairs(maps: Mapping[str, object], found: Mapping[str, object]) -> Iterator[tuple[object, np.ndarray, int]]:
-    """Yield each raster of two groups of maps side by side, and how OpenCV resizes it."""
+def _pairs(maps: Mapping[str, object], found: Mapping[str, object]) -> Iterator[tuple[object, np.ndarray, int, int]]:
+    """Yield each raster of two groups of maps side by side, how OpenCV resizes it, and its value without tissue."""
     for name, sink in maps.items():
         both = zip(sink, found[name]) if _is_list(sink) else [(sink, found[name])]
-        yield from ((raster, values, cv2.INTER_LINEAR) for raster, values in both)
+        for number, (raster, values) in enumerate(both):
+            yield raster, values, cv2.INTER_LINEAR, 255 if (name, number) == ('probability', BACKGROUND) else 0
 
 
 def resample(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

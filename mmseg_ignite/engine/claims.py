@@ -124,7 +124,12 @@ def create(path: Path) -> dict | None:
     own = identity()
     try:
         with writing(path), open(path, 'x', encoding='utf-8') as stream:
-            json.dump(own, stream)
+            try:
+                json.dump(own, stream)
+                stream.flush()
+            except OSError:  # a full disk; nobody could tell whose claim it is
+                path.unlink(missing_ok=True)
+                raise
     except IgniteError as error:
         if not isinstance(error.__cause__, FileExistsError):
             raise
@@ -151,7 +156,7 @@ def runs_here(holder: dict) -> bool | None:
 
 def take_away(path: Path, holder: dict) -> None:
     """Remove a claim if it is still that of ``holder``; of several processes that try, one succeeds."""
-    aside = path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}')
+    aside = path.with_name(f'.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}')
     with contextlib.suppress(FileNotFoundError):
         if read_holder(path) != holder:
             return
@@ -206,7 +211,11 @@ def _exists(pid: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the boot, which tells it from a later one of the same number."""
+    """Return when a process started, in clock ticks since the boot, which tells it from a later one of the same number.
+
+    None for one that has ended, also if its parent has not asked for its exit status yet, so that the number still exists.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19])
+        fields = Path(f'/proc/{pid}/stat').read_text(errors='replace').rpartition(')')[2].split()
+        return int(fields[19]) if fields[0] not in 'ZX' else None
     return None

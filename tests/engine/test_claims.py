@@ -38,6 +38,29 @@ def test_claim_is_released_after_an_error(tmp_path):
     assert not claims.path('a').exists()
 
 
+def test_claim_of_a_killed_process_that_nobody_waits_for_is_taken_over(tmp_path):
+    """A container without an init process keeps the number of such a process for ever."""
+    claims = Claims(tmp_path)
+    process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    holder = dict(module.identity(), pid=process.pid, started=module._started(process.pid))
+    claims.path('a').write_text(json.dumps(holder))
+    with claims.claimed('a') as mine:
+        assert not mine
+    process.kill()
+    while module._started(process.pid) is not None:
+        time.sleep(0.01)
+    with claims.claimed('a') as mine:
+        assert mine
+    process.communicate()
+
+
+def test_claim_with_a_long_name_is_taken_over(tmp_path):
+    claims = Claims(tmp_path)
+    claims.path(name := 'a' * 240).write_text(json.dumps(dict(host=socket.gethostname(), pid=dead_pid())))
+    with claims.claimed(name) as mine:
+        assert mine
+
+
 @pytest.mark.parametrize('content', [None, '', '{"host": 1}', '[1]'])
 def test_claim_of_a_dead_process_is_taken_over(tmp_path, monkeypatch, content):
     """At once on this machine; an unreadable one, and one of another machine, after some time without a touch."""
