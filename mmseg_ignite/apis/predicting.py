@@ -38,7 +38,7 @@ _CLAIMS = '.claims'
 _BAND = 1024
 _IN_MEMORY = 1 << 26
 """px; larger rasters are on disk."""
-_DECISIVE = ('amp', 'training', 'inference')
+_DECISIVE = ('amp', 'training', 'inference', 'test_transforms')
 """Facts about a model that its results depend on; files may move, and devices may differ between processes."""
 _WAIT = 1.0
 """Seconds between two looks at the claims of other processes."""
@@ -147,7 +147,7 @@ class _Work:
         ensemble: bool,
     ) -> None:
         self.inputs, self.out, self.options, self.ensemble, self.key = find_inputs(paths), out, options, ensemble, ''
-        options.check_packages(slides=any(item.kind == 'slide' for item in self.inputs))
+        options.check_packages(any(item.kind == 'slide' for item in self.inputs), ensemble)
         if options.tissue_mask is not None and len(self.inputs) > 1:
             raise IgniteError(
                 f'{printable(options.tissue_mask)} is the tissue mask of one input, but there are {len(self.inputs)}: '
@@ -267,7 +267,8 @@ class _Work:
         if not self.claims.is_mine(item.name):
             return None
         self.records.write(item.name, dict(known, **entry))
-        first = next(iter(entry.get('files', ())), '')
+        files = entry.get('files', [''])
+        first = next((file for file in files if file in (f'{item.name}.png', f'{item.name}.ome.tif')), files[0])
         return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
 
     def _report_assumed(self, predictor: Predictor, report: Callable[[str], None]) -> None:
@@ -366,6 +367,7 @@ def _facts(predictor: Predictor, options: PredictionOptions) -> dict:
         amp=predictor.amp,
         training=dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source),
         inference=dict(sorted((predictor.model.test_cfg or {}).items())),
+        test_transforms=predictor.transforms,
         palette=options.palette,
         formats=list(options.formats),
         min_area_um2=options.min_area,

@@ -97,14 +97,16 @@ class PredictionOptions:
                 raise IgniteError(f'the option is {name!r}; one of {", ".join(names)} was expected.')
         return cls(**given)
 
-    def check_packages(self, slides: bool) -> None:
-        """Raise IgniteError if a package that the formats or slides need is not installed."""
+    def check_packages(self, slides: bool, ensemble: bool) -> None:
+        """Raise IgniteError if a package that the formats, slides or the map of an ensemble need is not installed."""
         for name in self.formats:
             for package in _PACKAGES.get(name, ()):
                 import_extra(package, f'--formats {name}')
         if slides:
             import_extra('openslide', 'reading slides')
             import_extra('tifffile', 'the label map of a slide')
+        if ensemble:
+            import_extra('tifffile', 'the map of disagreement of an ensemble')
 
     def key(self, facts: Mapping[str, object]) -> str:
         """Return what the results depend on, 16 hex digits: these options and facts about the model."""

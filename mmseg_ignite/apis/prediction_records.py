@@ -164,7 +164,15 @@ def _size(path: Path) -> int | None:
 
 def checksums(folder: Path, names: Sequence[str]) -> dict[str, list[int]]:
     """Return the CRC-32, in a list, of the files of types without a signature."""
-    return {name: [zlib.crc32((folder / name).read_bytes())] for name in names if name.endswith('.geojson')}
+    return {name: [_crc32(folder / name)] for name in names if name.endswith('.geojson')}
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, 'rb') as stream:
+        while block := stream.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def sizes(folder: Path, names: Sequence[str]) -> dict[str, int | None]:
@@ -219,6 +227,11 @@ def _last_run() -> dict:
 def _page_entry(out: Path, entry: dict) -> SlideEntry:
     areas = SlideAreas(**entry['areas'])
     mm2, shares, values = areas.area_mm2, areas.share_of_tissue, areas.ratios
-    rows = [{'class': name, 'mm2': mm2[name], 'share': shares[name]} for name in CLASSES if areas.pixels[name]]
+    known = entry.get('um_per_px') is not None  # assumed areas of images are in the tables, which say so
+    rows = [
+        {'class': name, 'mm2': mm2[name] if known else None, 'share': shares[name]}
+        for name in CLASSES
+        if areas.pixels[name]
+    ]
     ratios = [dict(name=ratio.name, value=values[ratio.name], formula=ratio.formula) for ratio in RATIOS]
     return SlideEntry(entry['name'], out / f'{entry["name"]}_tiles', rows, ratios, entry.get('notes', ()))

@@ -19,6 +19,9 @@ from .prediction_inputs import Input
 from .prediction_options import PredictionOptions
 from .predictor import TOLERANCE, Predictor, check_resolution
 
+_PICTURE_SIDE = 3000
+"""px; the largest picture of a slide that is drawn."""
+
 
 @dataclass
 class Source:
@@ -51,6 +54,7 @@ class Source:
     downsample: float = 1.0
     offset: tuple[float, float] = (0, 0)
     slide: Slide | None = None
+    _picture: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,14 +82,14 @@ class Source:
         return self.mask is None or self.mask.covers((rows.start, rows.stop), (columns.start, columns.stop))
 
     def thumbnail(self, max_side: int) -> np.ndarray:
-        """Return a picture (h, w, 3) uint8 RGB of the whole with at most ``max_side`` px a side."""
-        if self.slide is not None:
-            return self.slide.thumbnail(max_side)
-        scale = max_side / max(self.size)
+        """Return a picture (h, w, 3) uint8 RGB of the whole with at most ``max_side``, or 3000, px a side."""
+        if self._picture is None:  # read once: without a pyramid, the whole slide is decoded for it
+            self._picture = np.asarray(self.image) if self.slide is None else self.slide.thumbnail(_PICTURE_SIDE)
+        scale = max_side / max(self._picture.shape[:2])
         if scale >= 1:
-            return np.asarray(self.image)
-        size = tuple(max(1, round(side * scale)) for side in self.size[::-1])
-        return cv2.resize(np.asarray(self.image), size, interpolation=cv2.INTER_AREA)
+            return self._picture
+        size = tuple(max(1, round(side * scale)) for side in self._picture.shape[1::-1])
+        return cv2.resize(self._picture, size, interpolation=cv2.INTER_AREA)
 
 
 @contextlib.contextmanager

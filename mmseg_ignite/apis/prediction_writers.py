@@ -82,7 +82,8 @@ def write_files(
         _write_map(folder / f'{name}_{kind}.ome.tif', kind, raster, source.um_per_px, shown)
     if 'page' in formats:
         glass = source.thumbnail(_GLASS_SIDE) if source.slide is not None else None
-        um_per_px, seen = source.um_per_px, source.has_tissue if source.mask is not None and glass is not None else None
+        seen = source.has_tissue if source.mask is not None and glass is not None else None
+        um_per_px = source.um_per_px if source.slide is not None else source.stated_um_per_px
         write_deep_zoom(folder / f'{name}_tiles', source.image, labels, um_per_px, seen, glass)
 
 

@@ -52,6 +52,7 @@ class Predictor:
         ensemble: the :class:`Ensemble <mmseg_ignite.engine.ensembles.Ensemble>` of checkpoints.
         um_per_px: resolution at which the model was trained, um/px.
         um_per_px_source: what states it: 'checkpoint', 'config' or 'default'.
+        transforms: the transforms of the test pipeline that change images, as text.
 
     Raises:
         IgniteError: checkpoint or config are missing or do not match, or there is no such device.
@@ -84,6 +85,7 @@ class Predictor:
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         transforms = _inner_transforms(_test_pipeline(cfg))
         self._transforms = Compose(transforms) if transforms else None
+        self.transforms = [str(dict(transform)) for transform in transforms]
         self._names = ', '.join(str(transform['type']) for transform in transforms)
         with building(cfg):
             self.ensemble.check_members(cfg.model)
@@ -354,6 +356,11 @@ def _inner_transforms(pipeline: list[dict]) -> list[dict]:
     """Remove the transforms that read images or annotations, and those that pack, from a pipeline."""
     kept = []
     for transform in pipeline:
+        if not isinstance(transform, Mapping) or 'type' not in transform:
+            raise IgniteError(
+                f'the test pipeline has {str(transform)[:80]!r}; a dict with "type" was expected: correct test_pipeline in '
+                'the config file.'
+            )
         name = transform['type']
         kind = name if inspect.isclass(name) else TRANSFORMS.get(name)
         # mmseg.LoadImageFromFile: mmseg's registry does not look up a name with its scope in mmcv's registry.

@@ -19,7 +19,7 @@ _MPI = (
 )
 """Rank, processes, rank on this machine and processes on it, of Open MPI, of MPICH and Intel MPI, and of MVAPICH2."""
 _START = {
-    'pytorch': 'start it with torchrun --nproc_per_node=PROCESSES tools/train.py CONFIG --launcher pytorch',
+    'pytorch': 'start it with torchrun --nproc_per_node=PROCESSES tools/NAME.py ... --launcher pytorch',
     'slurm': 'start it with srun, or with another --launcher',
     'mpi': 'start it with mpirun of Open MPI, MPICH, Intel MPI or MVAPICH2, or with another --launcher',
 }

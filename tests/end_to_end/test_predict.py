@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import importlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from mmseg_ignite.apis import Predictor, load_config, predict_files
+from mmseg_ignite.apis.prediction_options import PredictionOptions
 from mmseg_ignite.apis.prediction_progress import WindowProgress
 from mmseg_ignite.apis.testing import _remove_others
 from mmseg_ignite.datasets.transforms import LoadIGNITERegion
@@ -501,3 +503,29 @@ def test_comparison_does_not_overwrite_a_run(tmp_path, capsys):
         assert tool('compare', tmp_path / 'a', tmp_path / 'b', '--out', out) == 2
         assert word in capsys.readouterr().err
     assert (tmp_path / 'a' / 'confusion.npz').read_bytes() == before and (tmp_path / 'mine.json').read_text() == '{}'
+
+
+def test_wrong_pipeline_and_missing_packages_are_one_sentence(config, checkpoint, monkeypatch):
+    cfg = copy.deepcopy(config)
+    cfg.test_pipeline = ['dict(type="PackSegInputs")']
+    with pytest.raises(IgniteError, match='a dict with "type" was expected'):
+        Predictor(cfg, checkpoint, device='cpu')
+    real = importlib.import_module
+
+    def missing(name):
+        if name == 'shapely':
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr('mmseg_ignite.extras.import_module', missing)
+    with pytest.raises(IgniteError, match=r'shapely .*--formats geojson needs it: run .*mmseg_ignite\[slides\]'):
+        PredictionOptions().check_packages(slides=False, ensemble=False)
+    PredictionOptions(formats=('label', 'overlay', 'areas')).check_packages(slides=False, ensemble=False)
+
+
+def test_results_depend_on_the_transforms_of_the_pipeline(config, checkpoint, predictor, tmp_path):
+    cfg, path = copy.deepcopy(config), save(tmp_path / 'a.png')
+    cfg.test_pipeline.insert(1, dict(type='StainShift', kind='scanner'))
+    assert not predict_files(predictor, [path], tmp_path / 'o', lambda text: None, formats=('label',))
+    with pytest.raises(IgniteError, match='other options'):
+        predict_files(Predictor(cfg, checkpoint, device='cpu'), [path], tmp_path / 'o', formats=('label',))
