@@ -18,7 +18,7 @@ from ..images.reading import described_resolution
 from .levels import Level, downsample
 
 _MAX_PAGES = 64
-_CACHE_BYTES = 128 << 20
+_CACHE_BYTES = 64 << 20
 _CENTIMETRE, _INCH = 3, 2
 _ZEROS, _MARKER = bytes(64), re.compile(rb'\xff[^\x00\xd0-\xd7]')
 _JPEG, _RGB, _YCBCR, _OLD_JPEG = 7, 2, 6, 6
@@ -45,7 +45,7 @@ class _Page(NamedTuple):
 class TiffTiles:
     """The pyramid of a tiled 8-bit RGB TIFF; its levels are pages or SubIFDs.
 
-    Threads may read at the same time. Decoded tiles are kept up to 128 MB.
+    Threads may read at the same time. Decoded tiles are kept up to 64 MB.
 
     Attributes:
         levels: From fine to coarse.

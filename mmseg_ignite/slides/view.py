@@ -18,8 +18,8 @@ class SlideView:
     """A slide at a resolution, (H, W, 3) uint8 RGB, as returned by :meth:`mmseg_ignite.slides.Slide.at`.
 
     A block of p x p level px becomes q x q px of the view: the mean by area if p > q, bilinear interpolation if p < q. Blocks
-    lie on a fixed grid, so that a pixel does not depend on the rectangle that is read. Up to 256 MB of blocks are kept, for
-    windows that overlap. Threads may read at the same time.
+    lie on a fixed grid, so that a pixel does not depend on the rectangle that is read. Four rows of blocks, at most 256 MB, are
+    kept for windows that overlap. Threads may read at the same time.
 
     Attributes:
         shape: (H, W, 3).
@@ -51,6 +51,8 @@ class SlideView:
         p, q = ratio.numerator, ratio.denominator
         self.shape = (*(side * q // p for side in size), 3)
         self._side = max(1, min(_SIDE, _LEVEL_SIDE * q // p) // q) * q
+        # A row of windows with the rows that the next one shares; more would not be read again.
+        self._limit = min(_CACHE_BYTES, max(1 << 24, 4 * self._side * 3 * self.shape[1]))
         self._blocks, self._lock, self._bytes, self._missing = OrderedDict(), threading.Lock(), 0, {}
 
     @property
@@ -91,7 +93,7 @@ class SlideView:
             self._blocks[key] = block
             if missing:
                 self._missing[key] = missing
-            while self._bytes > _CACHE_BYTES:
+            while self._bytes > self._limit:
                 self._bytes -= self._blocks.popitem(last=False)[1].nbytes
         return block
 
