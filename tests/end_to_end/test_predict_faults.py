@@ -269,7 +269,7 @@ def test_process_killed_while_it_puts_files_in_place_locks_nobody_out(predictor,
     out, options = tmp_path / 'out', dict(overwrite=earlier)
     for after in (False, True):
         if earlier:
-            assert not predict(predictor, [slides], out, tolerance=0, overwrite=True)
+            assert not predict(predictor, [slides], out, background=True, overwrite=True)
         assert run_until(name, after, predictor, slides, out, options)
         assert not predict(predictor, [slides], out, **options), after
         assert names(out) == TABLES | results('s0')
