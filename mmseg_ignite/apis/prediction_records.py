@@ -110,13 +110,13 @@ class Records:
         others = [name for name in self.names() if self._of_others(self.read(name))]
         if others and not overwrite:
             self.check_other(others[0])
+        for name in (*TABLES, PAGE) if others else ():
+            _remove(self.out / name)
         for name in others:
             replaced = dict(self.read(name), key=self.key, error=UNFINISHED)
             replaced.pop('written_by', None)
             with writing(self.path(name)):
                 write_result(self.path(name), replaced)
-        for name in (*TABLES, PAGE) if others else ():
-            _remove(self.out / name)
 
     def check_other(self, name: str) -> None:
         """Raise IgniteError if an input has a result of other settings, e.g. of a process that runs at the same time."""
@@ -204,6 +204,10 @@ def write_tables(
         IgniteError: a file cannot be written.
     """
     with claims.waited(_TABLES_CLAIM):
+        for name in (RUN, *TABLES, PAGE):  # half-written ones of a process that was killed
+            stem, suffix = os.path.splitext(name)
+            for path in records.out.glob(f'.{stem}.????????{suffix}'):
+                path.unlink(missing_ok=True)
         entries = records.all()
         done = [entry for entry in entries if 'error' not in entry]
         hidden = ('key', 'areas', 'input', 'name', 'written_by', 'sizes', 'checksums', 'written', 'source')
