@@ -1,11 +1,12 @@
 """Whole slides end to end: time compared with the network alone, memory, megapixels per second, and tiatoolbox.
 
-    python benchmarks/slides.py [--only real large constant rival] [--slide SLIDE] [--checkpoint FILE] [--rounds 3]
+    python benchmarks/slides.py [--only real large constant outlines rival] [--slide SLIDE] [--checkpoint FILE] [--rounds 3]
         [--size 30000 40000] [--tiatoolbox PYTHON] [--work-dir work_dirs/benchmarks/slides]
 
 - real: a slide with all default outputs, and the bare network on the same windows in memory, alternately.
 - large: a synthetic pyramidal slide of --size at 0.25 um/px, 30 % of its tiles tissue, with the time of each part.
 - constant: the same slide with the network replaced by a constant, so that reading and writing alone are timed.
+- outlines: GeoJSON of a random map of 4096 x 4096 px with more than 5,000 regions, and what QuPath's rules say of it.
 - rival: tiatoolbox on the slide, by the Python of an environment that has it, see ``slides_tiatoolbox.py``.
 
 The network is SegFormer-B0 of the 20k config: windows of 512 px, stride 384 px. Without --checkpoint it has random weights,
@@ -24,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmengine.registry import init_default_scope
@@ -36,13 +38,15 @@ from mmseg_ignite.apis.predicting import predict_files
 from mmseg_ignite.apis.prediction_sources import opened
 from mmseg_ignite.engine.allocator import keep_freed_memory
 from mmseg_ignite.models.segmentors import window_scores
+from mmseg_ignite.regions import find_components, merge_specks
+from mmseg_ignite.regions.geojson import write_geojson
 from mmseg_ignite.regions.qupath import qupath_faults
 from mmseg_ignite.slides import open_slide
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py')
 SLIDE = ROOT.parent / 'shared/data/slides/CMU-1-Small-Region.svs'
-PARTS = ('real', 'large', 'constant', 'rival')
+PARTS = ('real', 'large', 'constant', 'outlines', 'rival')
 FUNCTIONS = {
     'merging of small regions': (predicting, 'merge_specks'),
     'areas': (predicting, 'areas'),
@@ -166,6 +170,25 @@ def measure_constant(args: argparse.Namespace) -> dict:
     return dict(found, megapixels=megapixels)
 
 
+def measure_outlines(args: argparse.Namespace) -> dict:
+    """Time the outlines of smooth random regions of all classes, two thirds tissue."""
+    rng, side = np.random.default_rng(0), 4096
+    labels = np.zeros((side, side), np.uint8)
+    best = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 10) * 10 + 0.6
+    for label in range(1, 16):
+        field = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 10) * 10
+        labels[field > best] = label
+        np.maximum(best, field, out=best)
+    merge_specks(labels, 20)
+    path, seconds = args.work_dir / 'outlines.geojson', []
+    for _ in range(args.rounds):
+        start = time.perf_counter()
+        write_geojson(path, labels, 0.5, overwrite=True)
+        seconds.append(time.perf_counter() - start)
+    regions = int((find_components(labels).labels > 0).sum())
+    return dict(regions=regions, seconds=statistics.median(seconds), faults=qupath_faults(path))
+
+
 def result(windows: int, bare: float | None, whole: float, parts: dict[str, float]) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return dict(windows=windows, bare=bare, whole=whole, parts=dict(parts), peak_mb=peak)
@@ -185,7 +208,7 @@ def measure_rival(args: argparse.Namespace) -> dict:
 
 
 def show(part: str, found: dict) -> None:
-    if part == 'rival':
+    if part in ('rival', 'outlines'):
         print(json.dumps(found, indent=1))
         return
     table = Table(title=f'{part}: {found["windows"]} windows, peak memory {found["peak_mb"]:.0f} MB')
@@ -205,7 +228,7 @@ def show(part: str, found: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS[:3])
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS[:4])
     parser.add_argument('--slide', type=Path, default=SLIDE)
     parser.add_argument('--checkpoint', type=Path)
     parser.add_argument('--rounds', type=int, default=3)

@@ -384,8 +384,11 @@ def _fault(name: str, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f'{name} cannot be predicted ({error.strerror}): free some space.'
     text = (str(error) or 'no further details').splitlines()[0]
-    kind = 'there is not enough memory' if _out_of_memory(error) else f'{type(error).__name__}: {text}'
-    return f'{name} cannot be predicted ({kind}): cut it into parts, or check the file.'
+    if _out_of_memory(error):
+        return (
+            f'{name} cannot be predicted (there is not enough memory): use a smaller --window-batch, or cut it into parts.'
+        )
+    return f'{name} cannot be predicted ({type(error).__name__}: {text}): check the file, or cut it into parts.'
 
 
 def _out_of_memory(error: Exception) -> bool:

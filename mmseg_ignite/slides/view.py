@@ -18,8 +18,8 @@ class SlideView:
     """A slide at a resolution, (H, W, 3) uint8 RGB, as returned by :meth:`mmseg_ignite.slides.Slide.at`.
 
     A block of p x p level px becomes q x q px of the view: the mean by area if p > q, bilinear interpolation if p < q. Blocks
-    lie on a fixed grid, so that a pixel does not depend on the rectangle that is read. Four rows of blocks, at most 256 MB, are
-    kept for windows that overlap. Threads may read at the same time.
+    lie on a fixed grid, so that a pixel does not depend on the rectangle that is read. Four rows of blocks, at most 256 MB,
+    are kept for windows that overlap. Threads may read at the same time.
 
     Attributes:
         shape: (H, W, 3).
