@@ -174,9 +174,9 @@ def measure_outlines(args: argparse.Namespace) -> dict:
     """Time the outlines of smooth random regions of all classes, two thirds tissue."""
     rng, side = np.random.default_rng(0), 4096
     labels = np.zeros((side, side), np.uint8)
-    best = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 10) * 10 + 0.6
+    best = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 21) * 21 + 0.6
     for label in range(1, 16):
-        field = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 10) * 10
+        field = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 21) * 21
         labels[field > best] = label
         np.maximum(best, field, out=best)
     merge_specks(labels, 20)
