@@ -28,10 +28,11 @@ from ..slides.raster import DiskRaster
 from .prediction_inputs import CLASSES_FILE, Input, check_results, find_inputs
 from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
+from .prediction_rasters import BACKGROUND
 from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, source, write_tables
 from .prediction_sources import opened
 from .prediction_writers import write_files
-from .predictor import BACKGROUND, Predictor
+from .predictor import Predictor
 
 _SCRATCH = '.unfinished'
 _CLAIMS = '.claims'
@@ -385,9 +386,7 @@ def _fault(name: str, error: Exception) -> str:
         return f'{name} cannot be predicted ({error.strerror}): free some space.'
     text = (str(error) or 'no further details').splitlines()[0]
     if _out_of_memory(error):
-        return (
-            f'{name} cannot be predicted (there is not enough memory): use a smaller --window-batch, or cut it into parts.'
-        )
+        return f'{name} cannot be predicted (there is not enough memory): use a smaller --window-batch, or cut it into parts.'
     return f'{name} cannot be predicted ({type(error).__name__}: {text}): check the file, or cut it into parts.'
 
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,7 @@ from ..inference.tiling import Span, grid
 from ..labels import CLASSES, release_ids
 from ..models.segmentors import label_image
 from .configuration import building, load_config, resolved
+from .prediction_rasters import BACKGROUND, Sink, empty_like, is_list, pairs, resample
 
 MIN_SIDE = 32
 """px; the coarsest stage of MiT has one token for 32 x 32 px."""
@@ -34,7 +35,6 @@ TOLERANCE = 1.05
 """Resolutions that differ by less than this factor count as equal."""
 UM_PER_PX = 0.5
 """Resolution of the release, used where neither checkpoint nor config states the resolution of the training."""
-BACKGROUND = CLASSES.index('Background')
 _ENDS = (mmcv.transforms.LoadImageFromFile, mmcv.transforms.LoadAnnotations, LoadIGNITERegion, PackSegInputs)
 
 
@@ -196,9 +196,9 @@ class Predictor:
         if size == shape:
             self._label_windows(self._transformed(image), out, on_progress, wanted, tissue, maps)
             return
-        small, few = np.empty(size, np.uint8), {name: _empty_like(sink, size) for name, sink in maps.items()}
+        small, few = np.empty(size, np.uint8), {name: empty_like(sink, size) for name, sink in maps.items()}
         self._label_windows(self._transformed(resample(image, size)), small, on_progress, wanted, None, few)
-        for sink, found, method, fill in ((out, small, cv2.INTER_NEAREST_EXACT, BACKGROUND), *_pairs(maps, few)):
+        for sink, found, method, fill in ((out, small, cv2.INTER_NEAREST_EXACT, BACKGROUND), *pairs(maps, few)):
             Sink(sink, tissue, fill=fill)[0 : shape[0]] = cv2.resize(found, shape[::-1], interpolation=method)
 
     def _label_windows(
@@ -211,7 +211,7 @@ class Predictor:
         maps: Mapping[str, object],
     ) -> None:
         maps = {
-            name: [Sink(x, tissue) for x in sink] if _is_list(sink) else Sink(sink, tissue)
+            name: [Sink(x, tissue) for x in sink] if is_list(sink) else Sink(sink, tissue)
             for name, sink in maps.items()
         }
         if 'probability' in maps:
@@ -281,53 +281,6 @@ class Predictor:
     def windows(self, size: tuple[int, int]) -> int:
         """Return the number of windows predicted for an image of (H, W) px at the resolution of the training."""
         return math.prod(map(len, self.spans(size)))
-
-
-class Sink:
-    """A raster to which a network's rows are written as train ids, and as Background where there is no tissue.
-
-    Args:
-        raster: object that supports ``raster[y0:y1] = values``.
-        tissue: function of rows (top, bottom) that returns where tissue is, (rows, W) bool; None: everywhere.
-        ids: (256,) uint8 table from a network's ids to train ids; None: values stay.
-        fill: value of pixels without tissue.
-    """
-
-    def __init__(
-        self, raster: object, tissue: Callable | None = None, ids: np.ndarray | None = None, fill: int = BACKGROUND
-    ) -> None:
-        self._raster, self._tissue, self.fill = raster, tissue, fill
-        self._ids = None if ids is None else np.pad(ids, (0, 256 - len(ids)))
-        self.shape, self.dtype = tuple(raster.shape), raster.dtype
-
-    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
-        if self._ids is not None:
-            values = cv2.LUT(np.ascontiguousarray(values), self._ids)
-        if self._tissue is not None:
-            values = np.where(self._tissue(rows.start, rows.stop), values, np.uint8(self.fill))
-        self._raster[rows] = values
-
-
-def _is_list(sink: object) -> bool:
-    return isinstance(sink, (list, tuple))
-
-
-def _empty_like(sink: object, size: tuple[int, int]) -> np.ndarray | list[np.ndarray]:
-    return [np.empty(size, np.uint8) for _ in sink] if _is_list(sink) else np.empty(size, np.uint8)
-
-
-def _pairs(maps: Mapping[str, object], found: Mapping[str, object]) -> Iterator[tuple[object, np.ndarray, int, int]]:
-    """Yield each raster of two groups of maps side by side, how OpenCV resizes it, and its value without tissue."""
-    for name, sink in maps.items():
-        both = zip(sink, found[name]) if _is_list(sink) else [(sink, found[name])]
-        for number, (raster, values) in enumerate(both):
-            yield raster, values, cv2.INTER_LINEAR, 255 if (name, number) == ('probability', BACKGROUND) else 0
-
-
-def resample(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resample an image (H, W, 3) to a size (h, w) by area averaging if it shrinks, else bilinearly."""
-    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    return cv2.resize(np.asarray(image), size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def check_resolution(um_per_px: float) -> None:
