@@ -268,7 +268,7 @@ class _Work:
         if not self.claims.is_mine(item.name):
             return None
         self.records.write(item.name, dict(known, **entry))
-        files = entry.get('files', [''])
+        files = entry.get('files') or ['']
         first = next((file for file in files if file in (f'{item.name}.png', f'{item.name}.ome.tif')), files[0])
         return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
 
