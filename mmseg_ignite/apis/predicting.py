@@ -25,7 +25,7 @@ from ..regions.areas import areas, read_cases
 from ..regions.qupath import write_classes
 from ..regions.specks import merge_specks, minimum_pixels
 from ..slides.raster import DiskRaster
-from .prediction_inputs import CLASSES_FILE, Input, check_results, find_inputs
+from .prediction_inputs import CLASSES_FILE, TABLES, Input, check_results, find_inputs
 from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
 from .prediction_rasters import BACKGROUND
@@ -268,7 +268,7 @@ class _Work:
         if not self.claims.is_mine(item.name):
             return None
         self.records.write(item.name, dict(known, **entry))
-        files = entry.get('files', [''])
+        files = entry.get('files') or [TABLES[0]]  # --formats areas: only the tables
         first = next((file for file in files if file in (f'{item.name}.png', f'{item.name}.ome.tif')), files[0])
         return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
 
