@@ -75,7 +75,9 @@ def main() -> None:
     args.pop('local_rank')
     faults = predict(load_config(args.pop('config'), args.pop('cfg_options')), args.pop('checkpoint'), **args)
     if faults:
-        raise IgniteError(f'{len(faults)} input(s) were skipped, the others are in {args["out"]}: {faults[0]}')
+        raise IgniteError(
+            f'{len(faults)} input(s) were skipped, listed in {args["out"]}/run.json; the first: {faults[0]}'
+        )
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from ..regions.areas import areas, read_cases
 from ..regions.qupath import write_classes
 from ..regions.specks import merge_specks, minimum_pixels
 from ..slides.raster import DiskRaster
-from .prediction_inputs import CLASSES_FILE, Input, check_results, find_inputs
+from .prediction_inputs import CLASSES_FILE, PAGE, TABLES, Input, check_results, find_inputs
 from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
 from .prediction_rasters import BACKGROUND
@@ -82,8 +82,12 @@ def predict(
     chosen = PredictionOptions.of(options)
     read = [path for path in (cfg.filename, ensemble.path, *ensemble.members) if path]
     work = _Work(inputs, Path(out), chosen, read, len(ensemble.members) > 1)
-    predictor = Predictor(cfg, checkpoint, device, amp, symmetries, window_batch)
-    return work.run(predictor, report)
+    if Path(checkpoint).is_dir():
+        report(f'checkpoint: {printable(ensemble.path)}')
+    faults = work.run(Predictor(cfg, checkpoint, device, amp, symmetries, window_batch), report)
+    if 'page' in chosen.formats and (work.out / PAGE).is_file():
+        report(f'viewer: {printable(work.out / PAGE)}')
+    return faults
 
 
 def predict_files(
@@ -128,7 +132,7 @@ def predict_one(predictor: Predictor, path: str | Path, out: str | Path, **optio
     faults = work.run(predictor, lambda text: None)
     if faults:
         raise IgniteError(faults[0])
-    return Records(Path(out), work.key).read(work.inputs[0].name)
+    return work.records.read(work.inputs[0].name)
 
 
 class _Work:
@@ -136,7 +140,7 @@ class _Work:
 
     Attributes:
         inputs: in order.
-        key: what the results depend on; known from the start of :meth:`run`.
+        records: of the folder; known from the start of :meth:`run`.
     """
 
     def __init__(
@@ -147,7 +151,7 @@ class _Work:
         read: Sequence[str | Path],
         ensemble: bool,
     ) -> None:
-        self.inputs, self.out, self.options, self.ensemble, self.key = find_inputs(paths), out, options, ensemble, ''
+        self.inputs, self.out, self.options, self.ensemble = find_inputs(paths), out, options, ensemble
         options.check_packages(any(item.kind == 'slide' for item in self.inputs), ensemble)
         if options.tissue_mask is not None and len(self.inputs) > 1:
             raise IgniteError(
@@ -156,15 +160,17 @@ class _Work:
             )
         further = [path for path in (options.tissue_mask, options.cases) if path]
         self.faults = check_results(self.inputs, out, options, [*read, *further], ensemble)
-        names = {*Records(out, '').names(), *(item.name for item in self.inputs)}
+        names = {*Records(out, {}).names(), *(item.name for item in self.inputs)}
         self.cases = read_cases(options.cases, names) if options.cases else None
         check_writable(out)
 
     def run(self, predictor: Predictor, report: Callable[[str], None]) -> list[str]:
         """Predict what is not finished; return one sentence for each input that failed."""
         facts = _facts(predictor, self.options)
-        self.key = self.options.key({name: facts[name] for name in _DECISIVE} | dict(sha256=_checksums(facts)))
-        self.records, self.claims = Records(self.out, self.key), Claims(self.out / _CLAIMS)
+        settings = self.options.settings(
+            {name: facts[name] for name in _DECISIVE} | dict(checkpoints=_checksums(facts))
+        )
+        self.records, self.claims = Records(self.out, settings), Claims(self.out / _CLAIMS)
         with self.claims.waited('.start'):
             self.records.check_others(self.options.overwrite)
             if 'geojson' in self.options.formats:
@@ -268,7 +274,7 @@ class _Work:
         if not self.claims.is_mine(item.name):
             return None
         self.records.write(item.name, dict(known, **entry))
-        files = entry.get('files') or ['']
+        files = entry.get('files') or [TABLES[0]]  # --formats areas: only the tables
         first = next((file for file in files if file in (f'{item.name}.png', f'{item.name}.ome.tif')), files[0])
         return f'{name} -> {printable(self.out / first)}' + (f' ({"; ".join(notes)})' if notes else '')
 

@@ -1,9 +1,8 @@
 """What a user chooses of a prediction, checked before any work."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..errors import IgniteError
@@ -108,10 +107,11 @@ class PredictionOptions:
         if ensemble:
             import_extra('tifffile', 'the map of disagreement of an ensemble')
 
-    def key(self, facts: Mapping[str, object]) -> str:
-        """Return what the results depend on, 16 hex digits: these options and facts about the model."""
-        own = asdict(replace(self, overwrite=False, cases=None, language='en'))
+    def settings(self, facts: Mapping[str, object]) -> dict:
+        """Return what the results depend on, as it is read from JSON: these options and facts about the model."""
+        own = asdict(self)
+        for name in ('overwrite', 'cases', 'language'):
+            own.pop(name)
         own['formats'] = sorted(self.formats)
         own['tissue_mask'] = self.tissue_mask and file_sha256(self.tissue_mask)
-        text = json.dumps(dict(own, **facts), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+        return json.loads(json.dumps(dict(own, **facts), default=str))

@@ -1,6 +1,7 @@
 """Records of predicted inputs, by which a run knows what is finished, and the tables made from them."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -28,11 +29,16 @@ class Records:
 
     Args:
         out: output folder.
-        key: what the results depend on, see :meth:`.PredictionOptions.key`.
+        settings: what the results depend on, see :meth:`.PredictionOptions.settings`.
+
+    Attributes:
+        key: checksum of the settings, 16 hex digits.
     """
 
-    def __init__(self, out: Path, key: str) -> None:
-        self.out, self.key = out, key
+    def __init__(self, out: Path, settings: Mapping[str, object]) -> None:
+        self.out, self.settings = out, settings
+        text = json.dumps(settings, sort_keys=True)
+        self.key = hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
         self.folder = out / RECORDS
 
     def path(self, name: str) -> Path:
@@ -61,7 +67,7 @@ class Records:
         before = self.read(name)
         entry = dict({key: before[key] for key in ('checksums', 'written') if key in before}, **entry)
         with writing(self.path(name)):
-            write_result(self.path(name), dict(key=self.key, **entry))
+            write_result(self.path(name), dict(key=self.key, settings=self.settings, **entry))
 
     def is_finished(self, item: Input) -> bool:
         """Return whether all files of an unchanged input are there, whole."""
@@ -113,7 +119,7 @@ class Records:
         for name in (*TABLES, PAGE) if others else ():
             _remove(self.out / name)
         for name in others:
-            replaced = dict(self.read(name), key=self.key, error=UNFINISHED)
+            replaced = dict(self.read(name), key=self.key, settings=self.settings, error=UNFINISHED)
             replaced.pop('written_by', None)
             with writing(self.path(name)):
                 write_result(self.path(name), replaced)
@@ -123,9 +129,19 @@ class Records:
         record = self.read(name)
         if self._of_others(record):
             raise IgniteError(
-                f'{printable(self.out)} has results of another checkpoint or other options (of '
-                f'{printable(record.get("file", name))}): choose another folder, or replace them by --overwrite.'
+                f'{printable(self.out)} has results of other settings ({printable(record.get("file", name))}: '
+                f'{self._difference(record)}): choose another folder, or replace them by --overwrite.'
             )
+
+    def _difference(self, record: Mapping[str, object]) -> str:
+        """Describe the settings in which a record differs."""
+        before = record.get('settings')
+        before = before if isinstance(before, dict) else {}
+        names = [name for name in self.settings if before.get(name) != self.settings[name]]
+        if 'checkpoints' in names:
+            return 'another checkpoint'
+        shown = [f'{name} {_short(before.get(name))}, now {_short(self.settings[name])}' for name in names]
+        return '; '.join(shown) or 'another version'
 
     def _of_others(self, record: Mapping[str, object]) -> bool:
         return bool(record) and record.get('key') != self.key and 'error' not in record
@@ -143,6 +159,11 @@ def _remove(path: Path) -> None:
     elif is_ours(path):
         with writing(path):
             path.unlink()
+
+
+def _short(value: object) -> str:
+    text = ' '.join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 100 else f'{text[:97]}...'
 
 
 def input_state(path: Path) -> list[int]:
@@ -210,7 +231,7 @@ def write_tables(
                 path.unlink(missing_ok=True)
         entries = records.all()
         done = [entry for entry in entries if 'error' not in entry]
-        hidden = ('key', 'areas', 'input', 'name', 'written_by', 'sizes', 'checksums', 'written', 'source')
+        hidden = ('key', 'settings', 'areas', 'input', 'name', 'written_by', 'sizes', 'checksums', 'written', 'source')
         listed = [{key: value for key, value in entry.items() if key not in hidden} for entry in entries]
         content = dict(package=f'mmseg_ignite {__version__}', **facts)
         content['classes'] = {name: number for number, name in enumerate(CLASSES, 1)}  # the raw ids of label files

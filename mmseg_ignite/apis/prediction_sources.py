@@ -13,6 +13,7 @@ from ..errors import IgniteError
 from ..files import printable
 from ..images.reading import ReadImage, read_image
 from ..inference.tiling import Span
+from ..slides.levels import EQUAL
 from ..slides.reader import Slide, open_slide
 from ..slides.tissue import TissueMask
 from .prediction_inputs import Input
@@ -199,7 +200,9 @@ def _slide_source(slide: Slide, predictor: Predictor, options: PredictionOptions
         mask = None if options.no_tissue_mask else TissueMask.from_slide(slide, view)
     windows = [(row, column) for row in rows for column in columns if mask is None or mask.covers(row, column)]
     notes = [f'{slide.format}, level {view.level} of {slide.um_per_px:.4g} um/px read at {view.um_per_px:.4g} um/px']
-    notes += [] if mask is None else [f'{100 * mask.share:.0f} % tissue']
+    if (stated := slide.stated_um_per_px) and any(abs(slide.um_per_px - value) > EQUAL * value for value in stated):
+        notes.append(f'the file states {stated[0]:.4g} um/px, but {slide.um_per_px:.4g} of --mpp was used')
+    notes += [] if mask is None else [f'{100 * mask.share:.0f} % inside the tissue mask']
     notes += ['colours converted from its ICC profile'] if options.icc else []
     notes += ['it has an ICC profile, which was not applied'] if slide.icc and not options.icc else []
     facts = dict(

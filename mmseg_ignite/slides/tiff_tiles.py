@@ -73,6 +73,8 @@ class TiffTiles:
         try:
             with tifffile.TiffFile(self.path) as tif:
                 pages = [_page(page) for page in itertools.islice(tif.pages, _MAX_PAGES) if page.is_tiled]
+                if not len(tif.pages):
+                    raise Unreadable('is damaged or cut off: its first page lies outside the file')
                 if not pages:
                     raise Unreadable('is a TIFF without tiles, no whole slide')
                 base = max(pages, key=lambda page: page.size[0] * page.size[1])

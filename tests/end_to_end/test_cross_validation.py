@@ -168,7 +168,15 @@ def test_the_ensemble_is_tested_and_predicts(prepared, done, tmp_path):
     assert (tmp_path / 'w' / 'report.html').is_file()
     name = read_index(prepared)['splits']['fold0']['test'][0]
     Image.fromarray(np.load(image_path(prepared, name))).save(tmp_path / f'{name}.png')
-    arguments = [DEMO_CONFIG, done / 'ensemble.json', tmp_path / f'{name}.png', '--out', tmp_path / 'o', '--min-area', 0]
+    arguments = [
+        DEMO_CONFIG,
+        done / 'ensemble.json',
+        tmp_path / f'{name}.png',
+        '--out',
+        tmp_path / 'o',
+        '--min-area',
+        0,
+    ]
     assert tool('predict', *arguments) == 0
     a, b = (np.array(Image.open(tmp_path / f / f'{name}.png')) for f in ('o', 'w/predictions'))
     np.testing.assert_array_equal(a, b)

@@ -527,5 +527,5 @@ def test_results_depend_on_the_transforms_of_the_pipeline(config, checkpoint, pr
     cfg, path = copy.deepcopy(config), save(tmp_path / 'a.png')
     cfg.test_pipeline.insert(1, dict(type='StainShift', kind='scanner'))
     assert not predict_files(predictor, [path], tmp_path / 'o', lambda text: None, formats=('label',))
-    with pytest.raises(IgniteError, match='other options'):
+    with pytest.raises(IgniteError, match='other settings .*a.png: test_transforms '):
         predict_files(Predictor(cfg, checkpoint, device='cpu'), [path], tmp_path / 'o', formats=('label',))

@@ -195,6 +195,14 @@ def test_slide_with_areas_alone_is_finished(predictor, slides, tmp_path):
     assert sum('finished already' in line for line in lines) == 2
 
 
+def test_um_per_px_that_contradicts_the_file_is_noted(predictor, slides, tmp_path):
+    for um_per_px, noted in ((None, False), (1.5, True)):
+        lines, out = [], tmp_path / f'{um_per_px}'
+        assert not predict(predictor, [slides], out, formats=('areas',), lines=lines, um_per_px=um_per_px)
+        assert all(('of --mpp was used' in line) == noted for line in lines)
+        assert all(f'{out}{os.sep}areas.csv' in line for line in lines)
+
+
 def test_bad_slide_of_a_case_does_not_stop_the_tables(predictor, slides, tmp_path):
     (slides / 'bad.svs').write_text('no slide')
     (tmp_path / 'cases.csv').write_text('slide,case\ns0,A\ns1,A\nbad,B\n')
@@ -322,7 +330,7 @@ def test_results_of_other_options_at_the_same_time_are_not_replaced(predictor, s
         return real(given, item, *rest)
 
     monkeypatch.setattr(module, 'predict_input', meanwhile)
-    with pytest.raises(IgniteError, match='another checkpoint or other options.*s1.svs'):
+    with pytest.raises(IgniteError, match='results of other settings .*s1.svs: '):
         predict(predictor, [slides], out)
 
 

@@ -224,7 +224,7 @@ def test_finished_slides_are_skipped_and_others_predicted(predictor, slides, tmp
     predictions.clear()
     assert not predict_files(predictor, [slides / '*.svs'], out, lines.append, **options)
     assert len(predictions) == 1 and (out / 's1.geojson').exists()
-    with pytest.raises(IgniteError, match='another checkpoint or other options.*--overwrite'):
+    with pytest.raises(IgniteError, match='s0.svs: min_area 100.0, now 7.*--overwrite'):
         predict_files(predictor, [slides], out, **dict(options, min_area=7))
     predictions.clear()
     assert not predict_files(
@@ -330,8 +330,10 @@ def test_masks(checkpoints, slides, tmp_path, capsys):
     assert (
         run(checkpoints / '0.pth', slide, '--out', tmp_path / 'o', '--tissue-mask', tmp_path / 'mask.png', *labels) == 0
     )
-    found = labels_of(tmp_path / 'o' / 's0.ome.tif')
-    assert not found[:, :275].any() and (found[:, 275:] > 0).mean() > 0.5
+    assert run(checkpoints / '0.pth', slide, '--out', tmp_path / 'all', '--no-tissue-mask', *labels) == 0
+    found, whole = (labels_of(tmp_path / name / 's0.ome.tif') for name in ('o', 'all'))
+    assert not found[:, :275].any()
+    assert (found[:, 330:] == whole[:, 330:]).mean() > 0.98  # as without a mask, where all windows are the same
     for arguments, word in (
         ((slide, '--tissue-mask', tmp_path / 'wrong.png'), 'wrong.png'),
         ((slides, '--tissue-mask', tmp_path / 'mask.png'), 'there are 2'),

@@ -286,8 +286,8 @@ def test_files_that_are_no_slides_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / 'labels.tif', np.zeros((64, 64), np.uint8), tile=(16, 16))
     tifffile.imwrite(tmp_path / 'deep.tif', np.zeros((64, 64, 3), np.uint16), tile=(16, 16), photometric='rgb')
     expected = {
-        'text.svs': 'is no file of a slide', 'empty.svs': 'is empty', 'header.svs': 'TIFF', 'plain.tif': 'without tiles',
-        '.': 'is a folder', 'none.svs': 'does not exist',
+        'text.svs': 'is no file of a slide', 'empty.svs': 'is empty', 'header.svs': 'cut off',
+        'plain.tif': 'without tiles', '.': 'is a folder', 'none.svs': 'does not exist',
     }  # fmt: skip
     for name, message in expected.items():
         with pytest.raises(IgniteError, match=message) as error:
