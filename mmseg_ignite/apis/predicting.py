@@ -201,7 +201,7 @@ class _Work:
         """Predict each input in this process or wait until another process has done it."""
         started = time.time()
         waiting = [(number, item) for number, item in enumerate(self.inputs, 1) if item not in self.faults]
-        fresh, told = self.options.overwrite, False
+        fresh, reported = self.options.overwrite, False
         while waiting:
             left = []
             for number, item in waiting:
@@ -220,10 +220,10 @@ class _Work:
                         faults[item], line = error, f'skipped: {error}'
                     report(before + line)
             if left and len(left) == len(waiting):
-                if not told:
+                if not reported:
                     holder = self.claims.holder(left[0][1].name)
                     report(f'waiting for {printable(left[0][1].path)}, which {holder or "another process"} predicts')
-                    told = True
+                    reported = True
                 time.sleep(_WAIT)
             waiting = left
 

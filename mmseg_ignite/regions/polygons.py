@@ -23,7 +23,7 @@ from ..extras import import_extra
 from ..labels import histogram
 
 BLOCK = 16
-"""Side in px of the blocks by which pieces of tissue are told apart."""
+"""Side in px of the blocks that separate pieces of tissue."""
 OUTSIDE = 255
 """Label of the pixels around a piece."""
 _ROWS = 512  # a multiple of BLOCK
