@@ -3,6 +3,7 @@
 from .browsing import browse
 from .configuration import load_config
 from .cross_validation import cross_validate
+from .exporting import export
 from .predicting import predict, predict_files
 from .predictor import Predictor
 from .preparing import prepare, verify
@@ -17,6 +18,7 @@ __all__ = [
     'browse',
     'compare_runs',
     'cross_validate',
+    'export',
     'load_config',
     'predict',
     'predict_files',
