@@ -2,6 +2,7 @@
 
 from .browsing import browse
 from .configuration import load_config
+from .converting import convert_weights
 from .cross_validation import cross_validate
 from .predicting import predict, predict_files
 from .predictor import Predictor
@@ -16,6 +17,7 @@ __all__ = [
     'Predictor',
     'browse',
     'compare_runs',
+    'convert_weights',
     'cross_validate',
     'load_config',
     'predict',

@@ -193,8 +193,8 @@ def convert(
         wrong = [name for name in expected if not _has_shape(normal.get(name), expected[name])]
     elif has_head and not is_plain and source == 'mmseg' and 'decode_head.convs.0.conv.weight' in normal:
         raise IgniteError(
-            f'{printable(path)} is a SegFormer whose head has convolution, normalisation and ReLU at each level, but the head '
-            f'of {LAYOUTS[layout]} has one linear layer there, and a ReLU cannot be folded away: train with '
+            f'{printable(path)} is a SegFormer whose head has convolution, normalisation and ReLU at each level, but the '
+            f'head of {LAYOUTS[layout]} has one linear layer there, and a ReLU cannot be folded away: train with '
             'model.decode_head.plain=True, or convert the encoder alone (--encoder-only).'
         )
     else:
@@ -203,14 +203,19 @@ def convert(
         wrong += [_name_in(name, source) for name in normal if name not in expected]
     if wrong:
         shown = ', '.join(wrong[:20]) + (f' and {len(wrong) - 20} more' if len(wrong) > 20 else '')
-        what = 'a SegFormer' if has_head else 'a MiT encoder'
-        raise IgniteError(
-            f'{printable(path)} has the names of {LAYOUTS[source]}, but {len(wrong)} weights are missing, unknown or of a shape '
-            f'that does not fit {what}: {shown}: use the file of a MiT or SegFormer'
-            + ('' if encoder_only else ', or convert the encoder alone (--encoder-only)')
-            + '.'
-        )
+        raise IgniteError(_misfit(path, source, wrong, has_head))
     return _from_normal(normal, layout), _summary(normal, source, has_head, is_plain)
+
+
+def _misfit(path: str | Path, layout: str, wrong: list[str], has_head: bool) -> str:
+    shown = ', '.join(wrong[:20]) + (f' and {len(wrong) - 20} more' if len(wrong) > 20 else '')
+    what, remedy = 'a MiT encoder', 'use the file of a whole encoder'
+    if has_head:
+        what, remedy = 'a SegFormer', 'use the file of a whole model, or convert the encoder alone (--encoder-only)'
+    return (
+        f'{printable(path)} has the names of {LAYOUTS[layout]}, but {len(wrong)} weights are missing, unknown or of a shape '
+        f'or type that does not fit {what}: {shown}; {remedy}.'
+    )
 
 
 def _normal_form(weights: dict[str, Tensor], layout: str, encoder_only: bool) -> tuple[dict[str, Tensor], list[str]]:
@@ -227,12 +232,12 @@ def _normal_form(weights: dict[str, Tensor], layout: str, encoder_only: bool) ->
             for pattern, replacement in _NEW_NAMES:
                 name = re.sub(pattern, replacement, name)
         own = name if layout == 'mmseg' else _renamed(name, layout, 'mmseg')
-        if own is None:
+        if own is None or not isinstance(value, Tensor):
             unknown.append(str(given)[:120])
             continue
         result[own] = value[:, :, None, None] if _LINEAR.fullmatch(own) and value.ndim == 2 else value
-    for parts in filter(None, [_PARTS.get(layout)]):
-        _join(result, parts)
+    if layout != 'mmseg':
+        _join(result, _PARTS[layout])
         _reverse_levels(result)
     if 'decode_head.fusion_conv.bn.weight' in result:
         result.setdefault('decode_head.fusion_conv.bn.num_batches_tracked', torch.tensor(0))
