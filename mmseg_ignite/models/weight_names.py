@@ -202,7 +202,6 @@ def convert(
         wrong += [_name_in(name, source) for name in expected if not _has_shape(normal.get(name), expected[name])]
         wrong += [_name_in(name, source) for name in normal if name not in expected]
     if wrong:
-        shown = ', '.join(wrong[:20]) + (f' and {len(wrong) - 20} more' if len(wrong) > 20 else '')
         raise IgniteError(_misfit(path, source, wrong, has_head))
     return _from_normal(normal, layout), _summary(normal, source, has_head, is_plain)
 
