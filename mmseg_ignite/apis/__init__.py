@@ -4,6 +4,7 @@ from .browsing import browse
 from .configuration import load_config
 from .converting import convert_weights
 from .cross_validation import cross_validate
+from .exporting import export
 from .predicting import predict, predict_files
 from .predictor import Predictor
 from .preparing import prepare, verify
@@ -19,6 +20,7 @@ __all__ = [
     'compare_runs',
     'convert_weights',
     'cross_validate',
+    'export',
     'load_config',
     'predict',
     'predict_files',

@@ -50,6 +50,8 @@ class Predictor:
 
     Attributes:
         ensemble: the :class:`Ensemble <mmseg_ignite.engine.ensembles.Ensemble>` of checkpoints.
+        config: the resolved config.
+        metas: ``meta`` of each checkpoint.
         um_per_px: resolution at which the model was trained, um/px.
         um_per_px_source: what states it: 'checkpoint', 'config' or 'default'.
         transforms: the transforms of the test pipeline that change images, as text.
@@ -93,10 +95,10 @@ class Predictor:
         if not isinstance(self.model, EncoderDecoder):
             kind = type(self.model).__name__
             raise IgniteError(f'the model is a {kind}; an EncoderDecoder of mmseg was expected: choose another config.')
-        metas = self.ensemble.load_into(self.model)
+        self.config, self.metas = cfg, self.ensemble.load_into(self.model)
         self.model = to_device(self.model, device).eval()
         self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
-        self.um_per_px, self.um_per_px_source = _training_resolution(metas[0], cfg)
+        self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg)
         self._ids = _train_ids(cfg)
 
     @torch.inference_mode()

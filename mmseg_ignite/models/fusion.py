@@ -44,4 +44,5 @@ def _is_fusible(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )

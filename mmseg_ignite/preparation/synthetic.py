@@ -147,6 +147,17 @@ def _render(rng: np.random.Generator, patient: list[int], labels: np.ndarray) ->
     return image.clip(0, 255).astype(np.uint8), labels
 
 
+def draw_tissue(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Draw tissue of four random classes: (H, W, 3) uint8 RGB; the same arguments give the same image.
+
+    Example:
+        >>> draw_tissue((512, 512)).shape
+        (512, 512, 3)
+    """
+    rng = np.random.default_rng(seed)
+    return _render(rng, [seed], _layout(rng, shape, rng.choice(NUM_CLASSES, 4, replace=False)))[0]
+
+
 def _write_roi(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, encoding: str) -> None:
     inner = (slice(MARGIN, -MARGIN),) * 2
     context = np.full_like(labels, IGNORE)

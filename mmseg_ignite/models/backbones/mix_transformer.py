@@ -83,7 +83,10 @@ def _attention(module: EfficientMultiheadAttention, x: Tensor, identity: Tensor,
     query, key_value = (_pointwise(*each) for each in zip((x, reduced), weights, biases))
     query = _as_tokens(query).unflatten(2, (heads, -1)).transpose(1, 2)
     key, value = _as_tokens(key_value).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
+    if torch.jit.is_tracing():  # the signature of scaled_dot_product_attention differs between versions of torch
+        out = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(-1) @ value
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=attn.dropout if module.training else 0.0)
     out = _pointwise(_as_map(out.transpose(1, 2).flatten(2), size), attn.out_proj.weight, attn.out_proj.bias)
     return _residual(identity, module.proj_drop(_as_tokens(out)), module.dropout_layer)
 
