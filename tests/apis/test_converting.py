@@ -1,13 +1,17 @@
 """tools/convert_weights.py, and --weights of a training with files of all layouts and formats."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
-from conftest import single_error, tool
+from conftest import single_error, small_config, tool
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from tiny_segformer import theirs, tiny_config, tiny_segformer
+from tiny_segformer import WIDTHS, theirs, tiny_config, tiny_segformer
 
-from mmseg_ignite.apis import convert_weights
+from mmseg_ignite.apis import Predictor, convert_weights, train
+from mmseg_ignite.apis import test as score
 from mmseg_ignite.engine import open_checkpoint, safe_checkpoints, set_encoder_weights
 from mmseg_ignite.engine.checkpoints import write_safetensors
 from mmseg_ignite.engine.encoder_weights import inherit_records
@@ -101,3 +105,20 @@ def test_a_training_starts_from_a_folder_of_transformers(tmp_path):
     (tmp_path / 'mit' / 'model.safetensors.index.json').write_text('{}')
     with pytest.raises(IgniteError, match='several files'):
         set_encoder_weights(cfg, str(tmp_path / 'mit'))
+
+
+def test_a_plain_model_trains_and_its_converted_file_is_tested_like_a_checkpoint(prepared, tmp_path):
+    """Also after a detour through Hugging Face's names; the patients of its training are still refused."""
+    tiny = {f'model.backbone.{key}': value for key, value in dict(embed_dims=8, num_layers=(1, 1, 1, 1)).items()}
+    head = {'model.decode_head.in_channels': WIDTHS, 'model.decode_head.channels': 16, 'model.decode_head.plain': True}
+    cfg = small_config(prepared, tmp_path / 'work', **tiny, **head)
+    train(copy.deepcopy(cfg), weights='none')
+    trained = tmp_path / 'work' / 'iter_2.pth'
+    convert_weights(trained, tmp_path / 'h.safetensors', 'huggingface')
+    convert_weights(tmp_path / 'h.safetensors', tmp_path / 'm.safetensors')
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    labels = [Predictor(cfg, path, 'cpu').predict(image) for path in (trained, tmp_path / 'm.safetensors')]
+    assert (labels[0] == labels[1]).all()
+    cfg.test_dataloader.dataset.split = 'train'
+    with pytest.raises(IgniteError, match=r'm\.safetensors was trained or validated on'):
+        score(cfg, tmp_path / 'm.safetensors', tmp_path / 'scores', report=None)
