@@ -56,6 +56,7 @@ setup(
         'rich',
         'scipy',
         'jinja2',
+        'safetensors>=0.4.3',
     ],
     extras_require=dict(
         slides=SLIDES,
