@@ -34,6 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     language = report_language(args)
+    if args.compile and is_main_process():
+        print('compiling encoder and decoder, which takes half a minute or more')
     options = dict(shift=args.shift, compile=args.compile)
     result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients, **options)
     if is_main_process():

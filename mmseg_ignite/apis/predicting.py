@@ -84,6 +84,8 @@ def predict(
     work = _Work(inputs, Path(out), chosen, read, len(ensemble.members) > 1)
     if Path(checkpoint).is_dir():
         report(f'checkpoint: {printable(ensemble.path)}')
+    if compile:
+        report('compiling encoder and decoder, which takes half a minute or more')
     faults = work.run(Predictor(cfg, checkpoint, device, amp, symmetries, window_batch, compile), report)
     if 'page' in chosen.formats and (work.out / PAGE).is_file():
         report(f'viewer: {printable(work.out / PAGE)}')

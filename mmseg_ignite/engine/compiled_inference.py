@@ -98,7 +98,7 @@ class Compilation:
         self.active, self.further, self.seconds = False, 0, {}
         self.reason = 'not asked for' if wanted is False else ''
         self._networks = getattr(model, 'members', [model])
-        self._decided = wanted is not None
+        self._decided, self._said, self._least = wanted is not None, False, 0.0
 
     def record(self) -> dict:
         """Return ``active``, ``reason`` and ``seconds``, for the record of a run."""
@@ -112,7 +112,7 @@ class Compilation:
             IgniteError: whole images are predicted, which have many sizes; or the networks cannot be compiled, e.g. without
                 a C++ compiler or Triton, or their logits differ from the eager ones by more than rounding.
         """
-        if self.model.test_cfg.get('mode') != 'slide':
+        if not self._is_tiled():
             raise IgniteError(
                 'only networks for windows, which have one size, are compiled, but model.test_cfg.mode is not "slide": leave '
                 '--compile out, or set model.test_cfg.mode=slide, crop_size and stride.'
@@ -131,7 +131,7 @@ class Compilation:
         that hardly more time can be lost than the share of the run, :data:`LEAST_GAIN`, that was to be saved. Networks that
         cannot be compiled, or are no faster then, stay eager. Call it in the grad mode of the predictions.
         """
-        if self._decided or self.model.test_cfg.get('mode') != 'slide':
+        if self._decided or not self._is_tiled():
             return
         batches = windows * (1 + self.further) / self._tiling()['window_batch']
         if batches < FEWEST:
@@ -142,21 +142,22 @@ class Compilation:
             self.seconds['eager'] = self._timed(batch)
         settings = self._settings()
         left = batches * self.seconds['eager'] * settings.symmetries / settings.flips_at_once(batch.device)
-        promise = f'it may save about {LEAST_GAIN * left:.0f} s of {left:.0f} s'
-        if LEAST_GAIN * left < LEAST_SECONDS:
-            self._stay_eager(f'{promise}, less than compiling takes', final=False)
+        saved, self._least = LEAST_GAIN * left, max(LEAST_SECONDS, self._least)
+        promise = f'it may save about {saved:.0f} s of {left:.0f} s, and takes {{}} {{:.0f}} s'
+        if saved < self._least:
+            self._stay_eager(promise.format('more than', self._least), final=False)
             return
         try:
             expected = self._logits(batch)
             self._compile('decode_head', batch)
-            total = self.seconds['compiling'] * (1 + _kinds(self.model.backbone) / _kinds(self.model.decode_head))
-            if total > LEAST_GAIN * left:
-                self._stay_eager(f'{promise}, and would take about {total:.0f} s')
+            self._least = self.seconds['compiling'] * (1 + _kinds(self.model.backbone) / _kinds(self.model.decode_head))
+            if saved < self._least:
+                self._stay_eager(promise.format('about', self._least), final=False)
                 return
             self._compile('backbone', batch)
             self._check(batch, expected)
         except IgniteError as error:
-            self._stay_eager(str(error).partition(': ')[0])
+            self._stay_eager(str(error).rpartition(': ')[0])
             return
         self._compare(batch)
 
@@ -172,9 +173,12 @@ class Compilation:
 
     def _stay_eager(self, reason: str, final: bool = True) -> None:
         self._restore()
-        if final or reason[:6] != self.reason[:6]:  # not a line for each small slide
+        if final or not self._said:  # not a line for each small slide
             self.report(f'compilation: off; {reason} (--compile switches it on)')
-        self.reason, self._decided = reason, final
+        self.reason, self._decided, self._said = reason, final, True
+
+    def _is_tiled(self) -> bool:
+        return (self.model.test_cfg or {}).get('mode') == 'slide'
 
     def _settings(self) -> InferenceSettings:
         return InferenceSettings.of(self.model.test_cfg, self.model.out_channels)
