@@ -16,7 +16,7 @@ from ..models.segmentors.window_scores import preprocessed
 from .optim_wrappers import autocast
 
 BACKEND = 'inductor'
-LEAST_GAIN = 0.1
+LEAST_GAIN = 0.05
 """Share of a batch's time that compiled networks are expected to save before it is measured."""
 LEAST_SECONDS = 10.0
 """Compiling never takes less."""
