@@ -52,7 +52,7 @@ PRECISIONS = {
     'openvino': ('fp32', 'half'),
 }
 BATCH, SIDE = 2, 512
-TISSUE = Path(__file__).parents[2] / 'shared/data/lung_he_release/images'
+TISSUE = Path(__file__).parents[2] / 'shared/data/lung_he_release/images/he'
 Run = Callable[[Tensor], Tensor]
 """Function from normalised images (2, 3, 512, 512) to logits (2, C, 128, 128), both float32 on the CPU or our device."""
 
