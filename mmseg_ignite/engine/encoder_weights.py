@@ -46,6 +46,9 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
 
     A file may contain an encoder or a whole segmentor, with the names of mmseg or of SegFormer's authors (``mit_b0.pth``).
 
+    A class of encoders with a method ``check_weights``, such as :class:`TimmEncoder <mmseg_ignite.models.TimmEncoder>`, says
+    itself what its files contain.
+
     Args:
         cfg: its ``model.backbone.init_cfg`` is changed in place.
         choice: None for the weights of the config, 'none' for random weights, or a file or address, see
@@ -66,6 +69,11 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)
+    check = getattr(MODELS.get(backbone.type), 'check_weights', None)
+    if check is not None:  # it converts names itself when it loads the file
+        check(backbone, weights, path)
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        return
     if _is_original(weights):
         weights, path = _from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
         _check_encoder(weights, cfg, Path(source))
