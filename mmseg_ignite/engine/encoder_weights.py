@@ -63,9 +63,16 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     elif choice is not None:
         backbone.init_cfg = dict(type='Pretrained', checkpoint=str(choice))
     source = (backbone.get('init_cfg') or {}).get('checkpoint')
+    if source is None and backbone.get('frozen'):
+        raise IgniteError(
+            'a frozen encoder with random weights learns nothing: pass its file with --weights FILE, or train it with '
+            '--cfg-options model.backbone.frozen=False.'
+        )
     if source is None:
         return
     path = local_file(source, _REMEDY)
+    if choice is None and not path.is_file():
+        raise IgniteError(f'{path} is not a file, and the config starts from these weights: {_REMEDY}.')
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)

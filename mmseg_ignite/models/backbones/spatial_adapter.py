@@ -87,21 +87,22 @@ class SpatialAdapter(BaseModule):
 
 
 def resample(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -> Tensor:
-    """Resample a map to another stride, bilinearly, and crop or extend it at the bottom and the right.
+    """Resample a map to another stride, bilinearly, and crop it at the bottom and the right.
 
     Args:
         x: (N, C, h, w), whose element (i, j) is for the square of ``stride`` px at (i, j) * stride.
         stride: of x, px.
         new_stride: of the result, px.
-        size: height and width of the result.
+        size: height and width of the result; it reaches at most to the last element of x.
     """
     factor, pooling = stride / new_stride, 1
-    while factor < 0.75:  # more than 4 / 3 times coarser: means of finer elements, since bilinear sampling would skip some
+    while (
+        factor < 0.75
+    ):  # more than 4 / 3 times coarser: means of finer elements, since bilinear sampling would skip some
         factor, pooling = 2 * factor, 2 * pooling
     if factor != 1:
+        x = F.pad(x, (0, 2, 0, 2), mode='replicate')  # since the size of the result is rounded down
         x = F.interpolate(x, scale_factor=factor, mode='bilinear', align_corners=False, recompute_scale_factor=False)
     if pooling > 1:
         x = F.avg_pool2d(x, pooling, ceil_mode=True)
-    x = x[..., : size[0], : size[1]]
-    missing = size[1] - x.shape[3], size[0] - x.shape[2]
-    return F.pad(x, (0, missing[0], 0, missing[1]), mode='replicate') if any(missing) else x
+    return x[..., : size[0], : size[1]]
