@@ -131,8 +131,8 @@ class TimmEncoder(BaseModule):
                 maps = self.model(x)
         except AssertionError as error:  # of a model for one size
             raise IgniteError(
-                f'{self.model_name} cannot encode images of {x.shape[2]} x {x.shape[3]} px ({error}): set img_size in model_args '
-                'of the backbone to the size of crops and windows, or choose an encoder for any size.'
+                f'{self.model_name} cannot encode images of {x.shape[2]} x {x.shape[3]} px ({error}): set img_size in '
+                'model_args of the backbone to the size of crops and windows, or choose an encoder for any size.'
             ) from error
         if str(getattr(self.model, 'output_fmt', 'NCHW')).endswith('NHWC'):
             maps = [m.permute(0, 3, 1, 2) for m in maps]
@@ -211,8 +211,8 @@ def _create(name: str, args: dict, meta: bool = False, fast: bool = False, **opt
     timm = import_extra('timm', 'TimmEncoder', 'timm')
     if ':' in name or args.get('pretrained'):
         raise IgniteError(
-            f'the model {name} would be downloaded by timm: give model_name an architecture without address or pretrained=True, '
-            'and the downloaded file with --weights FILE.'
+            f'the model {name} would be downloaded by timm: give model_name an architecture without address or '
+            'pretrained=True, and the downloaded file with --weights FILE.'
         )
     if not timm.is_model(name):
         near = timm.list_models(f'*{name.partition(".")[0].split("_")[-1]}*')[:2]
