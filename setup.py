@@ -61,6 +61,7 @@ setup(
     extras_require=dict(
         slides=SLIDES,
         export=['onnx', 'onnxruntime', 'onnxscript'],
+        timm=['timm', 'torchvision'],
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
         + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES],
