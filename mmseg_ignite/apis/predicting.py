@@ -30,7 +30,7 @@ from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
 from .prediction_rasters import BACKGROUND
 from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, source, write_tables
-from .prediction_sources import opened
+from .prediction_sources import Source, opened
 from .prediction_writers import write_files
 from .predictor import Predictor
 
@@ -266,7 +266,7 @@ class _Work:
             text = str(error)
             entry, notes = dict(error=text if name in text else f'{name}: {text}'), []
         except Exception as error:  # affects this input only: out of memory, an error of a decoder, ...
-            entry, notes = dict(error=_fault(name, error)), []
+            entry, notes = dict(error=fault(name, error)), []
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -298,12 +298,31 @@ def predict_input(
     Raises:
         IgniteError: it cannot be read or predicted, or a file cannot be written.
     """
+    with opened(item, predictor, options) as source:
+        return predict_source(predictor, item, source, folder, options)
+
+
+def predict_source(
+    predictor: Predictor,
+    item: Input,
+    source: Source,
+    folder: Path,
+    options: PredictionOptions,
+    progress: Callable[[int, str, float], contextlib.AbstractContextManager] = WindowProgress,
+) -> tuple[dict, list[str]]:
+    """Predict an opened input; see :func:`predict_input`, which opens it.
+
+    Args:
+        item: gives the names of the files.
+        source: what is predicted.
+        progress: shows the windows, see :class:`.WindowProgress`.
+    """
     start = time.perf_counter()
     ensemble = len(predictor.ensemble.members) > 1
-    with opened(item, predictor, options) as source, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         labels, maps = _rasters(folder, source.size, options, ensemble, stack)
         mm2 = len(source.windows) * math.prod(predictor.window_size(source.size)) * source.um_per_px**2 / 1e6
-        with WindowProgress(len(source.windows), item.path.name, mm2) as on_progress:
+        with progress(len(source.windows), item.path.name, mm2) as on_progress:
             predictor.label(
                 *(source.image, labels, source.stated_um_per_px, on_progress, source.wanted, source.tissue, maps)
             )
@@ -386,7 +405,7 @@ def _checksums(facts: Mapping[str, object]) -> list[str]:
     return [member['sha256'] for member in facts['checkpoints']]
 
 
-def _fault(name: str, error: Exception) -> str:
+def fault(name: str, error: Exception) -> str:
     """Return a sentence about an unexpected error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f'{name} cannot be predicted ({error.strerror}): free some space.'
