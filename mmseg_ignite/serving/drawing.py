@@ -75,16 +75,19 @@ def areas_table(areas: SlideAreas, palette: str = 'official') -> str:
     mm2, shares = areas.area_mm2, areas.share_of_tissue
     present = sorted((name for name in CLASSES if areas.pixels[name]), key=lambda name: -areas.pixels[name])
     present.sort(key=lambda name: name == BACKGROUND)  # last, since it is no tissue
+    tissue = sum(mm2[name] for name in present if name != BACKGROUND)
+    decimals = next((n for n, least in ((2, 10), (3, 1), (4, 0.1)) if tissue >= least), 5)
     rows = [
-        f'<tr><th scope="row">{_swatch(name, palette)}{html.escape(name)}</th><td>{mm2[name]:.3f}</td>'
+        f'<tr><th scope="row">{_swatch(name, palette)}{html.escape(name)}</th><td>{mm2[name]:.{decimals}f}</td>'
         f'<td>{_percent(shares[name])}</td></tr>'
         for name in present
     ]
-    tissue = sum(mm2[name] for name in present if name != BACKGROUND)
-    total = f'<tr class="sum"><th scope="row">Tissue</th><td>{tissue:.3f}</td><td>{_percent(1.0 if tissue else None)}</td></tr>'
+    whole = _percent(1.0 if tissue else None)
+    total = f'<tr class="sum"><th scope="row">Tissue</th><td>{tissue:.{decimals}f}</td><td>{whole}</td></tr>'
     head = '<tr><th scope="col">Class</th><th scope="col">mm²</th><th scope="col">% of tissue</th></tr>'
     ratios = ''.join(
-        f'<dt>{TEXTS[ratio.name]["en"]}<b>{_percent(areas.ratios[ratio.name], " %")}</b></dt><dd>{html.escape(ratio.formula)}</dd>'
+        f'<dt>{TEXTS[ratio.name]["en"]}<b>{_percent(areas.ratios[ratio.name], " %")}</b></dt>'
+        f'<dd>{html.escape(ratio.formula)}</dd>'
         for ratio in RATIOS
     )
     return (
@@ -96,7 +99,7 @@ def areas_table(areas: SlideAreas, palette: str = 'official') -> str:
 def swatch_styles(classes: Sequence[int], palette: str = 'official') -> str:
     """Return the style sheet that gives the check box of each class its colour."""
     rules = (
-        f'#classes label:nth-of-type({place}) {{--fill: {_fill(CLASSES[number], palette)}}}'
+        f'#classes .wrap label:nth-of-type({place}) {{--fill: {_fill(CLASSES[number], palette)}}}'
         for place, number in enumerate(classes, 1)
     )
     return f'<style>{"".join(rules)}</style>'

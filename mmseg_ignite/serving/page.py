@@ -37,7 +37,7 @@ def build_page(gradio: ModuleType, predictions: Predictions) -> object:
         predictions: what the page calls.
     """
     options = predictions.options
-    with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(300, _KEPT)) as page:
+    with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(300, _KEPT), fill_width=True) as page:
         gradio.HTML(f'<header><h1>{html.escape(_TITLE)}</h1><p>Research use only, not for diagnosis.</p></header>')
         fields = SimpleNamespace(
             result=gradio.State(None, time_to_live=_KEPT, delete_callback=predictions.remove),
@@ -61,9 +61,9 @@ def _input_fields(gradio: ModuleType, fields: SimpleNamespace, predictions: Pred
     with gradio.Tabs():
         with gradio.Tab('Image', id='image'):
             fields.file = gradio.File(
-                label=f'ROI image: PNG, JPEG, TIFF or BMP, up to {options.max_upload:g} MB',
+                label=f'ROI image, up to {options.max_upload:g} MB',
                 file_types=list(SUFFIXES),
-                height=130,
+                height=160,
                 elem_id='file',
             )
             fields.um = gradio.Number(
@@ -78,7 +78,7 @@ def _input_fields(gradio: ModuleType, fields: SimpleNamespace, predictions: Pred
             fields.slide_um = gradio.Number(
                 None,
                 label='Resolution of level 0, um/px',
-                info='empty: what the file states',
+                info='what the file states; another is used when you press Enter',
                 elem_id='slide-um',
             )
             fields.thumbnail = gradio.Image(
@@ -101,6 +101,14 @@ def _input_fields(gradio: ModuleType, fields: SimpleNamespace, predictions: Pred
 
 
 def _result_fields(gradio: ModuleType, fields: SimpleNamespace) -> None:
+    with gradio.Column(visible=False, elem_id='controls') as fields.controls:
+        with gradio.Row(elem_id='display'):
+            fields.opacity = gradio.Slider(
+                0, 100, 100 * OPACITY, step=5, label='Opacity of the classes, %', buttons=[], elem_id='opacity'
+            )
+            fields.palette = gradio.Radio(list(PALETTES), value='official', label='Colours', elem_id='palette')
+        fields.styles = gradio.HTML('', elem_id='styles')
+        fields.classes = gradio.CheckboxGroup([], label='Classes shown', elem_id='classes', show_select_all=True)
     fields.view = gradio.Image(
         label=_EMPTY,
         interactive=False,
@@ -109,15 +117,8 @@ def _result_fields(gradio: ModuleType, fields: SimpleNamespace) -> None:
         elem_id='view',
         alt_text='Tissue with the predicted classes',
     )
-    with gradio.Row(elem_id='display'):
-        fields.opacity = gradio.Slider(
-            0, 100, 100 * OPACITY, step=5, label='Opacity of the classes, %', buttons=[], elem_id='opacity'
-        )
-        fields.palette = gradio.Radio(list(PALETTES), value='official', label='Colours', elem_id='palette')
-    fields.styles = gradio.HTML('', elem_id='styles')
-    fields.classes = gradio.CheckboxGroup([], label='Classes shown', elem_id='classes', show_select_all=True)
     fields.areas = gradio.HTML(_NO_PREDICTION, elem_id='areas')
-    with gradio.Row(elem_id='downloads'):
+    with gradio.Row(visible=False, elem_id='downloads') as fields.downloads:
         fields.geojson = gradio.DownloadButton('GeoJSON for QuPath', interactive=False, elem_id='geojson')
         fields.label = gradio.DownloadButton('Label PNG (class ids 1 to 16)', interactive=False, elem_id='label')
 
@@ -132,14 +133,20 @@ def _footer(predictions: Predictions) -> str:
     )
     return (
         '<footer><p><b>Research use only, not for diagnosis.</b> The classes are predictions of a network and may be wrong.'
-        f'</p><p>Model: {html.escape(printable(name))}, trained at {predictor.um_per_px:.3g} um/px. Regions below 100 um² join '
-        f'their largest neighbour. mmseg_ignite {__version__}.</p><ul>{checkpoints}</ul></footer>'
+        f'</p><p>Model: {html.escape(printable(name))}, trained at {predictor.um_per_px:.3g} um/px. Regions below 100 '
+        f'um² join their largest neighbour. mmseg_ignite {__version__}.</p><ul>{checkpoints}</ul></footer>'
     )
+
+
+def _present(result: Result) -> list[int]:
+    """Return the train ids of the classes that a result has."""
+    return [i for i, name in enumerate(CLASSES) if result.areas.pixels[name]]
 
 
 def _connect(gradio: ModuleType, page: object, fields: SimpleNamespace, actions: '_Actions') -> None:
     """Say which action follows which field."""
-    shown = [fields.view, fields.styles, fields.classes, fields.areas, fields.geojson, fields.label, fields.result]
+    shown = [fields.view, fields.styles, fields.classes, fields.areas, fields.geojson, fields.label]
+    shown += [fields.controls, fields.downloads, fields.result]
     display = [fields.opacity, fields.classes, fields.palette]
     place = [fields.overview, fields.x, fields.y, fields.side]
     light = dict(queue=True, concurrency_limit=8, show_progress='hidden', api_visibility='private')
@@ -152,10 +159,10 @@ def _connect(gradio: ModuleType, page: object, fields: SimpleNamespace, actions:
         return actions.predict_image(path, um, old, opacity, palette, progress)
 
     def predict_region(
-        name: str | None, um: float | None, x: float | None, y: float | None, side: float, old: Result | None,
+        overview: Overview | None, x: float | None, y: float | None, side: float, old: Result | None,
         opacity: float, palette: str, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
     ) -> list:  # fmt: skip
-        return actions.predict_region(name, um, (y, x), side, old, opacity, palette, progress)
+        return actions.predict_region(overview, (y, x), side, old, opacity, palette, progress)
 
     def click(overview: Overview | None, event: gradio.SelectData) -> list:
         return actions.click(overview, event.index)
@@ -168,21 +175,23 @@ def _connect(gradio: ModuleType, page: object, fields: SimpleNamespace, actions:
         **dict(light, trigger_mode='always_last'),
     )
     fields.predict.click(
-        predict, [fields.file, fields.um, fields.result, fields.opacity, fields.palette], [fields.status, *shown], **heavy
+        predict,
+        [fields.file, fields.um, fields.result, fields.opacity, fields.palette],
+        [fields.status, *shown],
+        **heavy,
     )
-    slide = dict(
-        fn=actions.choose_slide,
-        inputs=[fields.slide, fields.slide_um],
-        outputs=[fields.overview, fields.x, fields.y, fields.predict_region, fields.status],
-    )
-    fields.slide.input(**slide, **light).then(actions.draw_place, place, [fields.thumbnail], **light)
-    fields.slide_um.change(**slide, **light).then(actions.draw_place, place, [fields.thumbnail], **light)
+    chosen = [fields.overview, fields.slide_um, fields.x, fields.y, fields.predict_region, fields.status]
+    drawn = dict(fn=actions.draw_place, inputs=place, outputs=[fields.thumbnail])
+    fields.slide.input(actions.choose_slide, [fields.slide], chosen, **light).then(**drawn, **light)
+    fields.slide_um.submit(
+        actions.correct_slide, [fields.slide, fields.slide_um, fields.overview], chosen, **light
+    ).then(**drawn, **light)
     fields.thumbnail.select(click, [fields.overview], [fields.x, fields.y], **light)
     for field in (fields.x, fields.y, fields.side):
-        field.change(actions.draw_place, place, [fields.thumbnail], **dict(light, trigger_mode='always_last'))
+        field.change(**drawn, **dict(light, trigger_mode='always_last'))
     fields.predict_region.click(
         predict_region,
-        [fields.slide, fields.slide_um, fields.x, fields.y, fields.side, fields.result, fields.opacity, fields.palette],
+        [fields.overview, fields.x, fields.y, fields.side, fields.result, fields.opacity, fields.palette],
         [fields.status, *shown],
         **heavy,
     )
@@ -222,8 +231,7 @@ class _Actions:
 
     def predict_region(
         self,
-        name: str | None,
-        um: float | None,
+        overview: Overview | None,
         centre: tuple,
         side: float,
         old: Result | None,
@@ -232,30 +240,41 @@ class _Actions:
         progress: Callable,
     ) -> list:
         """Predict the region of the slide."""
-        return self._predicted(
-            lambda go: self.predictions.region(name, um, centre, side, go), old, opacity, palette, progress
-        )
+
+        def predict(advance: Callable) -> Result:
+            if overview is None:
+                raise IgniteError('no slide is chosen: choose one from the list.')
+            return self.predictions.region(overview.name, overview.given, centre, side, advance)
+
+        return self._predicted(predict, old, opacity, palette, progress)
 
     def _predicted(
-        self, predict: Callable[[Callable], Result], old: Result | None, opacity: float, palette: str, progress: Callable
+        self,
+        predict: Callable[[Callable], Result],
+        old: Result | None,
+        opacity: float,
+        palette: str,
+        progress: Callable,
     ) -> list:
         progress(0, desc='waiting for another prediction')
         try:
             with self.turns.taken():
                 found = predict(lambda done, windows: progress((done, windows), desc='predicting', unit='windows'))
         except IgniteError as error:
-            return [message(str(error), 'error'), *[self.gradio.skip()] * 7]
+            return [message(str(error), 'error'), *[self.gradio.skip()] * 9]
         self.predictions.remove(old)
-        present = [i for i, name in enumerate(CLASSES) if found.areas.pixels[name]]
-        picture = draw_overlay(found.image, found.labels, found.um_per_px, opacity / 100, present, palette)
+        present = _present(found)
+        chosen = [i for i in present if i] or present  # glass stays as it is at first
+        picture = draw_overlay(found.image, found.labels, found.um_per_px, opacity / 100, chosen, palette)
         return [
             message(f'{found.name}: {"; ".join(found.notes) or "predicted"}.', 'done'),
             self.gradio.Image(picture, label=found.name),
             swatch_styles(present, palette),
-            self.gradio.CheckboxGroup([(CLASSES[i], i) for i in present], value=present),
+            self.gradio.CheckboxGroup([(CLASSES[i], i) for i in present], value=chosen),
             areas_table(found.areas, palette),
             self._button(True, found.geojson_file),
             self._button(True, found.label_file),
+            *[self.gradio.update(visible=True)] * 2,
             found,
         ]
 
@@ -269,10 +288,9 @@ class _Actions:
         """Draw the labels and the legend again, in another palette."""
         if result is None:
             return [self.gradio.skip()] * 3
-        present = [i for i, name in enumerate(CLASSES) if result.areas.pixels[name]]
         return [
             self.redraw(result, opacity, shown, palette),
-            swatch_styles(present, palette),
+            swatch_styles(_present(result), palette),
             areas_table(result.areas, palette),
         ]
 
@@ -280,16 +298,22 @@ class _Actions:
         """Fill the list of slides."""
         return self.gradio.Dropdown(self.predictions.slides(), value=None)
 
-    def choose_slide(self, name: str | None, um: float | None) -> list:
+    def choose_slide(self, name: str | None, um: float | None = None) -> list:
         """Read the thumbnail of a slide; the region starts in its middle."""
         if not name:
-            return [None, None, None, self._button(False), '']
+            return [None, None, None, None, self._button(False), '']
         try:
             seen = self.predictions.slide(name, um)
         except IgniteError as error:
-            return [None, None, None, self._button(False), message(str(error), 'error')]
+            return [None, um, None, None, self._button(False), message(str(error), 'error')]
         y, x = (round(side * seen.um_per_px / 2000, 3) for side in seen.size)
-        return [seen, x, y, self._button(True), message(f'{seen.name}: {seen.note}')]
+        return [seen, round(seen.um_per_px, 4), x, y, self._button(True), message(f'{seen.name}: {seen.note}')]
+
+    def correct_slide(self, name: str | None, um: float | None, overview: Overview | None) -> list:
+        """Use another resolution of a slide; an empty field is what the file states."""
+        if overview is not None and um and abs(um - overview.um_per_px) < 1e-4:
+            return [self.gradio.skip()] * 6
+        return self.choose_slide(name, um or None)
 
     def click(self, overview: Overview | None, place: Sequence[float]) -> list:
         """Return the centre (x, y) mm of a click at (x, y) px of the thumbnail."""
@@ -300,9 +324,7 @@ class _Actions:
             for at, shown, side in zip(place, overview.picture.shape[1::-1], overview.size[::-1])
         ]
 
-    def draw_place(
-        self, overview: Overview | None, x: float | None, y: float | None, side: float
-    ) -> np.ndarray | None:
+    def draw_place(self, overview: Overview | None, x: float | None, y: float | None, side: float) -> np.ndarray | None:
         """Draw the region into the thumbnail."""
         if overview is None:
             return None
@@ -318,7 +340,15 @@ class _Actions:
         """Return the fields of a result without one."""
         view = self.gradio.Image(picture, label=_EMPTY if picture is None else 'not predicted yet')
         classes = self.gradio.CheckboxGroup([], value=[])
-        return [view, '', classes, _NO_PREDICTION, *[self._button(False, None)] * 2, None]
+        return [
+            view,
+            '',
+            classes,
+            _NO_PREDICTION,
+            *[self._button(False, None)] * 2,
+            *[self.gradio.update(visible=False)] * 2,
+            None,
+        ]
 
     def _button(self, on: bool, *file: Path | None) -> object:
         """Return the change of a button; a file makes it that of a download."""

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -29,8 +28,8 @@ from ..slides import Slide, TissueMask, dicom_slides, is_slide, open_slide
 from ..visualization.painter import resize
 from .options import AppOptions
 
-SHOWN_SIDE = 1600
-"""px; the longest side of the picture on the page."""
+SHOWN_SIDES = (800, 1600)
+"""px; shortest and longest of the longer side of the picture on the page."""
 THUMBNAIL_SIDE = 900
 _BAND = 512
 """Rows of a tissue mask that are read at once: they are as wide as the slide."""
@@ -47,13 +46,13 @@ _ADVICE = (  # of the command line, and what stands for it on the page
 
 @dataclass(frozen=True)
 class Result:
-    """A prediction, as large as the page needs it, and its files.
+    """A prediction in the size of the page, and its files.
 
     Attributes:
         name: of the image or region.
-        image: (h, w, 3) uint8 RGB, reduced to the size of the page.
-        labels: (h, w) uint8 train ids, reduced alike.
-        um_per_px: resolution of the reduced picture.
+        image: (h, w, 3) uint8 RGB in the size of the page.
+        labels: (h, w) uint8 train ids in the same size.
+        um_per_px: resolution of this picture.
         areas: of the labels in full size.
         label_file: PNG of raw ids in full size, as ``tools/predict.py`` writes it.
         geojson_file: outlines for QuPath.
@@ -80,6 +79,7 @@ class Overview:
         size: (H, W) px of the image, or of level 0.
         um_per_px: what the file states; None if unknown.
         note: a sentence about the resolution.
+        given: resolution that was given for it instead of that in the file.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Overview:
     size: tuple[int, int]
     um_per_px: float | None
     note: str
+    given: float | None = None
 
 
 class Predictions:
@@ -136,7 +137,7 @@ class Predictions:
                     'before you predict, since classes and areas depend on it.'
                 )
             size = read.pixels.shape[:2]
-            return Overview(Path(path).name, _reduced(read.pixels, SHOWN_SIDE), size, read.um_per_px, note)
+            return Overview(Path(path).name, shown(read.pixels), size, read.um_per_px, note)
 
     def image(self, path: str | Path, um_per_px: float | None, advance: Callable | None = None) -> Result:
         """Predict an uploaded image.
@@ -188,7 +189,7 @@ class Predictions:
         with self._slide(name, um_per_px) as slide:
             height, width = (side * slide.um_per_px / 1000 for side in slide.size)
             note = f'{slide.um_per_px:.4g} um/px ({slide.um_per_px_source}); {width:.2f} x {height:.2f} mm.'
-            return Overview(name, slide.thumbnail(THUMBNAIL_SIDE), slide.size, slide.um_per_px, note)
+            return Overview(name, slide.thumbnail(THUMBNAIL_SIDE), slide.size, slide.um_per_px, note, um_per_px)
 
     def region(
         self,
@@ -268,7 +269,7 @@ class Predictions:
                 self.predictor, item, source, folder, options, lambda *facts: _Progress(facts[0], advance)
             )
             labels = np.asarray(Image.open(folder / f'{item.name}.png')) - np.uint8(1)
-            image = _reduced(source.image, SHOWN_SIDE)
+            image = shown(source.image)
             return Result(
                 item.name,
                 image,
@@ -372,7 +373,7 @@ def _given(um_per_px: float | None, name: str) -> float:
     return float(um_per_px)
 
 
-def _reduced(image: np.ndarray, side: int) -> np.ndarray:
-    scale = min(1.0, side / max(image.shape[:2]))
-    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else np.asarray(image)
+def shown(image: np.ndarray) -> np.ndarray:
+    """Return a picture in the size of the page: its longer side has 800 to 1600 px."""
+    scale = min(SHOWN_SIDES[1] / max(image.shape[:2]), max(1.0, SHOWN_SIDES[0] / max(image.shape[:2])))
+    return resize(image, tuple(max(1, round(side * scale)) for side in image.shape[1::-1]))

@@ -6,7 +6,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -26,6 +25,11 @@ _SETTINGS = {
     'HF_HUB_OFFLINE': '1',
 }
 """Nothing leaves the computer."""
+_FONTS = ('system-ui', 'sans-serif')
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # a log file would get it only at the end
 
 
 def serve(
@@ -34,7 +38,7 @@ def serve(
     options: AppOptions,
     device: str | None = None,
     amp: bool = False,
-    report: Callable[[str], None] = partial(print, flush=True),
+    report: Callable[[str], None] = _say,
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -106,7 +110,9 @@ def running(predictor: Predictor, options: AppOptions) -> Iterator[str]:
                     openapi_url=None,
                 ),
                 css=STYLE,
-                theme=gradio.themes.Default(primary_hue='blue', secondary_hue='blue', neutral_hue='slate'),
+                theme=gradio.themes.Default(
+                    primary_hue='blue', neutral_hue='slate', font=_FONTS, font_mono=('ui-monospace', 'monospace')
+                ),
             )
             host = 'localhost' if options.host in ('0.0.0.0', '::') else options.host
             yield f'http://{f"[{host}]" if ":" in host else host}:{port}/'
