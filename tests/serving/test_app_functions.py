@@ -1,10 +1,13 @@
 """What the page does, without a browser."""
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from mmseg_ignite.apis import predict_files
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.labels import PALETTE
 from mmseg_ignite.regions.areas import areas
-from mmseg_ignite.serving import AppOptions
+from mmseg_ignite.serving import AppOptions, server
 from mmseg_ignite.serving.drawing import areas_table, draw_overlay, message
 from mmseg_ignite.serving.gate import MAX_BODY, Gate
 from mmseg_ignite.serving.predictions import Predictions, plain, region_of
@@ -298,3 +301,22 @@ def test_advice_of_the_command_line_becomes_that_of_the_page():
 def test_tool_reports_a_wrong_option_in_one_sentence(capsys, tmp_path):
     assert tool('app', DEMO_CONFIG, tmp_path / 'a.pth', '--slides', tmp_path / 'none') == 2
     assert 'a folder of slides was expected' in single_error(capsys)
+
+
+def test_server_warns_on_other_hosts_and_names_a_port_in_use(predictor, monkeypatch):
+    pytest.importorskip('gradio', reason='gradio is not installed (pip install mmseg_ignite[app])')
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(IgniteError, match=f'^port {port} of 127.0.0.1 cannot be used .*choose another with --port'):
+            with server.running(predictor, AppOptions(port=port)):
+                pass
+    monkeypatch.setattr(server, 'Predictor', lambda *_: predictor)
+    monkeypatch.setattr(server, 'running', lambda *_: contextlib.nullcontext('http://localhost:1/'))
+    monkeypatch.setattr(server.threading, 'Event', lambda: SimpleNamespace(wait=lambda: None))
+    for host, count in (('127.0.0.1', 1), ('0.0.0.0', 2)):
+        lines = []
+        server.serve(None, 'a.pth', AppOptions(host), report=lines.append)
+        assert len(lines) == count and lines[-1].startswith('open http://localhost:1/ in a browser')
+        assert count == 1 or lines[0].startswith('warning: everybody who reaches 0.0.0.0 can use the page')
