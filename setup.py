@@ -39,6 +39,7 @@ setup(
     entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
     package_data={
         'mmseg_ignite.report': ['templates/*', 'static/*', 'static/*/*', '*.yml'],
+        'mmseg_ignite.serving': ['static/*'],
         'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
     },
     cmdclass=dict(build_py=BuildWithConfigs),
@@ -62,6 +63,7 @@ setup(
         slides=SLIDES,
         export=['onnx', 'onnxruntime', 'onnxscript'],
         timm=['timm', 'torchvision'],
+        app=['gradio>=6', 'shapely>=2.1'],  # in 6, style and theme moved to launch()
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
         + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES],

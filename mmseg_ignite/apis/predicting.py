@@ -29,7 +29,7 @@ from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
 from .prediction_rasters import BACKGROUND
 from .prediction_records import UNFINISHED, Records, checksums, fault, input_state, sizes, source, write_tables
-from .prediction_sources import opened
+from .prediction_sources import Source, opened
 from .prediction_writers import write_files
 from .predictor import Predictor
 
@@ -304,14 +304,36 @@ def predict_input(
         IgniteError: it cannot be read or predicted, or a file cannot be written.
     """
     start = time.perf_counter()
+    with opened(item, predictor, options) as source:
+        entry, notes = predict_source(predictor, item, source, folder, options)
+    entry['seconds'] = round(time.perf_counter() - start, 3)
+    return entry, notes
+
+
+def predict_source(
+    predictor: Predictor,
+    item: Input,
+    source: Source,
+    folder: Path,
+    options: PredictionOptions,
+    progress: Callable[[int, str, float], contextlib.AbstractContextManager] = WindowProgress,
+) -> tuple[dict, list[str]]:
+    """Predict an opened input; see :func:`predict_input`, which opens it.
+
+    Args:
+        item: gives the names of the files.
+        source: what is predicted.
+        progress: shows the windows, see :class:`.WindowProgress`.
+    """
+    start = time.perf_counter()
     ensemble = len(predictor.ensemble.members) > 1
-    with opened(item, predictor, options) as source, contextlib.ExitStack() as stack:
-        if item.kind == 'slide':
-            with torch.inference_mode():
-                predictor.compilation.decide(len(source.windows))
+    if item.kind == 'slide':
+        with torch.inference_mode():
+            predictor.compilation.decide(len(source.windows))
+    with contextlib.ExitStack() as stack:
         labels, maps = _rasters(folder, source.size, options, ensemble, stack)
         mm2 = len(source.windows) * math.prod(predictor.window_size(source.size)) * source.um_per_px**2 / 1e6
-        with WindowProgress(len(source.windows), item.path.name, mm2) as on_progress:
+        with progress(len(source.windows), item.path.name, mm2) as on_progress:
             predictor.label(
                 *(source.image, labels, source.stated_um_per_px, on_progress, source.wanted, source.tissue, maps)
             )
