@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,8 +229,9 @@ def test_one_prediction_at_a_time_and_a_limited_number_waits():
     threads[0].start()
     assert inside.wait(10)
     threads[1].start()
-    while turns._places._value:
-        pass
+    end = time.monotonic() + 10
+    while turns._places._value and time.monotonic() < end:
+        time.sleep(0.01)
     with pytest.raises(IgniteError, match='the server is busy .* 1 more are waiting.*try again in a minute'):
         with turns.taken():
             pass
