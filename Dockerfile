@@ -4,8 +4,8 @@
 #   docker run --rm --no-healthcheck -v "$PWD:/data" --user "$(id -u):$(id -g)" mmseg-ignite predict CONFIG CHECKPOINT INPUT --out predictions
 FROM python:3.11-slim-bookworm
 
-# PyPI has the CUDA build of torch for Linux, which is several GB larger.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The address of PyTorch's wheels for the CPU. Without it, pip takes the CUDA build, which is several GB larger.
+ARG TORCH_INDEX=""
 
 # Any user id may run the tools, so what they cache goes to /tmp.
 ENV HOME=/tmp \
@@ -16,7 +16,7 @@ ENV HOME=/tmp \
 
 WORKDIR /build
 COPY constraints.txt ./
-RUN pip install --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 
 COPY setup.py pyproject.toml MANIFEST.in README.md model-index.yml mmseg_ignite_command.py ./
 COPY configs ./configs
