@@ -15,6 +15,7 @@ in fp32 and with --amp: the difference in mIoU has an interval over patients.
 import argparse
 import copy
 import importlib.util
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -90,6 +91,7 @@ def compiled(model: nn.Module, half: bool, example: Tensor) -> Run:
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write an ONNX file. The one place to change for the export of the package, ``mmseg_ignite.export``."""
+    logging.disable(logging.WARNING)  # of onnxscript, a line for each Split
     with torch.no_grad():
         torch.onnx.export(Logits(model).cpu(), (example.cpu(),), str(path), dynamo=True, verbose=False)
 
