@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 
 from ...errors import IgniteError
 from ...files import printable
+from ...models.onnx_file import is_onnx
 from ..compatibility import checkpoint_loaders
 from .contents import CHECKSUM, checked, checksum
 from .file_formats import read_checkpoint
@@ -48,6 +49,7 @@ def read_tensors(path: str | Path) -> dict:
     path = Path(path)
     if not os.path.isfile(path):  # also False for a name that is too long
         raise IgniteError(f'{printable(path)} is not a file; a checkpoint (.pth) was expected: check the path.')
+    check_no_graph(path)
     try:
         checkpoint = read_checkpoint(path)
     except ForeignContent as error:
@@ -69,6 +71,15 @@ def read_tensors(path: str | Path) -> dict:
             f'{printable(path)} does not have the checksum it was written with, so it was damaged or changed: use another.'
         )
     return checkpoint
+
+
+def check_no_graph(path: str | Path) -> None:
+    """Raise IgniteError if a file is an ONNX graph, from which no weights are read."""
+    if is_onnx(path):
+        raise IgniteError(
+            f'{printable(path)} is an ONNX graph, which only tools/predict.py takes, one alone; a checkpoint (.pth) was '
+            'expected: give the one that it was written from.'
+        )
 
 
 def _check_finite(weights: object, path: Path) -> None:
