@@ -14,20 +14,24 @@ from ..models.onnx_file import engine, provider_of
 from ..models.segmentors import OnnxSegmentor
 
 
-def graph_device(path: Path, name: str | None, amp: bool) -> torch.device:
+def graph_device(path: Path, name: str | None, amp: bool, compile: bool | None = None) -> torch.device:
     """Return the device to run a graph on.
 
     Args:
         path: the .onnx file.
         name: e.g. 'cuda:0'. Defaults to None: the best device of the machine, or the CPU, with a warning, if the installed
             ONNX Runtime cannot use that one.
-        amp: automatic mixed precision, which a graph does not have.
+        amp, compile: what was asked of torch; a graph has neither.
 
     Raises:
-        IgniteError: there is no such device, ONNX Runtime cannot use it, or ``amp`` is True.
+        IgniteError: there is no such device, ONNX Runtime cannot use it, or ``amp`` or ``compile`` is True.
     """
     if amp:
         raise IgniteError(f'{printable(path)} is an ONNX graph, whose precision is fixed: leave out --amp.')
+    if compile:
+        raise IgniteError(
+            f'{printable(path)} is an ONNX graph, which ONNX Runtime compiles itself: leave out --compile.'
+        )
     device = find_device(name)
     try:
         provider_of(device)

@@ -83,7 +83,7 @@ def _readme(exported: Exported) -> str:
             f' Channels: {", ".join(order)}; mean {", ".join(mean)}; standard deviation {", ".join(std)} (0..255).'
         )
     return f"""# {known.name}: ONNX
-`{GRAPH}` (opset {OPSET}, one file with all weights) segments H&E tissue at {known.um_per_px:g} um/px.
+`{GRAPH}` (opset {OPSET}, one file with all weights) segments H&E tissue at {known.um_per_px:.3g} um/px.
 
 - Input `{INPUT}`: {INPUTS[exported.inputs]}, any N, H and W of at least {MIN_SIDE} px.{normalised}
 - Output `{exported.outputs}`: {OUTPUTS[exported.outputs]}.

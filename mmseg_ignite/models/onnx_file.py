@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +176,9 @@ def provider_of(device: torch.device) -> list[str | tuple]:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error of ONNX Runtime, shortened."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    """Return the first line of an error of ONNX Runtime, without its codes and shortened."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r'^\[ONNXRuntimeError\]( : \w+){2} : |Fatal error: ', '', text)[:200]
 
 
 def _external(onnx: ModuleType, model: object) -> Iterator[str]:

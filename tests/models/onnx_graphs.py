@@ -20,9 +20,9 @@ def metadata(inputs='normalised', outputs='logits', **changes):
     return {key: json.dumps(value) for key, value in {**facts, **changes}.items() if value is not None}
 
 
-def weights(rng, classes=len(CLASSES)):
+def weights(rng):
     """Return the weights (C, 3) and bias (C,) of a linear classifier of pixels."""
-    return rng.normal(size=(classes, 3)).astype(np.float32), rng.normal(size=classes).astype(np.float32)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in ((len(CLASSES), 3), len(CLASSES)))
 
 
 def reference(rgb, weight, bias, channel_order='RGB'):
@@ -76,7 +76,7 @@ def graph(weight, bias, inputs='normalised', outputs='logits', channel_order='RG
 def save(path, model, facts):
     """Write a model with metadata to a file."""
     helper.set_model_props(model, facts)
-    onnx.save(model, path)
+    path.write_bytes(model.SerializeToString())
     return path
 
 

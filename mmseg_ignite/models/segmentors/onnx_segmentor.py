@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,11 @@ class OnnxSegmentor(TissueSegmentor):
         normalised = dict(mean=file.mean, std=file.std) if file.inputs == 'normalised' else {}
         is_rgb = file.inputs != 'normalised' or file.channel_order == 'RGB'
         BaseSegmentor.__init__(self, TissueDataPreProcessor(bgr_to_rgb=is_rgb, **normalised))
-        self.file = file
         self.out_channels = self.num_classes = len(file.classes)
         self.align_corners, self.train_cfg, self.test_cfg = False, None, test_cfg
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # without values; it is where the inputs go
         self.session = file.session(torch.device(device))
+        self.file = replace(file, content=b'')  # the session has its own copy
         self.test_settings()
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
