@@ -15,7 +15,7 @@ from mmseg_ignite.visualization.colours import PALETTES
 
 def main() -> None:
     parser = config_parser(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint file, work dir of a training, or ensemble.json')
+    parser.add_argument('checkpoint', help='checkpoint file, work dir of a training, ensemble.json, or .onnx')
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='image, slide, .npy array, folder or pattern')
     parser.add_argument('--out', required=True, help='folder for the results')
     parser.add_argument(

@@ -64,6 +64,7 @@ def export(
     modules = {name: FORMATS[name].load() for name in folders}
     for name, folder in folders.items():
         _check_folder(folder, modules[name].FILES, overwrite)
+    Ensemble.read(checkpoint).check_weights()
     exported = _exported(cfg, checkpoint, inputs, outputs, metrics, images, report)
     for module in modules.values():
         module.check(exported)

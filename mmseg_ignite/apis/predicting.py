@@ -401,6 +401,8 @@ def _facts(predictor: Predictor, options: PredictionOptions) -> dict:
         config=predictor.config_file and printable(predictor.config_file),
         checkpoint=printable(predictor.ensemble.path),
         checkpoints=[dict(file=printable(path), sha256=file_sha256(path)) for path in predictor.ensemble.members],
+        **({'exported_from': predictor.model.file.checkpoints} if predictor.ensemble.is_graph else {}),
+        engine=predictor.engine,
         device=str(predictor.device),
         amp=predictor.amp,
         training=dict(um_per_px=predictor.um_per_px, um_per_px_source=predictor.um_per_px_source),

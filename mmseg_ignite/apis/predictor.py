@@ -26,8 +26,10 @@ from ..errors import IgniteError
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import Span, grid
 from ..labels import CLASSES, release_ids
+from ..models.onnx_file import engine
 from ..models.segmentors import label_image
 from .configuration import building, load_config, resolved
+from .onnx_prediction import graph_config, graph_device, graph_metas
 from .prediction_rasters import BACKGROUND, Sink, empty_like, is_list, pairs, resample
 
 MIN_SIDE = 32
@@ -44,7 +46,8 @@ class Predictor:
 
     Args:
         config: path of a config, or a loaded config, which is not changed; its test pipeline and ``model.test_cfg`` are used.
-        checkpoint: path of a checkpoint, a work dir or an ensemble (see :mod:`mmseg_ignite.engine.ensembles`).
+        checkpoint: path of a checkpoint, a work dir or an ensemble (see :mod:`mmseg_ignite.engine.ensembles`), or of an
+            .onnx file that ``tools/export.py`` has written (see :mod:`.onnx_prediction`).
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best device of the machine.
         amp: automatic mixed precision. Defaults to False.
         symmetries, window_batch: replace those of ``model.test_cfg``, see :class:`TissueSegmentor`.
@@ -54,6 +57,7 @@ class Predictor:
     Attributes:
         compilation: the :class:`Compilation <mmseg_ignite.engine.compiled_inference.Compilation>`.
         ensemble: the :class:`Ensemble <mmseg_ignite.engine.ensembles.Ensemble>` of checkpoints.
+        engine: name and version of what runs the network, 'torch 2.13.0' or 'onnxruntime 1.32.0'.
         config: the resolved config.
         metas: ``meta`` of each checkpoint.
         um_per_px: resolution at which the model was trained, um/px.
@@ -81,7 +85,8 @@ class Predictor:
         compile: bool | None = None,
     ) -> None:
         self.ensemble = Ensemble.read(checkpoint)
-        device = find_device(device)
+        is_graph = self.ensemble.is_graph
+        device = graph_device(self.ensemble.path, device, amp) if is_graph else find_device(device)
         cfg = resolved(config) if isinstance(config, Config) else load_config(config)
         self.config_file, self.amp = cfg.filename, amp
         cfg.model.backbone.init_cfg = None
@@ -97,11 +102,13 @@ class Predictor:
         self._names = ', '.join(str(transform['type']) for transform in transforms)
         with building(cfg):
             self.ensemble.check_members(cfg.model)
-            self.model = MODELS.build(self.ensemble.model_config(cfg.model))
+            known = graph_config(self.ensemble.path, cfg, device) if is_graph else self.ensemble.model_config(cfg.model)
+            self.model = MODELS.build(known)
         if not isinstance(self.model, EncoderDecoder):
             kind = type(self.model).__name__
             raise IgniteError(f'the model is a {kind}; an EncoderDecoder of mmseg was expected: choose another config.')
-        self.config, self.metas = cfg, self.ensemble.load_into(self.model)
+        self.config, self.metas = cfg, graph_metas(self.model, cfg) if is_graph else self.ensemble.load_into(self.model)
+        self.engine = engine() if is_graph else f'torch {torch.__version__}'
         self.model = to_device(self.model, device).eval()
         self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg)

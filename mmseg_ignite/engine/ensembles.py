@@ -19,9 +19,10 @@ from mmseg.registry import MODELS
 from ..datasets.prepared import INDEX
 from ..errors import IgniteError
 from ..files import write_result
+from ..models.onnx_file import is_onnx
 from ..provenance import file_sha256
 from ..untrusted import Form, check_form, file_inside, is_text, read_json
-from .checkpoints import load_weights, open_checkpoint
+from .checkpoints import check_no_graph, load_weights, open_checkpoint
 from .checkpoints.remote import local_file
 from .training_record import TrainingRecord
 from .work_dirs import find_checkpoint
@@ -80,12 +81,22 @@ class Ensemble:
         """Whether this is one checkpoint file rather than a JSON file."""
         return self.members == (self.path,)
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether this is an ONNX graph, see :class:`OnnxSegmentor <mmseg_ignite.models.segmentors.OnnxSegmentor>`."""
+        return is_onnx(self.path)
+
+    def check_weights(self) -> None:
+        """Raise IgniteError if this is an ONNX graph, which has no weights to be loaded into a model."""
+        check_no_graph(self.path)
+
     def model_config(self, model: dict) -> dict:
         """Return the ``model`` of a config for these networks: unchanged, or as a TissueEnsemble.
 
         Raises:
-            IgniteError: several networks of another segmentor than TissueSegmentor.
+            IgniteError: several networks of another segmentor than TissueSegmentor, or an ONNX graph.
         """
+        self.check_weights()
         if self.is_single:
             return model
         kind = str(model.get('type')).split('.')[-1]

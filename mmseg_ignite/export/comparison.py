@@ -87,7 +87,7 @@ def example_inputs(
     """
     generator = torch.Generator().manual_seed(int(np.random.default_rng().integers(1 << 31)))
     random = [torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8, generator=generator) for n, h, w in sizes]
-    return [as_input(network, x) for x in (*random, *(torch.from_numpy(image)[None] for image in images))]
+    return [as_input(network, x) for x in (*random, *(torch.tensor(image)[None] for image in images))]
 
 
 def as_input(network: ExportNetwork, rgb: Tensor) -> Tensor:

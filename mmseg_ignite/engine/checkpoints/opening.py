@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 
 from ...errors import IgniteError
 from ...files import printable
+from ...models.onnx_file import is_onnx
 from ...models.weight_names import LAYOUTS, layout_of
 from ..compatibility import checkpoint_loaders
 from .contents import CHECKSUM, checked, checksum
@@ -53,6 +54,7 @@ def read_tensors(path: str | Path) -> dict:
         raise IgniteError(
             f'{printable(path)} is not a file; a checkpoint (.pth, .safetensors) was expected: check the path.'
         )
+    check_no_graph(path)
     try:
         checkpoint = read_safetensors(path) if is_safetensors(path) else read_checkpoint(path)
     except ForeignContent as error:
@@ -74,6 +76,15 @@ def read_tensors(path: str | Path) -> dict:
             f'{printable(path)} does not have the checksum it was written with, so it was damaged or changed: use another.'
         )
     return checkpoint
+
+
+def check_no_graph(path: str | Path) -> None:
+    """Raise IgniteError if a file is an ONNX graph, from which no weights are read."""
+    if is_onnx(path):
+        raise IgniteError(
+            f'{printable(path)} is an ONNX graph, which only tools/predict.py takes, one alone; a checkpoint (.pth) was '
+            'expected: give the one that it was written from.'
+        )
 
 
 def _check_finite(weights: object, path: Path) -> None:
