@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from mmseg_ignite.engine import allocator
-
 COUNT = """
-import resource, runpy, torch
-if {keep}:  # the file alone: importing the package takes seconds
-    print(runpy.run_path({path!r})['keep_freed_memory']())
+import resource, torch
+if {keep}:
+    from mmseg_ignite.engine.allocator import keep_freed_memory
+    print(keep_freed_memory())
 def touch():
     torch.ones(1 << 24)  # 64 MB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def run(keep, **environment):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(('MALLOC_', 'LD_PRELOAD', 'GLIBC_'))}
-    command = [sys.executable, '-c', COUNT.format(keep=keep, path=allocator.__file__)]
+    command = [sys.executable, '-c', COUNT.format(keep=keep)]
     done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
