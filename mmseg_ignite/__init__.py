@@ -4,20 +4,20 @@ Importing this package registers its data sets, transforms, model parts, metric 
 config needs only ``custom_imports = dict(imports=['mmseg_ignite'])``.
 """
 
-from .environment import stack_fault
-from .environment import timm_hidden_if_broken as _timm_hidden_if_broken
+from .environment import paused_collection, stack_fault, timm_hidden_if_broken
 from .version import __version__
 
 if _fault := stack_fault():
     raise ImportError(f'mmseg_ignite cannot start: {_fault}')
 
-from .messages import quiet_imports as _quiet_imports  # noqa: E402
+with paused_collection():
+    from .messages import quiet_imports as _quiet_imports
 
-with _quiet_imports(), _timm_hidden_if_broken():
-    from . import datasets, engine, evaluation, models
-    from .engine import compatibility as _compatibility
-    from .errors import IgniteError
-    from .packaged import config_path
+    with _quiet_imports(), timm_hidden_if_broken():
+        from . import datasets, engine, evaluation, models
+        from .engine import compatibility as _compatibility
+        from .errors import IgniteError
+        from .packaged import config_path
 
 _compatibility.apply()
 

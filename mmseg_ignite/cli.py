@@ -1,5 +1,6 @@
 """The common entry point of the command-line tools, which turns errors into one sentence instead of a traceback."""
 
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,8 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors='backslashreplace')
+    if not gc.get_freeze_count():
+        gc.freeze()  # mmengine collects garbage for each data set, which would visit all imported modules
     quiet_warnings()
     logging.raiseExceptions = False  # a log file on a full disk must not print a traceback for each message
     for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):

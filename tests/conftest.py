@@ -39,14 +39,23 @@ settings.register_profile(  # time limits would fail on a busy machine; the devi
 settings.load_profile('any machine')
 
 
+HEAVY = ('test_kills', 'test_launch_scripts', 'test_exact_resume', 'test_many_processes', 'test_cross_validation',
+         'test_work_dirs', 'test_tools', 'test_predict', 'test_predict_slides', 'test_browse', 'test_signals')  # fmt: skip
+"""Files of a minute or so. They come first when files are distributed: the last one would run while nothing else does."""
+
+
 def pytest_configure(config):
+    config.option.loadscopereorder = (
+        False  # of pytest-xdist: by the number of tests, which says little about their time
+    )
     config.pluginmanager.register(FailuresAtOnce(config.pluginmanager))
     if not GPU and re.search(r'(?<!not )\bcuda\b', config.option.markexpr or ''):
         raise pytest.UsageError('the tests of -m cuda need an NVIDIA GPU that torch can use; torch.cuda finds none.')
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without a GPU, deselect the tests that need one, rather than report hundreds of skipped tests."""
+    """Put heavy files first. Without a GPU, deselect the tests that need one, rather than report hundreds as skipped."""
+    items.sort(key=lambda item: item.path.stem not in HEAVY)
     needing = [] if GPU else [item for item in items if item.get_closest_marker('cuda')]
     if needing:
         config.hook.pytest_deselected(items=needing)

@@ -212,8 +212,22 @@ def find_type(name: object) -> type | Callable | None:
     if not isinstance(name, str):
         return name if callable(name) else None
     # mmseg.LoadImageFromFile is registered in mmcv: mmseg's registry finds it only without the scope.
-    found = (registry.get(key) for key in dict.fromkeys([name, name.split('.')[-1]]) for registry in REGISTRIES)
+    found = (
+        _registered(key, registry) for key in dict.fromkeys([name, name.split('.')[-1]]) for registry in REGISTRIES
+    )
     return next((kind for kind in found if kind is not None), None)
+
+
+def _registered(key: str, registry: Registry | None) -> type | Callable | None:
+    """Return what a registry or its parents have by a name; unlike ``Registry.get``, import no module of that name."""
+    if '.' in key:  # with a scope, or a path to import
+        return registry.get(key)
+    while registry is not None:
+        registry.import_from_location()
+        if key in registry.module_dict:
+            return registry.module_dict[key]
+        registry = registry.parent
+    return None
 
 
 def part_class(part: object) -> type:

@@ -11,7 +11,6 @@ from itertools import cycle
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
 from ..visualization.dataset_page import html_environment
 from .translations import TEXTS
@@ -82,6 +81,7 @@ def _weighted(points: list[tuple[float | None, float | None, int]]) -> list[tupl
 
 def _axis(low: float, high: float, start: float, end: float, integers: bool) -> tuple[Callable, list]:
     """Return the map from values to px between ``start`` and ``end``, and the ticks (px, text)."""
+    from matplotlib.ticker import MaxNLocator
 
     def position(value: float) -> float:
         return round(start + (end - start) * (value - low) / ((high - low) or 1), 1)

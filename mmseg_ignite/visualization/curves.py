@@ -5,11 +5,9 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from ..files import result_file
 from ..untrusted import MAX_NAME, is_number, is_text, read_text
+from .figures import new_figure
 
 Scalars = dict[str, dict[int, float]]
 """{name: {iteration: value}}."""
@@ -71,11 +69,13 @@ def panels(scalars: Scalars) -> dict[str, list[str]]:
 
 def draw_curves(scalars: Scalars, path: str | Path) -> None:
     """Plot losses, learning rate and validation scores over iterations into a picture (see :func:`panels`)."""
+    from matplotlib.ticker import MaxNLocator
+
     found = panels(scalars)
     count = max(1, len(found))  # without scalars, an empty panel
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout='constrained')  # pyplot would change a notebook's backend
+    figure = new_figure(5 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.remove()

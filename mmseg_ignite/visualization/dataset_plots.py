@@ -3,25 +3,26 @@
 In every function, ``members`` is {part of the split protocol: index entries of its ROIs}.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
 
 from ..datasets.transforms.stain import Stains
 from ..labels import CLASSES, NUM_CLASSES, PALETTE
 from ..preparation.splits import count_patients, held_classes
 from .colours import EDGE
+from .figures import new_figure
 from .split_shares import PART_COLOURS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _CLASS_COLOURS = np.array(PALETTE) / 255
-_PERCENT_TICKS = FuncFormatter(lambda share, _: f'{100 * share:g} %')
 _GROUP_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#999999')
 _SWATCH_COLUMNS = 16
 _ABSENT = dict(color='gray', style='italic')
@@ -78,7 +79,7 @@ def _class_figure(shown: np.ndarray, extra: float = 0.0, source: str = 'the data
 
     ``extra`` is further height in inches.
     """
-    figure = Figure(figsize=(13, 1.8 + 0.25 * len(shown) + extra), layout='constrained')
+    figure = new_figure(13, 1.8 + 0.25 * len(shown) + extra)
     if omitted := [name for i, name in enumerate(CLASSES) if i not in shown]:
         figure.supxlabel(f'not in {source}: {", ".join(omitted)}', fontsize=9, color='gray')
     return figure
@@ -135,7 +136,9 @@ def plot_roi_sizes(
         crop_size: (H, W) in px; None omits the box.
         um_range: um/px (low, high) of the crops; if given, sizes are in um, else in px.
     """
-    figure = Figure(figsize=(10.5, 5.5), layout='constrained')
+    from matplotlib.patches import Rectangle
+
+    figure = new_figure(10.5, 5.5)
     axis = figure.subplots()
     for part, rois in members.items():
         sides = np.array([(r['width'], r['height']) for r in rois], float).reshape(-1, 2)
@@ -161,7 +164,7 @@ def plot_roi_sizes(
 
 def plot_resolutions(members: dict[str, list[dict]], um_range: tuple[float, float] | None) -> Figure:
     """Plot a histogram of the ROIs' um/px; the range of the crops is shaded."""
-    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    figure = new_figure(9, 3.6)
     axis = figure.subplots()
     values = [[r['um_per_px'] for r in rois if r['um_per_px']] for rois in members.values()]
     every = [*(um_range or ()), *(v for part in values for v in part)] or [1.0]
@@ -182,6 +185,8 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
 
     ROIs are grouped by part and sorted by patient; classes in no ROI are listed below.
     """
+    from matplotlib.colors import LogNorm
+
     parts = [sorted(rois, key=lambda r: (natural(r['patient']), natural(r['name']))) for rois in members.values()]
     rois = [r for part in parts for r in part]
     pixels = np.array([r['pixels'] for r in rois], float).reshape(-1, NUM_CLASSES)
@@ -191,7 +196,7 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
     share = (pixels / np.maximum(1, pixels.sum(1, keepdims=True))).T[shown]
     look = dict(aspect='auto', interpolation='nearest')
     image = axis.imshow(np.ma.masked_equal(share, 0), cmap='viridis_r', norm=LogNorm(1e-3, 1, clip=True), **look)
-    bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, format=_PERCENT_TICKS)
+    bar = figure.colorbar(image, ax=axis, aspect=30, pad=0.02, format=lambda share, _: f'{100 * share:g} %')
     bar.set_label("share of the ROI's annotated pixels\n(0.1 % and less look the same)", size=9)
     # Bands of alternating shade above the matrix mark patients; ROIs of a patient are adjacent within a part.
     patients = [(i, r['patient']) for i, part in enumerate(parts) for r in part]
@@ -215,10 +220,12 @@ def plot_class_presence(members: dict[str, list[dict]]) -> Figure:
 
 def plot_stains(patients: list[PatientStains]) -> Figure:
     """Plot haematoxylin strength against eosin strength by patient, and the colours of each patient's two stains."""
+    from matplotlib.patches import Rectangle
+
     found = [p for p in patients if p.stains is not None]
     key = 'scanner' if len({p.scanner for p in patients}) > 1 else 'source'
     rows = max(1, -(-len(found) // _SWATCH_COLUMNS))
-    figure = Figure(figsize=(13, max(5.2, 0.8 * rows)), layout='constrained')
+    figure = new_figure(13, max(5.2, 0.8 * rows))
     axis, grid = figure.subplots(1, 2, width_ratios=(1, 1.35))
     groups = [name for name, _ in Counter(getattr(p, key) for p in found).most_common()]
     for i, colour in enumerate(_GROUP_COLOURS[: len(groups)]):
@@ -271,7 +278,7 @@ def plot_sampled_crops(crops: SampledCrops) -> Figure:
         share = crops.holding[label] / crops.count
         held.barh(row, 100 * share, color=_CLASS_COLOURS[label], edgecolor=EDGE, linewidth=0.8)
         held.text(100 * share + 1.5, row, percent(share), va='center', size=9)
-    axis.xaxis.set_major_formatter(_PERCENT_TICKS)
+    axis.xaxis.set_major_formatter(lambda share, _: f'{100 * share:g} %')
     axis.grid(axis='x', alpha=0.3)
     axis.text(1.01, 1.01, 'data → crops, ratio', transform=axis.transAxes, size=9)
     title = f'white: the data, roughly what uniform sampling gives; coloured: {crops.count:,} crops'

@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -74,6 +73,8 @@ def resize(array: np.ndarray, size: tuple[int, int], enlarge: int = cv2.INTER_CU
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib, at a size in px."""
+    import matplotlib
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), size)
 
 

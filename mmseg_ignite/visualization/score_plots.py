@@ -1,26 +1,27 @@
 """Figures for papers: confusion matrix, class scores, and one ROI beside its labels and prediction."""
 
+from __future__ import annotations
+
 import textwrap
 from itertools import repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
 from ..evaluation.confusion import Marginals
 from ..evaluation.per_roi import holders
 from ..files import printable, result_file, writing
 from ..labels import CLASSES, PALETTE
 from .colours import EDGE, class_colours
+from .figures import new_figure
 from .painter import blend, length_text, scale_bar_length
 
-_CANVASES = dict(png=FigureCanvasAgg, svg=FigureCanvasSVG, pdf=FigureCanvasPdf)
-FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in _CANVASES)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_KINDS = ('png', 'svg', 'pdf')
+FIGURE_FILES = tuple(f'{name}.{kind}' for name in ('confusion', 'class_scores') for kind in _KINDS)
 """Names of the files that :func:`write_figures` writes."""
 _DPI = 200
 _MAX_SIDE = 8000
@@ -44,6 +45,9 @@ def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list
     Raises:
         IgniteError: the folder cannot be written.
     """
+    import matplotlib
+    from matplotlib.backend_bases import get_registered_canvas_class
+
     classes = tuple(map(str, evaluation.classes))
     counts = np.asarray(getattr(evaluation, 'counts', evaluation.matrices))
     patients = holders(counts, getattr(evaluation, 'metadata', None) or [{}])
@@ -51,10 +55,10 @@ def write_figures(folder: str | Path, metrics: dict, evaluation: object) -> list
         confusion, class_scores = plot_confusion(counts.sum(0), classes, patients), plot_class_scores(metrics, classes)
     for name, figure in dict(confusion=confusion, class_scores=class_scores).items():
         figure.set_dpi(min(_DPI, _MAX_SIDE / max(figure.get_size_inches())))
-        for kind, canvas in _CANVASES.items():  # each renders the figure once, where ``savefig`` would twice
+        for kind in _KINDS:  # each canvas renders the figure once, where ``savefig`` would twice
             path = Path(folder, f'{name}.{kind}')
             with matplotlib.rc_context(_STYLE), writing(path), result_file(path) as partial:
-                getattr(canvas(figure), f'print_{kind}')(partial)
+                getattr(get_registered_canvas_class(kind)(figure), f'print_{kind}')(partial)
             figure.set_layout_engine('none')  # it has been laid out
     return [Path(folder, name) for name in FIGURE_FILES]
 
@@ -72,6 +76,8 @@ def write_paper_overlay(path: str | Path, item: object) -> Path:
     Example:
         >>> write_paper_overlay('figure.pdf', GalleryItem('roi1', {}, image, truth, prediction, um_per_px=0.5))
     """
+    import matplotlib
+
     with matplotlib.rc_context(_STYLE):
         figure = plot_overlay(item.image, item.truth, item.prediction, item.um_per_px, printable(item.roi))
     with matplotlib.rc_context(_STYLE), writing(path), result_file(path) as partial:
@@ -97,7 +103,7 @@ def plot_confusion(pooled: np.ndarray, classes: tuple[str, ...], patients: np.nd
     truth = pooled.sum(1, keepdims=True)
     share = np.divide(100.0 * pooled, truth, out=np.full(pooled.shape, np.nan), where=truth > 0)
     side = 2.9 + 0.46 * len(classes)
-    figure = Figure(figsize=(side + 0.5, side - 0.4), layout='constrained')
+    figure = new_figure(side + 0.5, side - 0.4)
     axis = figure.subplots()
     axis.set_facecolor('#eeeeee')
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
@@ -146,7 +152,7 @@ def plot_class_scores(metrics: dict, classes: tuple[str, ...]) -> Figure:
     intervals, every = metrics.get('intervals') or {}, metrics['classes']
     omitted = [name for name in classes if not every[name]['pixels'] and not every[name].get('predicted_pixels')]
     colours = {name: class_colours(name, i).official for i, name in enumerate(classes) if name not in omitted}
-    figure = Figure(figsize=(9, 1.3 + 0.3 * len(colours)), layout='constrained')
+    figure = new_figure(9, 1.3 + 0.3 * len(colours))
     for axis, key, mean in zip(figure.subplots(1, 2, sharey=True), ('IoU', 'Dice'), ('mIoU', 'mDice')):
         for row, (name, colour) in enumerate(colours.items()):
             value = every[name][key]
@@ -195,10 +201,12 @@ def plot_overlay(
         prediction: (H, W) uint8 train ids.
         um_per_px: resolution for the scale bar; None omits it.
     """
+    from matplotlib.patches import Patch
+
     height, width = truth.shape
     seen = [i for i in np.union1d(truth, prediction) if i < len(CLASSES)]
     panel_height = max(min(3.2 * height / width, 9.0), 0.24 * (len(seen) + 1))
-    figure = Figure(figsize=(3 * 3.2 + 2.0, panel_height + 0.6), layout='constrained')
+    figure = new_figure(3 * 3.2 + 2.0, panel_height + 0.6)
     axes = figure.subplots(1, 4, width_ratios=(3.2, 3.2, 3.2, 1.9))
     panels = (('image', image), ('ground truth', blend(image, truth)), ('prediction', blend(image, prediction)))
     for axis, (name, picture) in zip(axes, panels):
@@ -215,6 +223,8 @@ def plot_overlay(
 
 
 def _scale_bar(axis: object, um_per_px: float, height: int, width: int) -> None:
+    from matplotlib.patches import Rectangle
+
     length = scale_bar_length(um_per_px, width)
     pixels, gap, thick = length / um_per_px, 0.03 * width, max(1.0, 0.012 * width)
     bottom, high = height - gap, 5.5 * thick

@@ -1,15 +1,20 @@
 """Plot how the pixels of each class are distributed among the parts of the splits."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..datasets.prepared import FOLDS, PARTS, is_grouped, leaking_patients
 from ..files import atomic_file
 from ..labels import CLASSES
 from ..preparation.splits import absent_classes, count_patients, held_classes, members, part_pixels
+from .figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PART_COLOURS = dict(train='#0072B2', val='#E69F00', test='#009E73')  # Okabe and Ito: safe for colour-blind readers
 _WARNING = '#C00000'
@@ -25,7 +30,7 @@ def plot_split_shares(index: dict, path: str | Path) -> None:
     """
     splits, shown = index['splits'], held_classes(np.array([r['pixels'] for r in index['rois']]))
     rows, columns = -(-len(splits) // _COLUMNS), min(_COLUMNS, len(splits))
-    figure = Figure(figsize=(2 + 3.6 * columns, 1 + (1.6 + 0.19 * len(shown)) * rows), layout='constrained')
+    figure = new_figure(2 + 3.6 * columns, 1 + (1.6 + 0.19 * len(shown)) * rows)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, protocol in zip(axes.flat, splits):
         _panel(axis, index, protocol, shown)

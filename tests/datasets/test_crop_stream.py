@@ -1,16 +1,16 @@
 """The stream depends only on (seed, n), its crops match a plain loop, and its distribution is as documented."""
 
 import hashlib
-import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from forks import forked, in_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.dist import get_rank
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmseg.registry import DATASETS
@@ -88,32 +88,20 @@ def test_seeds_give_different_streams(prepared):
     assert not set(one) & set(two)
 
 
-WORKER = """
-import sys, hashlib, numpy as np, torch
-from mmengine.dist import init_dist, get_rank
-from mmengine.runner import Runner
-sys.path.insert(0, {tests!r})
-torch.distributed.init_process_group('gloo')
-import mmseg_ignite
-from datasets.test_crop_stream import config, digest
-loader = Runner.build_dataloader(config({prepared!r}, 1, batch=2), seed=7)
-with open({folder!r} + f'/rank{{get_rank()}}.txt', 'w') as stream:
-    for number, batch in zip(range(4), loader):
-        for image, sample in zip(batch['inputs'], batch['data_samples']):
-            print(number, digest(dict(inputs=[image], data_samples=[sample])), file=stream)
-torch.distributed.destroy_process_group()
-"""
-
-
 def test_two_processes_together_see_the_crops_of_one(prepared, tmp_path):
     """Two gloo processes with batch 2 see the same crops as one with batch 4, in every iteration."""
-    script = tmp_path / 'worker.py'
-    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), prepared=str(prepared), folder=str(tmp_path)))
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': path}
-    done = subprocess.run(run, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def work():
+        torch.distributed.init_process_group('gloo')
+        loader = Runner.build_dataloader(config(prepared, 1, batch=2), seed=7)
+        with open(tmp_path / f'rank{get_rank()}.txt', 'w') as stream:
+            for number, batch in zip(range(4), loader):
+                for image, sample in zip(batch['inputs'], batch['data_samples']):
+                    print(number, digest(dict(inputs=[image], data_samples=[sample])), file=stream)
+        torch.distributed.destroy_process_group()
+
+    status = forked(lambda: sys.exit(int(any(in_two(work)))), tmp_path / 'output.txt')
+    assert status == 0, (tmp_path / 'output.txt').read_text()[-3000:]
     ranks = [(tmp_path / f'rank{rank}.txt').read_text().splitlines() for rank in (0, 1)]
     assert [len(lines) for lines in ranks] == [8, 8]
     seen = [line.split() for lines in ranks for line in lines]

@@ -80,6 +80,13 @@ def browsed(prepared, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Draw nothing into the figures, which takes most of the time of a page."""
+    empty = lambda figure, path, **_: Image.new('L', (9, 9)).save(path)  # noqa: E731
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', empty)
+
+
 @pytest.fixture(scope='module')
 def page(browsed):
     return Page(browsed / 'dataset.html')
@@ -161,7 +168,7 @@ def test_sheets_show_the_samples_in_rgb(prepared, browsed):
         assert holds(sheets[n // 12], rgb.repeat(5, 0).repeat(5, 1))
 
 
-def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypatch):
+def test_fewer_classes_keep_their_names_and_colours(prepared, tmp_path, monkeypatch, empty_figures):
     """The samples of such a config have ids 0 and 1, in the order of the config."""
     config = tmp_path / 'two.py'
     train = json.loads((prepared / 'index.json').read_text())['splits']['patient-8-1-1']['train']
@@ -201,7 +208,7 @@ train_dataloader = dict(dataset=dict(_delete_=True, type='IGNITEDataset', split=
 """
 
 
-def test_stock_transforms_are_shown_with_a_note(prepared, tmp_path, monkeypatch):
+def test_stock_transforms_are_shown_with_a_note(prepared, tmp_path, monkeypatch, empty_figures):
     config, out, shown = tmp_path / 'stock.py', tmp_path / 'out', []
     config.write_text(STOCK.format(base=str(DEMO_CONFIG)))
     out.mkdir()
@@ -238,7 +245,7 @@ def test_hostile_names_are_escaped(prepared, tmp_path):
     assert not {'script', 'b', 'i'} & {tag for tag, _ in page.tags}
 
 
-def test_data_root_that_is_not_utf8(prepared, tmp_path):
+def test_data_root_that_is_not_utf8(prepared, tmp_path, empty_figures):
     data = tmp_path / os.fsdecode(b'r\xe9')
     data.symlink_to(prepared)
     cfg = load_config(DEMO_CONFIG, {'data_root': str(data), 'train_dataloader.dataset.crops.crop_size': (64, 64)})
@@ -285,12 +292,12 @@ def test_wrong_arguments_end_with_one_sentence_and_status_2(prepared, tmp_path, 
     assert not list(tmp_path.glob('out/*'))
 
 
-def test_without_crops_and_draws_their_pictures_are_omitted(prepared, tmp_path):
+def test_without_crops_and_draws_their_pictures_are_omitted(prepared, tmp_path, empty_figures):
     assert tool('browse_dataset', *arguments(prepared, tmp_path / 'out', crops=0, draws=0)) == 0
     assert not list(tmp_path.glob('out/crops_*')) and not (tmp_path / 'out' / 'drawn_classes.png').exists()
 
 
-def test_sheets_that_do_not_fit_on_the_page_stay_in_the_folder(prepared, tmp_path, monkeypatch):
+def test_sheets_that_do_not_fit_on_the_page_stay_in_the_folder(prepared, tmp_path, monkeypatch, empty_figures):
     monkeypatch.setattr('mmseg_ignite.visualization.training_crops._PAGE_BYTES', 0)
     assert tool('browse_dataset', *arguments(prepared, tmp_path, crops=1, draws=0)) == 0
     page = Page(tmp_path / 'dataset.html')

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO_CONFIG, ROOT, single_error, tool
+from forks import forked, in_two, start_fork
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from mmseg_ignite.apis import Predictor, load_config, predict_files
+from mmseg_ignite import cli
+from mmseg_ignite.apis import Predictor, load_config, predict, predict_files
 from mmseg_ignite.engine.ensembles import write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.inference import slide_labels
@@ -390,43 +391,30 @@ def test_cases_get_mean_and_minimum(predictor, slides, tmp_path):
 
 # several processes
 
-SCRIPT = f"""
-import copy, os, sys, time, torch
-torch.set_num_threads(1)
-from mmseg_ignite.apis import load_config, predict, predictor
-cfg = load_config({str(DEMO_CONFIG)!r}, {{
-    'model.data_preprocessor.size': None, 'model.test_cfg.crop_size': (96, 96), 'model.test_cfg.stride': (64, 64)}})
-real, stop = predictor.Predictor.label, sys.argv[4:]
-
-def label(self, *arguments):
-    if stop:
-        print('predicting', flush=True)
-        time.sleep(float(stop[0]))
-    return real(self, *arguments)
-
-predictor.Predictor.label = label
-if __name__ == '__main__':
-    from mmseg_ignite.cli import run
-    from mmseg_ignite.errors import IgniteError
-    options = dict(formats=('label', 'geojson', 'areas', 'page'), launcher='pytorch' if 'RANK' in os.environ else 'none')
-    run(lambda: predict(cfg, sys.argv[1], [sys.argv[2]], sys.argv[3], 'cpu', **options))
-"""
+WINDOWS = {
+    'model.data_preprocessor.size': None,
+    'model.test_cfg.crop_size': (96, 96),
+    'model.test_cfg.stride': (64, 64),
+}
 
 
-def start(checkpoints, slides, out, *stop, launcher=()):
-    script = out.parent / 'script.py'
-    script.write_text(SCRIPT)
-    command = [
-        sys.executable,
-        *launcher,
-        str(script),
-        str(checkpoints / '0.pth'),
-        str(slides),
-        str(out),
-        *map(str, stop),
-    ]
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def predicting(checkpoints, slides, out, seconds):
+    """Return the work of a process that predicts slides, says so before each, and then waits."""
+
+    def work():
+        cfg = load_config(DEMO_CONFIG, WINDOWS)
+        real = Predictor.label
+
+        def label(self, *arguments):
+            print('predicting', flush=True)
+            time.sleep(seconds)
+            return real(self, *arguments)
+
+        Predictor.label = label
+        formats, launcher = ('label', 'geojson', 'areas', 'page'), 'pytorch' if 'RANK' in os.environ else 'none'
+        cli.run(lambda: predict(cfg, checkpoints / '0.pth', [slides], out, 'cpu', formats=formats, launcher=launcher))
+
+    return work
 
 
 def contents(out: Path) -> dict:
@@ -453,10 +441,10 @@ def alone(predictor, slides, tmp_path_factory):
 
 
 def test_two_processes_give_the_files_of_one(checkpoints, slides, alone, tmp_path):
-    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0')
-    process = start(checkpoints, slides, tmp_path / 'out', 2, launcher=launcher)
-    output, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
+    work = predicting(checkpoints, slides, tmp_path / 'out', 2)
+    status = forked(lambda: sys.exit(int(any(in_two(work)))), tmp_path / 'output.txt', 200)
+    output = (tmp_path / 'output.txt').read_text()
+    assert status == 0, output
     assert output.count('predicting') == 2
     found = contents(tmp_path / 'out')
     assert found.keys() == alone.keys()
@@ -471,13 +459,15 @@ def test_process_that_ends_half_way_leaves_its_slide_to_the_others(
     predictor, checkpoints, slides, alone, tmp_path, number
 ):
     out = tmp_path / 'out'
-    process = start(checkpoints, slides, out, 60)
-    while process.stdout.readline().strip() != 'predicting':
-        assert process.poll() is None
+    process = start_fork(predicting(checkpoints, slides, out, 60), tmp_path / 'output.txt')
+    while not (tmp_path / 'output.txt').exists() or 'predicting' not in (tmp_path / 'output.txt').read_text():
+        assert process.is_alive()
+        time.sleep(0.05)
     time.sleep(0.2)
-    process.send_signal(number)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130) and 'Traceback' not in error
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert 'Traceback' not in (tmp_path / 'output.txt').read_text()
     left = {path.name for path in out.iterdir()} - {'classes.json', 'run.json', 'records'}
     assert left == ({'.claims', '.unfinished'} if number == signal.SIGKILL else set())
     formats = ('label', 'geojson', 'areas', 'page')

@@ -1,6 +1,6 @@
-"""Normalise batches over two processes. Started by test_folding.py: python shared_batches.py FOLDER DEVICE
+"""Normalise batches over two processes. On a GPU, started by test_folding.py: python shared_batches.py FOLDER DEVICE
 
-The process starts the second one, which is no fork: imports have asked CUDA for devices, and then a fork cannot use CUDA.
+The process then starts the second one, which is no fork: imports have asked CUDA for devices, and a fork cannot use CUDA.
 Each process writes outputs, gradients and statistics of every case; ``case`` describes the same work for one process.
 """
 

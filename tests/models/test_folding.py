@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from forks import free_port, start_fork
 from mmcv.cnn import ConvModule
-from shared_batches import CASES, case, results
+from shared_batches import CASES, case, results, run_rank
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_ignite.models.folding import fold
@@ -112,14 +113,24 @@ def shared(tmp_path_factory):
     @functools.cache
     def run(kind):
         folder = tmp_path_factory.mktemp('shared')
+        if kind == 'cpu':
+            port = free_port()
+            works = [functools.partial(run_rank, rank, port, folder, kind) for rank in range(2)]
+            group = [start_fork(work, folder / f'{rank}.txt') for rank, work in enumerate(works)]
+            for process in group:
+                process.join(300)
+                process.kill()
+            return folder, [process.exitcode for process in group]
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
         command = [sys.executable, ROOT / 'tests' / 'models' / 'shared_batches.py', folder, kind]
-        return folder, subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        with open(folder / '0.txt', 'w') as output:
+            done = subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=300)
+        return folder, [done.returncode]
 
     @functools.cache
     def found(device):
-        folder, done = run(device.type)  # once, also if it fails
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        folder, statuses = run(device.type)  # once, also if it fails
+        assert not any(statuses), ''.join(path.read_text()[-3000:] for path in sorted(folder.glob('*.txt')))
         return [torch.load(folder / f'{rank}.pth') for rank in range(2)]
 
     return found

@@ -1,7 +1,4 @@
-"""Train in two processes started as by Slurm and MPI, and note what each does. Started by test_many_processes.py.
-
-python many_processes.py PREPARED FOLDER
-"""
+"""Train in two processes started as by Slurm and MPI, and note what each does. For test_many_processes.py."""
 
 import json
 import os
@@ -10,17 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
+from forks import in_two
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS, TRANSFORMS
 from runs import config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from two_processes import in_two
-from yapf.yapflib import yapf_api
 
 from mmseg_ignite.apis import load_config, test, train
 from mmseg_ignite.apis.configuration import running
@@ -139,10 +133,8 @@ def scoring(prepared, folder, launcher):
     return main
 
 
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    yapf_api.FormatCode = lambda text, **_: (text, True)
-    prepared, folder = sys.argv[1], Path(sys.argv[2])
+def run_all(prepared, folder):
+    """Run all trainings and tests; write their exit statuses to ``found.json``."""
     found = dict(equal=in_two(lambda: train(equal_config(prepared, folder / 'two', TOGETHER)), slurm))
     killed = dict(type='EndHook', moment='before_train_iter', call=3, number=int(signal.SIGKILL), rank=1)
     for name, hook in (('killed', killed), ('failed', dict(type='FailHook'))):

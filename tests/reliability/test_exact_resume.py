@@ -1,16 +1,13 @@
 """A run that is stopped anywhere and resumed equals the uninterrupted one bit by bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from forks import forked, in_two
 from runs import Killed, assert_same_run, config
 
 from mmseg_ignite.apis import train
@@ -154,13 +151,18 @@ def test_time_budget_continues(prepared, tmp_path, monkeypatch):
 
 def test_two_processes_resume_exactly(prepared, tmp_path):
     """Each process has its own dropout, so each needs its own random state. A signal to one stops both together."""
-    script = ROOT / 'tests' / 'reliability' / 'two_processes.py'
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, script, prepared, tmp_path], capture_output=True, text=True, env=environment, timeout=600
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-3000:]
+    settings = {'launcher': 'pytorch', 'train_cfg.max_iters': 4}
+    ended = dict(type='EndHook', moment='before_train_iter', call=1, number=int(signal.SIGTERM), rank=1)
+
+    def train_in_two(name, *hooks):
+        return in_two(lambda: train(config(prepared, tmp_path / name, settings, *hooks), resume=True))
+
+    def work():
+        statuses = [train_in_two('whole'), train_in_two('run', ended), train_in_two('run')]
+        (tmp_path / 'statuses.json').write_text(json.dumps(statuses))
+
+    status, output = forked(work, tmp_path / 'output.txt'), (tmp_path / 'output.txt').read_text()
+    assert status == 0, output[-3000:]
     stopped = 128 + signal.SIGTERM
     assert json.loads((tmp_path / 'statuses.json').read_text()) == [[0, 0], [stopped, stopped], [0, 0]], output[-3000:]
     assert 'stopped by SIGTERM after 3 iterations: saved iter_3.pth' in output and 'not equal' not in output

@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from forks import forked
 
 from mmseg_ignite.engine import open_checkpoint
 
@@ -16,13 +14,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are f
 
 @pytest.fixture(scope='module')
 def runs(prepared, tmp_path_factory):
-    """Run many_processes.py; return its folder, what it found, and its output."""
+    """Run many_processes.run_all in a process of its own; return its folder, what it found, and its output."""
     folder = tmp_path_factory.mktemp('runs')
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, ROOT / 'tests' / 'reliability' / 'many_processes.py', prepared, folder]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-3000:]
+
+    def work():
+        from many_processes import run_all  # registers hooks and a transform, which the other tests need not see
+
+        run_all(prepared, folder)
+
+    status, output = forked(work, folder / 'output.txt'), (folder / 'output.txt').read_text()
+    assert status == 0, output[-3000:]
     return folder, json.loads((folder / 'found.json').read_text()), output
 
 

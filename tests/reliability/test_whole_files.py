@@ -12,7 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG, ROOT, cfg_options
+from conftest import DEMO_CONFIG, ROOT, cfg_options, tool
+from forks import forked
 from runs import TINY, config
 
 from mmseg_ignite.apis import train
@@ -171,16 +172,15 @@ def test_full_disk_of_the_log_is_one_sentence_too(prepared, tmp_path, monkeypatc
 
 def test_quota_ends_a_training_with_one_sentence(prepared, tmp_path):
     """A limit on file sizes that the kernel enforces, as a quota does, in the tool itself."""
-    arguments = [
-        sys.executable, ROOT / 'tools' / 'train.py', DEMO_CONFIG, '--work-dir', tmp_path / 'run',
-        *cfg_options(prepared, *(f'{key}={value}'.replace(', ', ',') for key, value in TINY.items())),
-    ]  # fmt: skip
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
-    )  # fmt: skip
-    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr[-3000:]
-    assert done.stderr.count('error: ') == 1 and 'iter_2.pth cannot be written (File too large)' in done.stderr
+    options = cfg_options(prepared, *(f'{key}={value}'.replace(', ', ',') for key, value in TINY.items()))
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        sys.exit(tool('train', DEMO_CONFIG, '--work-dir', tmp_path / 'run', *options))
+
+    status, output = forked(work, tmp_path / 'output.txt', 300), (tmp_path / 'output.txt').read_text()
+    assert status == 2 and 'Traceback' not in output, output[-3000:]
+    assert output.count('error: ') == 1 and 'iter_2.pth cannot be written (File too large)' in output
     assert not [path for path in (tmp_path / 'run').rglob('*') if path.suffix == '.pth']
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO_CONFIG, ROOT, cfg_options, single_error, small_config, small_options, tool
+from forks import start_fork
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Dataset
 
@@ -226,21 +227,27 @@ run(main)
 
 
 def test_training_with_a_stopped_process_ends_with_one_sentence(prepared, tmp_path):
-    """From start to exit of the interpreter, with the gradients exchanged by gloo."""
+    """From start to exit of the interpreter that waits, with the gradients exchanged by gloo."""
     store = torch.distributed.TCPStore('127.0.0.1', 0, None, True, wait_for_workers=False)
     options = {**small_options(prepared, 50), 'env_cfg.dist_cfg.timeout': 10}
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     environment |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True')
-    command = [sys.executable, '-c', TRAINING, DEMO_CONFIG, repr(options), tmp_path]
-    group = []
-    for rank in ('0', '1'):
-        own = environment | dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2')
-        group.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    command = [sys.executable, '-c', TRAINING, str(DEMO_CONFIG), repr(options), str(tmp_path)]
+
+    def stopped():
+        os.environ.update(environment, RANK='1', LOCAL_RANK='1', WORLD_SIZE='2')
+        sys.argv = command[2:]
+        exec(TRAINING, {})
+
+    other = start_fork(stopped, tmp_path / 'stopped.txt')
+    own = environment | dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='2')
+    waiting = subprocess.Popen(command, env=own, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
-        messages = group[0].communicate(timeout=120)[1]
+        messages = waiting.communicate(timeout=120)[1]
     finally:
-        for process in group:
-            process.kill()
-    assert group[0].returncode == 2, messages
+        waiting.kill()
+        other.kill()
+        other.join()
+    assert waiting.returncode == 2, messages
     assert messages.count('error: ') == 1 and 'Traceback' not in messages, messages
     assert 'has not answered for 10 s (env_cfg.dist_cfg.timeout)' in messages
