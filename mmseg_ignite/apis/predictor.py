@@ -86,7 +86,7 @@ class Predictor:
     ) -> None:
         self.ensemble = Ensemble.read(checkpoint)
         is_graph = self.ensemble.is_graph
-        device = graph_device(self.ensemble.path, device, amp) if is_graph else find_device(device)
+        device = graph_device(self.ensemble.path, device, amp, compile) if is_graph else find_device(device)
         cfg = resolved(config) if isinstance(config, Config) else load_config(config)
         self.config_file, self.amp = cfg.filename, amp
         cfg.model.backbone.init_cfg = None
@@ -113,7 +113,7 @@ class Predictor:
         self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg)
         self._ids = _train_ids(cfg)
-        self.compilation = Compilation(self.model, self.dtype, compile)
+        self.compilation = Compilation(self.model, self.dtype, False if is_graph else compile)
         if compile:
             with torch.inference_mode():
                 self.compilation.compile()

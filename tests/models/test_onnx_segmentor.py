@@ -9,7 +9,6 @@ import torch
 from conftest import DEMO_CONFIG, ROOT, single_error, tool
 
 from mmseg_ignite.apis import Predictor, load_config
-from mmseg_ignite.apis.onnx_prediction import graph_device
 from mmseg_ignite.engine.ensembles import Ensemble, write_ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.export.network import INPUTS, OUTPUTS
@@ -202,7 +201,7 @@ def test_missing_runtime_amp_device_and_training(config, rng, tmp_path, monkeypa
     with pytest.raises(IgniteError, match='precision is fixed: leave out --amp'):
         Predictor(config, path, amp=True)
     with pytest.raises(IgniteError, match='leave out --compile'):
-        graph_device(path, 'cpu', False, compile=True)
+        Predictor(config, path, device='cpu', compile=True)
     for name in ('cuda:0', 'mps'):
         with pytest.raises(IgniteError, match=f'cannot use the device {name}.*pass --device cpu'):
             provider_of(torch.device(name))
