@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..errors import IgniteError
 from ..files import write_json
@@ -23,11 +23,12 @@ from .qupath_classifier import (
     class_names,
     qupath_classifier,
     qupath_classifier_faults,
+    resolution_of,
     tile_padding,
     window_fault,
     window_of,
 )
-from .torchscript import torchscript_faults, write_torchscript
+from .torchscript import load_torchscript, torchscript_faults, write_torchscript
 
 CLASSIFIER, CLASSES, SCRIPT, README, CARD = (
     *('pixel_classifier.json', 'classes.json', 'install.groovy'),
@@ -77,6 +78,7 @@ def write(folder: Path, exported: Exported) -> None:
     (folder / CARD).write_text(exported.card, encoding='utf-8')
     facts = dict(
         description=description,
+        um_per_px=resolution_of(description),
         window=window,
         padding=tile_padding(window),
         names=class_names(description),
@@ -93,9 +95,9 @@ def write(folder: Path, exported: Exported) -> None:
         (folder / name).write_text(_template(name).render(facts), encoding='utf-8')
 
 
-def _runner(path: Path):
+def _runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Return the written file as a function of an array."""
-    module = torch.jit.load(str(path), map_location='cpu')
+    module = load_torchscript(path)
 
     @torch.no_grad()
     def run(x: np.ndarray) -> np.ndarray:
@@ -116,7 +118,7 @@ def _windows(images: Sequence[np.ndarray], window: tuple[int, int]) -> list[np.n
     return found
 
 
-def _template(name: str):
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader(__package__), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )
