@@ -34,7 +34,7 @@ def test_wheel_contains_configs_and_tools(tmp_path):
     data = [
         name
         for name in tracked.stdout.splitlines()
-        if re.fullmatch(r'mmseg_ignite/(report|serving|visualization)/.*', name)
+        if re.fullmatch(r'mmseg_ignite/(export|report|serving|visualization)/.*', name)
     ]
     kinds = {'.py', '.j2', '.css', '.js', '.yml', '.md', '.txt'}
     assert {Path(name).suffix for name in data} == kinds and set(data) <= names
