@@ -49,7 +49,7 @@ def model_card(description: ModelDescription, scores: dict | None, front_matter:
         _section('Intended use', _use(description)),
         _section('Input and output', _interface(description)),
         _section('Data', _data(description, scores)),
-        _section('Scores', _scores(description, scores)),
+        _section('Scores (validation)', _scores(description, scores)),
         _section('Known limits', _limits(description, scores)),
         _section('Provenance', _provenance(description, scores)),
         _section('Licence', _licence(description)),
