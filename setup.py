@@ -57,6 +57,7 @@ setup(
         'rich',
         'scipy',
         'jinja2',
+        'safetensors>=0.4.3',
     ],
     extras_require=dict(
         slides=SLIDES,

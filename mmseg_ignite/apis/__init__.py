@@ -2,6 +2,7 @@
 
 from .browsing import browse
 from .configuration import load_config
+from .converting import convert_weights
 from .cross_validation import cross_validate
 from .exporting import export
 from .predicting import predict, predict_files
@@ -17,6 +18,7 @@ __all__ = [
     'Predictor',
     'browse',
     'compare_runs',
+    'convert_weights',
     'cross_validate',
     'export',
     'load_config',

@@ -1,5 +1,6 @@
 """Initial weights of the encoder (MiT-B0..B5, ImageNet-1k): downloaded with a checksum, read from a file, or random."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,27 +8,16 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
-from torch import Tensor
 
 from ..errors import IgniteError
 from ..files import atomic_file, sha256
+from ..models.weight_names import convert, layout_of
 from .checkpoints import open_checkpoint
 from .checkpoints.remote import local_file
 from .training_record import TrainingRecord
 
-_BLOCKS = {
-    'norm1': 'norm1',
-    'norm2': 'norm2',
-    'attn.q': 'attn.attn.in_proj_q',
-    'attn.kv': 'attn.attn.in_proj_kv',
-    'attn.proj': 'attn.attn.out_proj',
-    'attn.sr': 'attn.sr',
-    'attn.norm': 'attn.norm',
-    'mlp.fc1': 'ffn.layers.0',
-    'mlp.dwconv.dwconv': 'ffn.layers.1',
-    'mlp.fc2': 'ffn.layers.4',
-}
-"""Layers in the names of SegFormer's authors, and in those of mmseg."""
+_HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')
+"""Names of the weights in a folder of Hugging Face."""
 _REMEDY = 'pass the file with --weights FILE, or train from random weights with --weights none'
 
 
@@ -44,12 +34,13 @@ def _check_hash(path: Path) -> None:
 def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     """Choose the initial weights of a config's encoder, and check them before anything is built.
 
-    A file may contain an encoder or a whole segmentor, with the names of mmseg or of SegFormer's authors (``mit_b0.pth``).
+    A file (.pth, .bin, .safetensors) may contain an encoder or a whole segmentor, with the names of mmseg, of SegFormer's
+    authors (``mit_b0.pth``) or of Hugging Face (``nvidia/mit-b0``), see :mod:`mmseg_ignite.models.weight_names`.
 
     Args:
         cfg: its ``model.backbone.init_cfg`` is changed in place.
-        choice: None for the weights of the config, 'none' for random weights, or a file or address, see
-            :func:`.checkpoints.remote.local_file`.
+        choice: None for the weights of the config, 'none' for random weights, a folder of Hugging Face (``config.json`` and
+            ``model.safetensors`` or ``pytorch_model.bin``), or a file or address, see :func:`.checkpoints.remote.local_file`.
 
     Raises:
         IgniteError: the file is missing, damaged or does not contain this encoder, or cannot be downloaded.
@@ -62,12 +53,13 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     source = (backbone.get('init_cfg') or {}).get('checkpoint')
     if source is None:
         return
-    path = local_file(source, _REMEDY)
+    path = weights_file(local_file(source, _REMEDY))
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)
-    if _is_original(weights):
-        weights, path = _from_original(weights), Path(cfg.work_dir) / 'encoder_weights.pth'
+    if layout_of(weights) in ('authors', 'huggingface'):
+        weights, _ = convert(weights, 'mmseg', path, encoder_only=True)
+        path = Path(cfg.work_dir) / 'encoder_weights.pth'
         _check_encoder(weights, cfg, Path(source))
         with atomic_file(path) as partial:
             torch.save(dict(state_dict=weights, meta=content.get('meta') or {}), partial)
@@ -75,6 +67,22 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
         _check_encoder(weights, cfg, path)
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in weights) else None
     backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), **({'prefix': prefix} if prefix else {}))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file with the weights: a file itself, or that in a folder of Hugging Face.
+
+    Raises:
+        IgniteError: the folder has no such file, or its weights are in several.
+    """
+    if not os.path.isdir(path):  # unlike Path.is_dir, also for a name that is too long
+        return path
+    for name in _HUGGING_FACE:
+        if (path / name).is_file():
+            return path / name
+        if (path / f'{name}.index.json').exists():
+            raise IgniteError(f'{path} has its weights in several files; one {name} was expected: save it as one file.')
+    raise IgniteError(f'{path} is a folder without {" or ".join(_HUGGING_FACE)}: name a file of weights.')
 
 
 def inherit_records(cfg: Config) -> None:
@@ -113,47 +121,7 @@ def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) ->
     wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     if not wrong:
         return
-    if _is_hugging_face(weights):
-        raise IgniteError(
-            f"{path} has the names of Hugging Face's SegformerModel, which are not supported yet: use the file of OpenMMLab "
-            'or of the authors for the same MiT size.'
-        )
     raise IgniteError(
         f'{path} does not contain weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
         f'missing or of another shape, e.g. {wrong[0]}): use the file of the same MiT size.'
     )
-
-
-def _is_original(weights: dict[str, Tensor]) -> bool:
-    """Return whether a state dict has the authors' names (NVlabs/SegFormer, ``mit_b0.pth`` to ``mit_b5.pth``)."""
-    return any(re.match(r'(backbone\.)?patch_embed1\.proj\.', name) for name in weights)
-
-
-def _is_hugging_face(weights: dict[str, Tensor]) -> bool:
-    """Return whether a state dict has the names of transformers' SegformerModel."""
-    return any('encoder.patch_embeddings.' in name for name in weights)
-
-
-def _from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert an encoder with the authors' names to a state dict of mmseg's MixVisionTransformer.
-
-    Linear layers of the feed-forward part become 1 x 1 convolutions; queries, keys and values are concatenated in this
-    order. The classifier and any decode head are dropped.
-    """
-    result: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        name = name.removeprefix('module.').removeprefix('backbone.')
-        if found := re.fullmatch(r'patch_embed(\d)\.(proj|norm)\.(\w+)', name):
-            part = {'proj': 'projection', 'norm': 'norm'}[found[2]]
-            result[f'layers.{int(found[1]) - 1}.0.{part}.{found[3]}'] = value
-        elif found := re.fullmatch(r'norm(\d)\.(\w+)', name):
-            result[f'layers.{int(found[1]) - 1}.2.{found[2]}'] = value
-        elif (found := re.fullmatch(r'block(\d)\.(\d+)\.(.+)\.(\w+)', name)) and found[3] in _BLOCKS:
-            part = _BLOCKS[found[3]]
-            if part in ('ffn.layers.0', 'ffn.layers.4') and found[4] == 'weight' and value.ndim == 2:
-                value = value[:, :, None, None]
-            result[f'layers.{int(found[1]) - 1}.1.{found[2]}.{part}.{found[4]}'] = value
-    for name in [name for name in result if '.in_proj_q.' in name]:
-        both = torch.cat([result.pop(name), result.pop(name.replace('_q.', '_kv.'))])
-        result[name.replace('in_proj_q.', 'in_proj_')] = both
-    return result

@@ -61,7 +61,7 @@ class Ensemble:
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> Ensemble:
-        """Read a checkpoint path: a ``.pth`` file, a work dir (its latest checkpoint), or a ``.json`` file.
+        """Read a checkpoint path: a ``.pth`` or ``.safetensors`` file, a work dir (its latest checkpoint), or a ``.json``.
 
         Raises:
             IgniteError: a file is missing, the JSON file is not valid, or a member is listed twice or is outside its folder,

@@ -98,7 +98,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
             raise IgniteError(f'{path} contains no checkpoint (iter_*.pth); the work dir of a training was expected.')
         return latest
     if not os.path.isfile(path):
-        raise IgniteError(f'{path} is not a file; a checkpoint (.pth) was expected: check the path.')
+        raise IgniteError(f'{path} is not a file; a checkpoint (.pth, .safetensors) was expected: check the path.')
     return path
 
 

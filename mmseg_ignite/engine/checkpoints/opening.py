@@ -11,11 +11,13 @@ from mmengine.runner import CheckpointLoader
 
 from ...errors import IgniteError
 from ...files import printable
+from ...models.weight_names import LAYOUTS, layout_of
 from ..compatibility import checkpoint_loaders
 from .contents import CHECKSUM, checked, checksum
 from .file_formats import read_checkpoint
 from .mmengine_objects import ForeignContent
 from .remote import local_file
+from .safetensors_files import is_safetensors, read_safetensors
 
 
 class DamagedCheckpoint(IgniteError):
@@ -27,7 +29,8 @@ def open_checkpoint(path: str | Path) -> dict:
 
     Tensors and plain containers are accepted, and the log history and NumPy numbers that mmengine's own runner stores. A
     checkpoint of this package has a checksum of its whole content, which is compared; the zip format also has one of each
-    part. Tensors are stored uncompressed, so a file cannot grow in memory.
+    part. Tensors are stored uncompressed, so a file cannot grow in memory. Files of safetensors, recognised by their suffix
+    or content, are read like those of torch: ``state_dict``, and ``meta`` if this package wrote them.
 
     Raises:
         DamagedCheckpoint: the file is truncated, changed, not a checkpoint, or contains other objects.
@@ -47,9 +50,11 @@ def read_tensors(path: str | Path) -> dict:
     """
     path = Path(path)
     if not os.path.isfile(path):  # also False for a name that is too long
-        raise IgniteError(f'{printable(path)} is not a file; a checkpoint (.pth) was expected: check the path.')
+        raise IgniteError(
+            f'{printable(path)} is not a file; a checkpoint (.pth, .safetensors) was expected: check the path.'
+        )
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_safetensors(path) if is_safetensors(path) else read_checkpoint(path)
     except ForeignContent as error:
         raise DamagedCheckpoint(
             f'{printable(path)} contains objects other than weights ({error}) and was not opened; a checkpoint written by '
@@ -152,9 +157,13 @@ def fitting_weights(weights: dict, own: dict[str, torch.Tensor], path: str | Pat
     weights = {str(k).removeprefix('module.'): v for k, v in weights.items()}
     wrong = [k for k in own.keys() | weights.keys() if not _fits(weights.get(k), own.get(k))]
     if wrong:
+        layout = layout_of(weights)
+        remedy = 'use the config it was trained with'
+        if layout not in (None, 'mmseg'):
+            remedy = f'it has the names of {LAYOUTS[layout]}: convert it with tools/convert_weights.py'
         raise IgniteError(
             f'{printable(path)} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name or '
-            f'shape, e.g. {sorted(wrong)[0]}: use the config it was trained with.'
+            f'shape, e.g. {sorted(wrong)[0]}: {remedy}.'
         )
     return weights
 

@@ -25,7 +25,7 @@ def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
     with writing(path, REMEDY):
         with atomic_file(path) as partial:
             _save(checkpoint, partial)
-        _sync_folder(Path(path).parent)
+        sync_folder(Path(path).parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -33,8 +33,8 @@ def write_text(path: str | Path, text: str) -> None:
     with writing(path, REMEDY):
         with atomic_file(path) as partial, open(partial, 'w', encoding='utf-8') as stream:
             stream.write(text)
-            _sync(stream)
-        _sync_folder(Path(path).parent)
+            sync(stream)
+        sync_folder(Path(path).parent)
 
 
 def remove_partial_files(folder: str | Path) -> None:
@@ -69,15 +69,16 @@ def _save(checkpoint: dict, path: Path) -> None:
             torch.save(checkpoint, recorder)
         except RuntimeError as error:
             raise recorder.error or error from None
-        _sync(stream)
+        sync(stream)
 
 
-def _sync(stream: io.IOBase) -> None:
+def sync(stream: io.IOBase) -> None:
+    """Put what was written to a file on the disk."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the renaming last; not every system can open a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

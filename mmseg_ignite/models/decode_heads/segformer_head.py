@@ -1,5 +1,6 @@
 """SegFormer's all-MLP head with the weights of mmseg's; halves the operations of the whole model."""
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import SegformerHead
@@ -27,7 +28,21 @@ class FastSegformerHead(SegformerHead):
 
     With a TissueLoss or mmseg's unweighted softmax cross-entropy, logits at full resolution are not kept for the backward
     pass, see :func:`mmseg_ignite.models.losses.resized_loss`. Other losses and pixel samplers are computed by mmseg.
+
+    Args:
+        plain: have one linear layer with bias at each level instead of convolution, normalisation and ReLU, as in the code of
+            SegFormer's authors and in Hugging Face's transformers, so that whole models convert, see
+            :mod:`mmseg_ignite.models.weight_names`. Two linear maps in a row are one, so this head is faster, too.
+            Defaults to False: mmseg's head.
+        kwargs: those of mmseg's SegformerHead.
     """
+
+    def __init__(self, plain: bool = False, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.plain = plain
+        if plain:
+            linear = dict(kernel_size=1, norm_cfg=None, act_cfg=None)
+            self.convs = nn.ModuleList(ConvModule(width, self.channels, **linear) for width in self.in_channels)
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """Compute logits (N, classes, H / 4, W / 4) from the maps of the encoder."""
@@ -37,13 +52,15 @@ class FastSegformerHead(SegformerHead):
         weight, bias, fusion_is_normalised = fold(fusion)
         for x, conv, part in zip(inputs, self.convs, weight.split(self.channels, dim=1)):
             *folded, is_normalised = fold(conv, x)
-            if conv.with_activation and (is_normalised or not conv.with_norm):
+            is_normalised = is_normalised or not conv.with_norm
+            if is_normalised and not conv.with_activation:
+                part, bias = _merged(folded, part, bias)
+            elif is_normalised:
                 x = convolve_and_activate(x, *folded, conv.activate)
             else:
-                x = F.conv2d(x, *folded)
-                x = x if is_normalised or not conv.with_norm else conv.norm(x)
+                x = conv.norm(F.conv2d(x, *folded))
                 x = conv.activate(x) if conv.with_activation else x
-            x = F.conv2d(x, part, bias if total is None else None)
+            x, bias = F.conv2d(x, part, bias), None
             if x.shape[2:] != inputs[0].shape[2:]:
                 x = resize(x, inputs[0].shape[2:], mode=self.interpolate_mode, align_corners=self.align_corners)
             # In place, because no gradient depends on the values of a sum.
@@ -67,6 +84,15 @@ class FastSegformerHead(SegformerHead):
         has_dice = is_tissue_loss and criterion.dice
         parts = dict(cross_entropy=found.cross_entropy, dice=found.dice) if has_dice else {}
         return {criterion.loss_name: found.total, **parts, 'acc_seg': found.accuracy}
+
+
+def _merged(first: tuple[Tensor, Tensor | None], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of two pointwise convolutions in a row, in the precision of the weights."""
+    with torch.autocast(weight.device.type, enabled=False):
+        if first[1] is not None:
+            shift = weight.flatten(1) @ first[1]
+            bias = shift if bias is None else bias + shift
+        return (weight.flatten(1) @ first[0].flatten(1))[:, :, None, None], bias
 
 
 def _is_plain_cross_entropy(criterion: nn.Module) -> bool:
