@@ -15,7 +15,7 @@ _DATA = re.compile(r'(?:.*\.)?(?:data_root|release|data)')
 
 
 def is_machine_path(text: str) -> bool:
-    """Return whether a text is an absolute path of any system, a path above the current folder or of a home, or an address."""
+    """Return whether a text is an absolute path of any system, one above the current folder or in a home, or an address."""
     return _WHOLE.fullmatch(text) is not None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import yaml
@@ -65,11 +66,17 @@ def escaped(text: object, longest: int = _LONGEST) -> str:
         >>> escaped('<b>|www.x.org')
         '\\<b\\>\\|www\\.x.org'
     """
+    line = ''.join(
+        f'\\{character}' if character in '\\`*_[]<>|&~$:@!#' else character for character in _line(text, longest)
+    )
+    return re.sub(r'(?i)(www)\.', r'\1\.', line)
+
+
+def _line(text: object, longest: int = _LONGEST) -> str:
+    """Return a text as one line of printable characters."""
     line = ' '.join(os.fsencode(str(text)).decode('utf-8', 'backslashreplace').split())
     line = ''.join(character if character.isprintable() else '?' for character in line)
-    line = line if len(line) <= longest else line[: longest - 3] + '...'
-    line = ''.join(f'\\{character}' if character in '\\`*_[]<>|&~$:@!#' else character for character in line)
-    return line.replace('www.', 'www\\.').replace('WWW.', 'WWW\\.')
+    return line if len(line) <= longest else line[: longest - 3] + '...'
 
 
 def _section(title: str, lines: Iterable[str]) -> str:
@@ -136,7 +143,7 @@ def _interface(description: ModelDescription) -> list[str]:
         window = 'whole images'
     else:
         size, stride = (' x '.join(map(str, pair)) for pair in (description.window, description.stride))
-        window = f'windows of {size} px (height x width), {stride} px apart; probabilities of overlapping windows are averaged'
+        window = f'windows of {size} px (height x width), {stride} px apart; overlapping windows are averaged'
     mean, std = (', '.join(f'{value:g}' for value in values) for values in (description.mean, description.std))
     colours = zip(description.classes, description.palette)
     return [
@@ -310,12 +317,12 @@ def _front_matter(description: ModelDescription, scores: dict | None) -> str:
         values = {'mean_iou': 'mIoU', 'dice': 'mDice', 'accuracy': 'aAcc'}
         result = dict(
             task=dict(type='image-segmentation'),
-            dataset=dict(name=f'protocol {scores.get("protocol") or "unknown"}', type='tissue-segmentation'),
+            dataset=dict(name=_line(f'protocol {scores.get("protocol") or "unknown"}'), type='tissue-segmentation'),
             metrics=[
                 dict(type=kind, name=f'{key} (%)', value=round(float(scores[key]), 2))
                 for kind, key in values.items()
                 if _is_number(scores.get(key))
             ],
         )
-        content['model-index'] = [dict(name=description.name, results=[result])]
+        content['model-index'] = [dict(name=_line(description.name), results=[result])]
     return f'---\n{yaml.safe_dump(content, sort_keys=False)}---\n\n'
