@@ -39,6 +39,7 @@ setup(
     py_modules=['mmseg_ignite_command'],
     entry_points=dict(console_scripts=['mmseg-ignite = mmseg_ignite_command:main']),
     package_data={
+        'mmseg_ignite.export': ['templates/*'],
         'mmseg_ignite.report': ['templates/*', 'static/*', 'static/*/*', '*.yml'],
         'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
     },

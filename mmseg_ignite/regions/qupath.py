@@ -41,6 +41,12 @@ def check_classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> N
         raise IgniteError(f'{faults[0]}: correct the classes.')
 
 
+def class_list(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> dict:
+    """Return the content of ``PROJECT/classifiers/classes.json``: colours are signed 0xFFRRGGBB."""
+    colours = (int.from_bytes(bytes([255, *colour]), 'big', signed=True) for colour in palette)
+    return {'pathClasses': [{'name': name, 'color': colour} for name, colour in zip(classes, colours)]}
+
+
 def write_classes(
     path: str | os.PathLike,
     classes: Sequence[str] = CLASSES,
@@ -62,11 +68,7 @@ def write_classes(
         >>> write_classes('out/classes.json')
     """
     check_classes(classes, palette)
-    known = [
-        {'name': name, 'color': int.from_bytes(bytes([255, *colour]), 'big', signed=True)}
-        for name, colour in zip(classes, palette)
-    ]
-    content = {'pathClasses': known}
+    content = class_list(classes, palette)
     if Path(path).exists() and not overwrite:
         try:
             same = json.loads(Path(path).read_bytes()) == content
