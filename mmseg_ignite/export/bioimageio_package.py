@@ -9,7 +9,7 @@ Specification: https://github.com/bioimage-io/spec-bioimage-io
 
 import json
 import re
-import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from .description import ModelDescription
 from .model_card import FILE as CARD
 from .network import ExportNetwork
 from .packages import Exported
+from .torchscript import write_torchscript
 
 RDF, TORCHSCRIPT, ONNX, COVER = 'rdf.yaml', 'model.pt', 'model.onnx', 'cover.png'
 TEST_INPUT, TEST_OUTPUT = 'test_input.npy', 'test_output.npy'
-FILES = (RDF, TORCHSCRIPT, ONNX, f'{ONNX}.data', TEST_INPUT, TEST_OUTPUT, COVER, CARD)
+FILES = (RDF, TORCHSCRIPT, ONNX, TEST_INPUT, TEST_OUTPUT, COVER, CARD)
 FORMAT_VERSION = '0.5.4'
 """Of the description; newer libraries read it, and it has all that is written here."""
 _WHOLE_IMAGES = (512, 512)
@@ -65,9 +66,10 @@ def write(folder: Path, exported: Exported) -> None:
     labels = probabilities[0].argmax(0).numpy()
     _write_cover(folder / COVER, tissue, np.array(exported.description.palette, np.uint8)[labels])
     (folder / CARD).write_text(exported.card, encoding='utf-8')
-    weights = dict(torchscript=_write_torchscript(folder, network, image, exported))
+    inputs = example_inputs(network, _cropped(exported.images, size), [(n, *size) for n in (1, 2)])
+    weights = dict(torchscript=_write_torchscript(folder, network, inputs, exported))
     if all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime'))):
-        weights['onnx'] = _write_onnx(folder, exported)
+        weights['onnx'] = _write_onnx(folder, network, inputs, exported)
     else:
         exported.report("note: the package has no ONNX weights, which need \"pip install 'mmseg_ignite[export]'\".")
     text = yaml.safe_dump(_description(exported.description, size, weights), sort_keys=False, allow_unicode=True)
@@ -75,34 +77,32 @@ def write(folder: Path, exported: Exported) -> None:
     _validate(folder / RDF, weights, exported)
 
 
-def _write_torchscript(folder: Path, network: ExportNetwork, image: Tensor, exported: Exported) -> dict:
-    """Record the network for images of one size, compare, and return its entry of the description."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # sizes become constants: the package states them
-        torch.jit.trace(network, image, check_trace=False).save(str(folder / TORCHSCRIPT))
-    module = torch.jit.load(str(folder / TORCHSCRIPT))
-    inputs = example_inputs(network, _cropped(exported.images, image.shape[2:]), [(n, *image.shape[2:]) for n in (1, 2)])
+def _write_torchscript(folder: Path, network: ExportNetwork, inputs: Sequence[Tensor], exported: Exported) -> dict:
+    """Record the network, compare, and return its entry of the description."""
+    path = folder / TORCHSCRIPT
+    write_torchscript(network, path, tuple(inputs[0].shape[2:]))
+    module = torch.jit.load(str(path), map_location='cpu')
     agreement = compare(network, lambda x: module(torch.from_numpy(x)).numpy(), inputs, TORCHSCRIPT)
     exported.report(f'bioimageio: {TORCHSCRIPT}: {agreement}')
     version = re.match(r'\d+\.\d+\.\d+', torch.__version__)[0]
-    return dict(source=TORCHSCRIPT, sha256=file_sha256(folder / TORCHSCRIPT), pytorch_version=version)
+    return dict(source=TORCHSCRIPT, sha256=file_sha256(path), pytorch_version=version)
 
 
-def _write_onnx(folder: Path, exported: Exported) -> dict:
-    from .onnx_graph import write_onnx  # needs the extra "export"
+def _write_onnx(folder: Path, network: ExportNetwork, inputs: Sequence[Tensor], exported: Exported) -> dict:
+    """Like :func:`_write_torchscript`."""
+    from .onnx_graph import OPSET, write_onnx
 
-    onnx = import_extra('onnx', 'the ONNX weights of the package', 'export')
+    ort = import_extra('onnxruntime', 'the comparison of ONNX weights', 'export')
     path = folder / ONNX
-    write_onnx(path, ExportNetwork(exported.model, 'float', 'probabilities'), exported.description.metadata())
-    opsets = {entry.domain: entry.version for entry in onnx.load(str(path), load_external_data=False).opset_import}
-    entry = dict(source=ONNX, sha256=file_sha256(path), opset_version=opsets[''], parent='torchscript')
-    data = folder / f'{ONNX}.data'
-    if data.exists():
-        entry['external_data'] = dict(source=data.name, sha256=file_sha256(data))
-    return entry
+    write_onnx(path, network, exported.description.metadata())
+    session = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    agreement = compare(network, lambda x: session.run(None, {name: x})[0], inputs, ONNX)
+    exported.report(f'bioimageio: {ONNX}: {agreement}')
+    return dict(source=ONNX, sha256=file_sha256(path), opset_version=OPSET, parent='torchscript')
 
 
-def _cropped(images: list[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
+def _cropped(images: Sequence[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
     """Return parts of images of one size, mirrored at the border where an image is smaller."""
     height, width = size
     return [
@@ -119,7 +119,7 @@ def _write_cover(path: Path, tissue: np.ndarray, colours: np.ndarray) -> None:
         cv2.resize(half, (_COVER_SIDE, _COVER_SIDE), interpolation=method)
         for half, method in ((tissue, cv2.INTER_AREA), (colours, cv2.INTER_NEAREST))
     ]
-    done, content = cv2.imencode('.png', cv2.cvtColor(np.hstack(halves), cv2.COLOR_RGB2BGR))
+    _, content = cv2.imencode('.png', cv2.cvtColor(np.hstack(halves), cv2.COLOR_RGB2BGR))
     path.write_bytes(content.tobytes())
 
 

@@ -4,6 +4,7 @@ import torch
 from conftest import DEMO_CONFIG
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from tiny_segformer import randomised
 
 from mmseg_ignite.apis import load_config
 from mmseg_ignite.apis.exporting import _exported
@@ -29,13 +30,10 @@ def tiny_config(**options):
 
 
 def write_checkpoint(path, cfg, record=RECORD):
-    """Write random weights, with statistics of batch normalisation that are not 0 and 1."""
+    """Write random weights."""
     init_default_scope('mmseg')
     model = MODELS.build(cfg.model)
-    model.init_weights()
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            value.add_(torch.rand_like(value) * 0.3)
+    randomised(model)
     meta = dict(iter=7, cfg='secret = "/home/anna"', **(record.as_meta() if record else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(meta, dataset_meta=dict(classes=CLASSES))), path)
