@@ -41,6 +41,7 @@ setup(
     package_data={
         'mmseg_ignite.export': ['templates/*'],
         'mmseg_ignite.report': ['templates/*', 'static/*', 'static/*/*', '*.yml'],
+        'mmseg_ignite.serving': ['static/*'],
         'mmseg_ignite.visualization': ['templates/*', 'static/*', '*.yml'],
     },
     cmdclass=dict(build_py=BuildWithConfigs),
@@ -64,6 +65,8 @@ setup(
         slides=SLIDES,
         export=['onnx', 'onnxruntime', 'onnxscript'],
         bioimageio=BIOIMAGEIO,
+        timm=['timm', 'torchvision'],
+        app=['gradio>=6', 'shapely>=2.1'],  # in 6, style and theme moved to launch()
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
         + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES, *BIOIMAGEIO],

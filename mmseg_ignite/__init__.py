@@ -5,6 +5,7 @@ config needs only ``custom_imports = dict(imports=['mmseg_ignite'])``.
 """
 
 from .environment import stack_fault
+from .environment import timm_hidden_if_broken as _timm_hidden_if_broken
 from .version import __version__
 
 if _fault := stack_fault():
@@ -12,7 +13,7 @@ if _fault := stack_fault():
 
 from .messages import quiet_imports as _quiet_imports  # noqa: E402
 
-with _quiet_imports():
+with _quiet_imports(), _timm_hidden_if_broken():
     from . import datasets, engine, evaluation, models
     from .engine import compatibility as _compatibility
     from .errors import IgniteError

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from environment import STACK, installed, stack_fault  # noqa: E402
+from environment import STACK, installed, stack_fault, torchvision_fault  # noqa: E402
 
 sys.path.pop(0)
 
@@ -66,6 +67,14 @@ def check_opencv() -> tuple[str, str]:
     return 'PASS', f'OpenCV {cv2.__version__}'
 
 
+def check_extras() -> tuple[str, str]:
+    packages = dict(slides='openslide', export='onnxruntime', app='gradio', timm='timm', tensorboard='tensorboard')
+    found = [extra for extra, package in packages.items() if importlib.util.find_spec(package) is not None]
+    if 'timm' in found and (fault := torchvision_fault()):
+        return 'WARN', fault
+    return 'PASS', f'installed: {", ".join(found) or "none"} (of {", ".join(packages)})'
+
+
 def check_disk() -> tuple[str, str]:
     free = shutil.disk_usage('.').free / 1e9
     advice = '' if free >= 40 else '; archives, release and arrays need about 40 GB: use another disk.'
@@ -106,7 +115,13 @@ def main() -> None:
     parser.add_argument('--data-root', default='data/ignite', help='prepared data set to check (default: %(default)s)')
     args = parser.parse_args()
     checks = dict(python=check_python, torch=check_torch, stack=check_distributions, imports=check_imports)
-    checks.update(opencv=check_opencv, disk=check_disk, data=lambda: check_data(args.data_root), model=check_forward)
+    checks.update(
+        opencv=check_opencv,
+        extras=check_extras,
+        disk=check_disk,
+        data=lambda: check_data(args.data_root),
+        model=check_forward,
+    )
     failed = False
     for name, check in checks.items():
         status, text = check()

@@ -6,7 +6,11 @@ packages, so they overwrite each other. A source tree on the Python path, which 
 
 from __future__ import annotations  # the doctor runs this module on older Python versions too
 
+import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -48,6 +52,33 @@ def stack_fault() -> str | None:
 def stack_distribution(package: str) -> str | None:
     """Return the distribution that provides an import package of the stack, e.g. 'onedl-mmcv'; None if not installed."""
     return next((d for d in STACK[package] if installed(d)), None)
+
+
+def torchvision_fault() -> str | None:
+    """Return one sentence if torchvision is installed but was built for another torch, else None."""
+    if find_spec('torchvision') is None:
+        return None
+    try:
+        importlib.import_module('torchvision')
+    except Exception as error:  # a missing operator is a RuntimeError
+        return (
+            f'torchvision {installed("torchvision")} does not fit torch {installed("torch")} ({error}), so timm cannot be '
+            'used: install the build of torchvision for this torch, from where torch came from.'
+        )
+    return None
+
+
+@contextmanager
+def timm_hidden_if_broken() -> Iterator[None]:
+    """Hide timm from an import of mmseg if it could not be imported: mmseg is prepared for an absent timm only."""
+    broken = 'timm' not in sys.modules and find_spec('timm') is not None and torchvision_fault() is not None
+    if broken:
+        sys.modules['timm'] = None
+    try:
+        yield
+    finally:
+        if broken:
+            del sys.modules['timm']
 
 
 def cores() -> int:

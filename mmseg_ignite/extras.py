@@ -23,7 +23,7 @@ def import_extra(package: str, purpose: str, extra: str = 'slides') -> ModuleTyp
     """
     try:
         return import_module(package)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: a library that does not fit another
         name = package.partition('.')[0]
         found = 'is not installed' if find_spec(name) is None else f'cannot be imported ({error})'
         raise IgniteError(

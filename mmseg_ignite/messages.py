@@ -20,6 +20,7 @@ _HIDDEN = (
     'Exp name:',
 )
 """First words of messages that a user need not act on."""
+_HIDDEN_ENDS = ('is skipped since its requires_grad=False',)  # once for each parameter of a frozen encoder
 _SHOWN = ('resumed from', 'Did not find')
 _SHOWN_SOURCES = ('logger_hook', 'checkpoint_hook', 'early_stopping_hook')
 _STACK = tuple(str(Path(find_spec(name).origin).parent) + os.sep for name in ('mmengine', 'mmcv', 'mmseg'))
@@ -31,7 +32,7 @@ def on_console(record: logging.LogRecord) -> bool:
     About 700 lines of mmengine on environment, config, hooks and learning rates before the first iteration are dropped.
     """
     message = record.getMessage()
-    if message.startswith(_HIDDEN):
+    if message.startswith(_HIDDEN) or message.endswith(_HIDDEN_ENDS):
         return False
     if record.levelno != logging.INFO or record.module in _SHOWN_SOURCES or message.startswith(_SHOWN):
         return True

@@ -75,3 +75,29 @@ def test_import_with_both_stacks_installed_fails_with_one_sentence(tmp_path):
     doctor = [sys.executable, '-c', 'import mmseg_ignite_command; mmseg_ignite_command.main()', 'doctor']
     done = subprocess.run(doctor, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths})
     assert done.returncode == 1 and 'FAIL  stack' in done.stdout and 'Traceback' not in done.stderr
+
+
+def test_timm_is_hidden_from_mmseg_if_torchvision_does_not_fit(tmp_path):
+    """mmseg is prepared for an absent timm only: a torchvision of another torch raises a RuntimeError."""
+    for name, text in (
+        ('torchvision', "raise RuntimeError('operator torchvision::nms does not exist')"),
+        ('timm', 'import torchvision'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text(text)
+    code = """
+import mmseg_ignite
+from mmseg_ignite.environment import torchvision_fault
+from mmseg_ignite.extras import import_extra
+print(torchvision_fault())
+try:
+    import_extra('timm', 'the encoder', 'timm')
+except mmseg_ignite.IgniteError as error:
+    print(error)
+"""
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths}
+    )
+    assert found.returncode == 0, found.stderr
+    assert 'does not fit torch' in found.stdout and 'timm cannot be imported (operator' in found.stdout

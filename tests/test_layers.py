@@ -9,7 +9,7 @@ ROOT = Path(mmseg_ignite.__file__).parent
 LAYERS = (
     'errors', 'extras', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files',
     'untrusted', 'spreadsheets', 'provenance', 'images', 'slides', 'datasets', 'preparation', 'inference', 'regions',
-    'models', 'evaluation', 'visualization', 'report', 'engine', 'export', 'apis', 'cli',
+    'models', 'evaluation', 'visualization', 'report', 'engine', 'export', 'apis', 'serving', 'cli',
 )  # fmt: skip
 """From bottom to top."""
 

@@ -32,7 +32,9 @@ def test_wheel_contains_configs_and_tools(tmp_path):
             assert f'mmseg_ignite/.mim/{path.relative_to(ROOT)}' in names
     assert 'mmseg_ignite/datasets/ignite.py' in names
     data = [
-        name for name in tracked.stdout.splitlines() if re.fullmatch(r'mmseg_ignite/(report|visualization)/.*', name)
+        name
+        for name in tracked.stdout.splitlines()
+        if re.fullmatch(r'mmseg_ignite/(report|serving|visualization)/.*', name)
     ]
     kinds = {'.py', '.j2', '.css', '.js', '.yml', '.md', '.txt'}
     assert {Path(name).suffix for name in data} == kinds and set(data) <= names

@@ -1,5 +1,7 @@
 """Predict images and whole slides: label maps, overlays, outlines for QuPath, areas and a viewer, with a record of each."""
 
+from argparse import BooleanOptionalAction
+
 from mmseg_ignite.apis import load_config, predict
 from mmseg_ignite.apis.arguments import add_launcher, config_parser
 from mmseg_ignite.apis.prediction_options import DEFAULT_FORMATS, FORMATS
@@ -70,6 +72,11 @@ def main() -> None:
     parser.add_argument('--overwrite', action='store_true', help='predict finished inputs again')
     parser.add_argument('--device', help='e.g. cuda:0 or cpu (default: the best device)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--compile',
+        action=BooleanOptionalAction,
+        help='compile encoder and decoder first, half a minute or more (default: for slides, if it pays)',
+    )
     add_launcher(parser)
     args = vars(parser.parse_args())
     args.pop('local_rank')

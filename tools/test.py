@@ -17,6 +17,9 @@ def main() -> None:
     parser.add_argument('--out', help='another folder for the label PNGs, with an overlay of each ROI')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
+        '--compile', action='store_true', help='compile encoder and decoder first (half a minute or more)'
+    )
+    parser.add_argument(
         '--allow-seen-patients',
         action='store_true',
         help='also score patients that the checkpoint was trained on',
@@ -31,7 +34,10 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     language = report_language(args)
-    result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients, shift=args.shift)
+    if args.compile and is_main_process():
+        print('compiling encoder and decoder, which takes half a minute or more')
+    options = dict(shift=args.shift, compile=args.compile)
+    result = test(cfg, args.checkpoint, args.out, language, args.amp, args.allow_seen_patients, **options)
     if is_main_process():
         print(f'\n{table(result)}\n\nmetrics: {cfg.work_dir}/metrics.json')
         if language:

@@ -46,6 +46,7 @@ def check_config(cfg: Config) -> None:
     _check_model(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     _check_types(cfg)
+    _check_statistics(cfg)
     check_classes(cfg)
 
 
@@ -58,6 +59,14 @@ def _check_model(cfg: Config) -> None:
             f'{config_name(cfg)} has no {" and ".join(missing)}: inherit a base with a complete model, e.g. '
             "_base_ = ['mmseg_ignite::segformer/segformer_mit-b0_1xb8-20k_ignite-512x512.py']."
         )
+
+
+def _check_statistics(cfg: Config) -> None:
+    """Raise IgniteError if images are not normalised as the encoder expects, where its class knows that."""
+    backbone = cfg.model.backbone
+    check = getattr(part_class(backbone), 'check_inputs', None)
+    if check is not None:
+        check(backbone, cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
 
 
 def config_name(cfg: Config) -> str:

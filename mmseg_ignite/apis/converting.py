@@ -51,11 +51,13 @@ def convert_weights(source: str | Path, out: str | Path, to: str = 'mmseg', enco
         with writing(out), atomic_file(out) as partial:
             torch.save(weights, partial)
         if meta:
-            lines.append('left out: the record of its training, which a .bin file cannot hold; .safetensors and .pth can')
-    has_plain_head = found.classes is not None and found.is_plain and not encoder_only
-    what = ', encoder alone' if encoder_only and found.classes is not None else ''
+            lines.append(
+                'left out: the record of its training, which a .bin file cannot hold; .safetensors and .pth can'
+            )
+    has_head = found.classes is not None
+    what = ', encoder alone' if encoder_only and has_head else ''
     lines.append(f'written: {printable(out)}, names of {LAYOUTS[to]}{what}')
-    if has_plain_head and to == 'mmseg':
+    if has_head and found.is_plain and not encoder_only and to == 'mmseg':
         lines.append('to load the whole model: FastSegformerHead with model.decode_head.plain=True')
     return lines
 

@@ -1,7 +1,6 @@
 """Predicting images and slides: label maps, overlays, outlines, areas, a viewer, and a record of how each was made."""
 
 import contextlib
-import errno
 import math
 import os
 import shutil
@@ -29,8 +28,8 @@ from .prediction_inputs import CLASSES_FILE, PAGE, TABLES, Input, check_results,
 from .prediction_options import PredictionOptions
 from .prediction_progress import WindowProgress
 from .prediction_rasters import BACKGROUND
-from .prediction_records import UNFINISHED, Records, checksums, input_state, sizes, source, write_tables
-from .prediction_sources import opened
+from .prediction_records import UNFINISHED, Records, checksums, fault, input_state, sizes, source, write_tables
+from .prediction_sources import Source, opened
 from .prediction_writers import write_files
 from .predictor import Predictor
 
@@ -56,13 +55,14 @@ def predict(
     symmetries: int | None = None,
     window_batch: int | None = None,
     launcher: str = 'none',
+    compile: bool | None = None,
     **options: object,
 ) -> list[str]:
     """Predict images, slides and folders of them with a checkpoint; check everything before the model is built.
 
     Args:
         cfg: config of the model; it is not changed.
-        checkpoint, device, amp, symmetries, window_batch: see :class:`Predictor`.
+        checkpoint, device, amp, symmetries, window_batch, compile: see :class:`Predictor`.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'; each process takes the GPU of its rank on its machine.
         inputs, out, report, options: see :func:`predict_files`.
 
@@ -84,7 +84,9 @@ def predict(
     work = _Work(inputs, Path(out), chosen, read, len(ensemble.members) > 1)
     if Path(checkpoint).is_dir():
         report(f'checkpoint: {printable(ensemble.path)}')
-    faults = work.run(Predictor(cfg, checkpoint, device, amp, symmetries, window_batch), report)
+    if compile:
+        report('compiling encoder and decoder, which takes half a minute or more')
+    faults = work.run(Predictor(cfg, checkpoint, device, amp, symmetries, window_batch, compile), report)
     if 'page' in chosen.formats and (work.out / PAGE).is_file():
         report(f'viewer: {printable(work.out / PAGE)}')
     return faults
@@ -167,6 +169,7 @@ class _Work:
     def run(self, predictor: Predictor, report: Callable[[str], None]) -> list[str]:
         """Predict what is not finished; return one sentence for each input that failed."""
         facts = _facts(predictor, self.options)
+        predictor.compilation.report = report
         settings = self.options.settings(
             {name: facts[name] for name in _DECISIVE} | dict(checkpoints=_checksums(facts))
         )
@@ -190,6 +193,7 @@ class _Work:
             self._predict_all(predictor, report, faults)
         finally:
             named = [dict(file=printable(item.path), error=fault) for item, fault in self.faults.items()]
+            facts['compilation'] = predictor.compilation.record()
             write_tables(self.records, self.claims, facts, self.options, named, self.cases)
             for folder in (_SCRATCH, _CLAIMS):
                 with contextlib.suppress(OSError):  # another process is at work
@@ -204,7 +208,8 @@ class _Work:
         fresh, reported = self.options.overwrite, False
         while waiting:
             left = []
-            for number, item in waiting:
+            for place, (number, item) in enumerate(waiting, 1):
+                predictor.compilation.further = sum(other.kind == 'slide' for _, other in waiting[place:])
                 before = f'[{number}/{len(self.inputs)}] '
                 with self.claims.claimed(item.name) as mine:
                     if not mine:
@@ -266,7 +271,7 @@ class _Work:
             text = str(error)
             entry, notes = dict(error=text if name in text else f'{name}: {text}'), []
         except Exception as error:  # affects this input only: out of memory, an error of a decoder, ...
-            entry, notes = dict(error=_fault(name, error)), []
+            entry, notes = dict(error=fault(name, error)), []
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -299,11 +304,36 @@ def predict_input(
         IgniteError: it cannot be read or predicted, or a file cannot be written.
     """
     start = time.perf_counter()
+    with opened(item, predictor, options) as source:
+        entry, notes = predict_source(predictor, item, source, folder, options)
+    entry['seconds'] = round(time.perf_counter() - start, 3)
+    return entry, notes
+
+
+def predict_source(
+    predictor: Predictor,
+    item: Input,
+    source: Source,
+    folder: Path,
+    options: PredictionOptions,
+    progress: Callable[[int, str, float], contextlib.AbstractContextManager] = WindowProgress,
+) -> tuple[dict, list[str]]:
+    """Predict an opened input; see :func:`predict_input`, which opens it.
+
+    Args:
+        item: gives the names of the files.
+        source: what is predicted.
+        progress: shows the windows, see :class:`.WindowProgress`.
+    """
+    start = time.perf_counter()
     ensemble = len(predictor.ensemble.members) > 1
-    with opened(item, predictor, options) as source, contextlib.ExitStack() as stack:
+    if item.kind == 'slide':
+        with torch.inference_mode():
+            predictor.compilation.decide(len(source.windows))
+    with contextlib.ExitStack() as stack:
         labels, maps = _rasters(folder, source.size, options, ensemble, stack)
         mm2 = len(source.windows) * math.prod(predictor.window_size(source.size)) * source.um_per_px**2 / 1e6
-        with WindowProgress(len(source.windows), item.path.name, mm2) as on_progress:
+        with progress(len(source.windows), item.path.name, mm2) as on_progress:
             predictor.label(
                 *(source.image, labels, source.stated_um_per_px, on_progress, source.wanted, source.tissue, maps)
             )
@@ -323,6 +353,7 @@ def predict_input(
             **source.facts,
             missing_pixels=int(missing),
             windows=len(source.windows),
+            compiled=predictor.compilation.active,
             merged_regions=specks,
             seconds=round(time.perf_counter() - start, 3),
             prediction_seconds=round(seconds, 3),
@@ -384,18 +415,3 @@ def _facts(predictor: Predictor, options: PredictionOptions) -> dict:
 
 def _checksums(facts: Mapping[str, object]) -> list[str]:
     return [member['sha256'] for member in facts['checkpoints']]
-
-
-def _fault(name: str, error: Exception) -> str:
-    """Return a sentence about an unexpected error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f'{name} cannot be predicted ({error.strerror}): free some space.'
-    text = (str(error) or 'no further details').splitlines()[0]
-    if _out_of_memory(error):
-        return f'{name} cannot be predicted (there is not enough memory): use a smaller --window-batch, or cut it into parts.'
-    return f'{name} cannot be predicted ({type(error).__name__}: {text}): check the file, or cut it into parts.'
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Return whether Python, CUDA or torch on a CPU (a RuntimeError) ran out of memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)

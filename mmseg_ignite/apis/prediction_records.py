@@ -1,6 +1,7 @@
 """Records of predicted inputs, by which a run knows what is finished, and the tables made from them."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from ..engine.claims import Claims
 from ..errors import IgniteError
@@ -260,3 +263,18 @@ def _page_entry(out: Path, entry: dict) -> SlideEntry:
     ]
     ratios = [dict(name=ratio.name, value=values[ratio.name], formula=ratio.formula) for ratio in RATIOS]
     return SlideEntry(entry['name'], out / f'{entry["name"]}_tiles', rows, ratios, entry.get('notes', ()))
+
+
+def fault(name: str, error: Exception) -> str:
+    """Return a sentence about an unexpected error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f'{name} cannot be predicted ({error.strerror}): free some space.'
+    text = (str(error) or 'no further details').splitlines()[0]
+    if _out_of_memory(error):
+        return f'{name} cannot be predicted (there is not enough memory): use a smaller --window-batch, or cut it into parts.'
+    return f'{name} cannot be predicted ({type(error).__name__}: {text}): check the file, or cut it into parts.'
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether Python, CUDA or torch on a CPU (a RuntimeError) ran out of memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(error)

@@ -18,6 +18,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS, TRANSFORMS
 
 from ..datasets.transforms import LoadIGNITERegion
+from ..engine.compiled_inference import Compilation
 from ..engine.devices import find_device, to_device
 from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
@@ -47,8 +48,11 @@ class Predictor:
         device: e.g. 'cuda:0' or 'cpu'. Defaults to None: the best device of the machine.
         amp: automatic mixed precision. Defaults to False.
         symmetries, window_batch: replace those of ``model.test_cfg``, see :class:`TissueSegmentor`.
+        compile: True compiles encoder and decoder now, which takes half a minute or more; full batches of windows are then
+            predicted by them. False never does. Defaults to None: slides are predicted by compiled networks if that pays.
 
     Attributes:
+        compilation: the :class:`Compilation <mmseg_ignite.engine.compiled_inference.Compilation>`.
         ensemble: the :class:`Ensemble <mmseg_ignite.engine.ensembles.Ensemble>` of checkpoints.
         config: the resolved config.
         metas: ``meta`` of each checkpoint.
@@ -57,7 +61,8 @@ class Predictor:
         transforms: the transforms of the test pipeline that change images, as text.
 
     Raises:
-        IgniteError: checkpoint or config are missing or do not match, or there is no such device.
+        IgniteError: checkpoint or config are missing or do not match, there is no such device, or the networks cannot be
+            compiled.
 
     Example:
         >>> predictor = Predictor(config, checkpoint)
@@ -73,6 +78,7 @@ class Predictor:
         amp: bool = False,
         symmetries: int | None = None,
         window_batch: int | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.ensemble = Ensemble.read(checkpoint)
         device = find_device(device)
@@ -100,6 +106,10 @@ class Predictor:
         self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
         self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg)
         self._ids = _train_ids(cfg)
+        self.compilation = Compilation(self.model, self.dtype, compile)
+        if compile:
+            with torch.inference_mode():
+                self.compilation.compile()
 
     @torch.inference_mode()
     def predict(

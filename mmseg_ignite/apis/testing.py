@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import barrier
 from mmengine.model import is_model_wrapper
@@ -12,6 +13,7 @@ from ..datasets.prepared import INDEX, roi_name
 from ..datasets.transforms import StainShift
 from ..datasets.transforms.loading import transform_name
 from ..engine.checkpoints import safe_checkpoints
+from ..engine.compiled_inference import Compilation
 from ..engine.ensembles import Ensemble
 from ..engine.hooks import PredictionWriterHook
 from ..engine.optim_wrappers import predict_in, prediction_dtype
@@ -36,6 +38,7 @@ def test(
     allow_seen_patients: bool = False,
     count_validation: bool = True,
     shift: str | None = None,
+    compile: bool = False,
 ) -> dict:
     """Score a checkpoint, or an ensemble, on the test split.
 
@@ -55,6 +58,8 @@ def test(
             not selected, such as the last one of a training.
         shift: test images as another laboratory would have stained and scanned them: 'lab', 'lab-tinted' or 'scanner', see
             :class:`StainShift <mmseg_ignite.datasets.transforms.StainShift>`.
+        compile: predict full batches of windows by compiled networks, see
+            :class:`Compilation <mmseg_ignite.engine.compiled_inference.Compilation>`.
 
     Returns:
         The content of ``metrics.json``; in the other processes of a distributed run, nothing.
@@ -62,7 +67,7 @@ def test(
     Raises:
         IgniteError: data or checkpoint are missing or wrong, the checkpoint has seen a patient to be tested, outputs may not
             be written (see :func:`mmseg_ignite.files.check_outputs`), the evaluator has no TissueMetric, or a loader worker
-            or another process of a distributed run fails or hangs.
+            or another process of a distributed run fails or hangs; or the networks cannot be compiled.
 
     Example:
         >>> scores = test(load_config(config), 'work_dirs/b0/iter_20000.pth')
@@ -88,7 +93,12 @@ def test(
         root = dataset.data_root
         seen = ensemble.seen_patients(metas, root, entries, allow_seen_patients, count_validation)
         context |= dict(seen_patients=seen) if seen else {}
-    predict_in(model, prediction_dtype(cfg, next(model.parameters()).device, amp))
+    dtype = prediction_dtype(cfg, next(model.parameters()).device, amp)
+    if compile:
+        with torch.no_grad():  # as in a test
+            Compilation(model.eval(), dtype).compile()
+        context['provenance']['compiled'] = 'encoder and decoder'
+    predict_in(model, dtype)
     if is_our_data(dataset) or out is not None:
         runner.register_hook(PredictionWriterHook(predictions, out is not None, shift))
         context |= dict(predictions=str(predictions), encoding='raw')

@@ -10,7 +10,8 @@ from torch import nn
 class ForeachEMA(ExponentialMovingAverage):
     """mmengine's ExponentialMovingAverage that updates all tensors at once and never waits for the device.
 
-    Arguments, values and state are the same, so either continues what the other has begun. mmengine launches two kernels for
+    Arguments, values and state are the same, so either continues what the other has begun. Parameters that are not trained
+    are not copied: model and average share them. mmengine launches two kernels for
     each tensor and reads the number of updates from the device twice in each.
 
     Example:
@@ -19,6 +20,15 @@ class ForeachEMA(ExponentialMovingAverage):
 
     _updates: int | None = None  # the value of ``steps``, which is on the device; None: to be read
 
+    def __init__(self, model: nn.Module, *args: object, **kwargs: object) -> None:
+        frozen = [not parameter.requires_grad for parameter in model.parameters()]
+        super().__init__(model, *args, **kwargs)
+        for own, source, is_frozen in zip(self.module.parameters(), model.parameters(), frozen):
+            if is_frozen and own.device == source.device:
+                own.data = source.data
+        if self.update_buffers:
+            self.avg_parameters = self.module.state_dict()
+
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Add the weights of the model to the averages; copy them in the first update."""
@@ -26,6 +36,7 @@ class ForeachEMA(ExponentialMovingAverage):
             self._updates = int(self.steps)
         sources = model.state_dict() if self.update_buffers else dict(model.named_parameters())
         pairs = [(average.data, sources[name].data) for name, average in self.avg_parameters.items()]
+        pairs = [(average, source) for average, source in pairs if average.data_ptr() != source.data_ptr()]
         if self._updates == 0:
             _copy(pairs)
         elif self._updates % self.interval == 0:

@@ -37,6 +37,9 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     A file (.pth, .bin, .safetensors) may contain an encoder or a whole segmentor, with the names of mmseg, of SegFormer's
     authors (``mit_b0.pth``) or of Hugging Face (``nvidia/mit-b0``), see :mod:`mmseg_ignite.models.weight_names`.
 
+    A class of encoders with a method ``check_weights``, such as :class:`TimmEncoder <mmseg_ignite.models.TimmEncoder>`, says
+    itself what its files contain.
+
     Args:
         cfg: its ``model.backbone.init_cfg`` is changed in place.
         choice: None for the weights of the config, 'none' for random weights, a folder of Hugging Face (``config.json`` and
@@ -51,12 +54,24 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
     elif choice is not None:
         backbone.init_cfg = dict(type='Pretrained', checkpoint=str(choice))
     source = (backbone.get('init_cfg') or {}).get('checkpoint')
+    if source is None and backbone.get('frozen'):
+        raise IgniteError(
+            'a frozen encoder with random weights learns nothing: pass its file with --weights FILE, or train it with '
+            '--cfg-options model.backbone.frozen=False.'
+        )
     if source is None:
         return
     path = weights_file(local_file(source, _REMEDY))
+    if choice is None and not path.is_file():
+        raise IgniteError(f'{path} is not a file, and the config starts from these weights: {_REMEDY}.')
     content = open_checkpoint(path)
     _check_hash(path)
     weights = content.get('state_dict', content)
+    check = getattr(MODELS.get(backbone.type), 'check_weights', None)
+    if check is not None:  # it converts names itself when it loads the file
+        check(backbone, weights, path)
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+        return
     if layout_of(weights) in ('authors', 'huggingface'):
         weights, _ = convert(weights, 'mmseg', path, encoder_only=True)
         path = Path(cfg.work_dir) / 'encoder_weights.pth'

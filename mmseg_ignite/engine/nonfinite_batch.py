@@ -34,7 +34,7 @@ _MAX_CROP = 1 << 26
 class WeightCopies:
     """Copies of a model's weights and of the states of torch's random generators before each of the last steps.
 
-    A copy takes as much memory as the weights, on their device.
+    A copy takes as much memory as the trained weights, on their device.
 
     Args:
         number: of copies.
@@ -43,12 +43,20 @@ class WeightCopies:
     def __init__(self, number: int) -> None:
         self._copies: list[dict[str, Tensor]] = [{} for _ in range(number)]
         self._next = 0
+        self._frozen: set[str] | None = None
 
     def take(self, model: torch.nn.Module) -> dict:
         """Replace the oldest copy; return the new one: ``state_dict`` and ``rng``."""
         copy = self._copies[self._next]
         self._next = (self._next + 1) % len(self._copies)
-        _copy(_unwrapped(model).state_dict(), copy)
+        model = _unwrapped(model)
+        if self._frozen is None:
+            self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        weights = model.state_dict()
+        copy.update(
+            (name, weights.pop(name)) for name in self._frozen & weights.keys()
+        )  # themselves: they do not change
+        _copy(weights, copy)
         rng = dict(cpu=torch.get_rng_state())
         if torch.cuda.is_available():
             rng['cuda'] = torch.cuda.get_rng_state()  # a number on the host: the device is not waited for

@@ -99,9 +99,13 @@ def _weights(model: EncoderDecoder) -> tuple[dict[str, Tensor], str]:
     if len(getattr(model, 'members', [model])) > 1:
         raise IgniteError('the model is an ensemble, but transformers holds one network: export a single checkpoint.')
     if not isinstance(backbone, MixVisionTransformer) or getattr(model, 'with_neck', False):
-        raise IgniteError(f'the encoder is a {name}, but transformers has MiT only for SegFormer: export another format.')
+        raise IgniteError(
+            f'the encoder is a {name}, but transformers has MiT only for SegFormer: export another format.'
+        )
     if tuple(backbone.out_indices) != tuple(range(backbone.num_stages)):
-        raise IgniteError(f'the encoder gives the stages {backbone.out_indices}; transformers gives all: set out_indices.')
+        raise IgniteError(
+            f'the encoder gives the stages {backbone.out_indices}; transformers gives all: set out_indices.'
+        )
     first = backbone.layers[0][1][0]
     if type(first.ffn.layers[2]) is not nn.GELU or not isinstance(first.norm1, nn.LayerNorm):
         raise IgniteError('the encoder has other activations or normalisations than MiT: export another format.')

@@ -37,12 +37,12 @@ def convolve_and_activate(
 
 def _is_fusible(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == 'cpu'
+        not torch.compiler.is_compiling()  # first: Dynamo cannot trace the others, and would break the graph
+        and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled('cpu')
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )

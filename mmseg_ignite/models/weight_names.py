@@ -65,6 +65,7 @@ _TABLE = (
 """Layers in the names of mmseg, the authors and Hugging Face; {s} is the stage from 0, {n} from 1, {b} the block."""
 _LINEAR = re.compile(r'backbone\..+\.ffn\.layers\.[04]\.weight|decode_head\.convs\.\d+\.conv\.weight')
 _PARTS = {'authors': ('q', 'kv'), 'huggingface': ('q', 'k', 'v')}
+_HEAD = 'decode_head.'
 _FUSION = 'decode_head.fusion_conv.conv.weight'
 _UNUSED = {
     'mmseg': r'(?!)',
@@ -112,7 +113,7 @@ _READERS = {layout: _patterns(column) for column, layout in enumerate(LAYOUTS)}
 
 @dataclass(frozen=True)
 class WeightsSummary:
-    """What a state dict contains.
+    """What a state dict contains, also what a conversion left out.
 
     Attributes:
         layout: key of :data:`LAYOUTS`.
@@ -186,8 +187,7 @@ def convert(
             f'{", ".join(LAYOUTS.values())} were expected: check the file.'
         )
     normal, wrong = _normal_form(weights, source, encoder_only)
-    is_plain = 'decode_head.convs.0.conv.bias' in normal and 'decode_head.fusion_conv.bn.weight' in normal
-    has_head = any(name.startswith('decode_head.') for name in normal)
+    is_plain, has_head = _is_plain(normal), any(name.startswith(_HEAD) for name in normal)
     if source == layout == 'mmseg' and has_head and not is_plain:
         expected = _expected({name: value for name, value in normal.items() if name.startswith('backbone.')})
         wrong = [name for name in expected if not _has_shape(normal.get(name), expected[name])]
@@ -203,7 +203,7 @@ def convert(
         wrong += [_name_in(name, source) for name in normal if name not in expected]
     if wrong:
         raise IgniteError(_misfit(path, source, wrong, has_head))
-    return _from_normal(normal, layout), _summary(normal, source, has_head, is_plain)
+    return _from_normal(normal, layout), _summary(normal, weights, source)
 
 
 def _misfit(path: str | Path, layout: str, wrong: list[str], has_head: bool) -> str:
@@ -258,7 +258,7 @@ def _from_normal(weights: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
             _renamed(name, 'mmseg', layout): value.flatten(1) if _LINEAR.fullmatch(name) else value
             for name, value in result.items()
         }
-    if any(name.startswith('decode_head.') for name in weights):
+    if any(name.startswith(_HEAD) for name in weights):
         return result
     return {name.removeprefix(_PREFIXES[layout]): value for name, value in result.items()}
 
@@ -356,7 +356,7 @@ def _encoder_shapes(weights: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int
 
 
 def _head_shapes(weights: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if not any(name.startswith('decode_head.') for name in weights):
+    if not any(name.startswith(_HEAD) for name in weights):
         return
     stages = len(_depths(weights))
     channels = _shape(weights, _FUSION, 4)[0]
@@ -373,8 +373,17 @@ def _head_shapes(weights: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, .
     yield 'decode_head.conv_seg.bias', (classes,)
 
 
-def _summary(weights: dict[str, Tensor], layout: str, has_head: bool, is_plain: bool) -> WeightsSummary:
-    depths = tuple(_depths(weights))
-    widths = tuple(len(weights[f'backbone.layers.{s}.0.projection.weight']) for s in range(len(depths)))
-    seg = weights.get('decode_head.conv_seg.weight')
-    return WeightsSummary(layout, widths, depths, None if not has_head else 0 if seg is None else len(seg), is_plain)
+def _summary(normal: dict[str, Tensor], weights: dict[str, Tensor], layout: str) -> WeightsSummary:
+    """Describe a file by its encoder in normal form and by its own names of the head."""
+    depths = tuple(_depths(normal))
+    widths = tuple(len(normal[f'backbone.layers.{s}.0.projection.weight']) for s in range(len(depths)))
+    head = {
+        name: value for key, value in weights.items() if (name := str(key).removeprefix('module.')).startswith(_HEAD)
+    }
+    found = head.get(_HEAD + {'mmseg': 'conv_seg', 'authors': 'linear_pred'}.get(layout, 'classifier') + '.weight')
+    classes = len(found) if isinstance(found, Tensor) and found.ndim else 0
+    return WeightsSummary(layout, widths, depths, classes if head else None, layout != 'mmseg' or _is_plain(head))
+
+
+def _is_plain(weights: dict[str, Tensor]) -> bool:
+    return f'{_HEAD}convs.0.conv.bias' in weights and f'{_HEAD}fusion_conv.bn.weight' in weights

@@ -42,7 +42,11 @@ def raw(path, header, data=b''):
 
 def test_weights_and_meta_are_read_back(model, path):
     content = open_checkpoint(path)
-    assert content['meta'] == {**META, 'classes': ['a', 'Ж'], 'mmseg_ignite': json.loads(json.dumps(META['mmseg_ignite']))}
+    assert content['meta'] == {
+        **META,
+        'classes': ['a', 'Ж'],
+        'mmseg_ignite': json.loads(json.dumps(META['mmseg_ignite'])),
+    }
     assert TrainingRecord.of_meta(content['meta']) == RECORD
     assert content['state_dict'].keys() == model.state_dict().keys()
     assert all(torch.equal(content['state_dict'][name], value) for name, value in model.state_dict().items())
@@ -80,7 +84,10 @@ def test_shared_and_strided_tensors_and_odd_types(tmp_path):
     found = open_checkpoint(tmp_path / 'x.safetensors')['state_dict']
     assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in weights.items())
     before = (tmp_path / 'x.safetensors').read_bytes()
-    for wrong in (dict(state_dict=dict(a=torch.ones(2, dtype=torch.complex64))), dict(state_dict={}, meta=dict(a=object()))):
+    for wrong in (
+        dict(state_dict=dict(a=torch.ones(2, dtype=torch.complex64))),
+        dict(state_dict={}, meta=dict(a=object())),
+    ):
         with pytest.raises(IgniteError, match='cannot hold'):
             write_safetensors(tmp_path / 'x.safetensors', **wrong)
     (tmp_path / 'file').touch()

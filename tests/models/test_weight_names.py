@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads import SegformerHead
-from tiny_segformer import CLASSES, logits, theirs, tiny_segformer
+from mmseg.registry import MODELS
+from tiny_segformer import CLASSES, logits, our_epsilon, randomised, theirs, tiny_config, tiny_segformer
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.models.weight_names import LAYOUTS, convert, layout_of
@@ -38,7 +39,7 @@ def test_models_of_transformers_give_equal_outputs_here(depths, tmp_path):
     assert same(stored, convert(model.state_dict(), 'mmseg', 'code')[0])
     own.load_state_dict(stored, strict=True)
     x = torch.randn(2, 3, 64, 96)
-    torch.testing.assert_close(logits(own, x), model(x).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(own, x), our_epsilon(model)(x).logits, rtol=1e-4, atol=1e-4)
     other = tiny_segformer(depths=depths)
     assert (logits(other, x) - model(x).logits).abs().max() > 1e-2
 
@@ -55,7 +56,7 @@ def test_encoders_of_transformers_give_equal_maps_here(kind, tmp_path):
     assert found.classes is None and found.size == 'MiT with 8, 16, 40, 64 channels in 2, 2, 2, 2 blocks'
     own.backbone.load_state_dict(weights, strict=True)
     x = torch.randn(1, 3, 64, 64)
-    encoder = getattr(model, 'segformer', model)
+    encoder = our_epsilon(getattr(model, 'segformer', model))
     maps = encoder(x, output_hidden_states=True).hidden_states
     for a, b in zip(own.backbone(x), maps, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -114,7 +115,10 @@ def test_a_head_with_relu_at_each_level_is_refused_and_its_encoder_converts(ours
         with pytest.raises(IgniteError, match=r'x\.pth.*ReLU cannot be folded away.*plain=True'):
             convert(stock.state_dict(), layout, 'x.pth')
         encoder, found = convert(stock.state_dict(), layout, 'x.pth', encoder_only=True)
-        assert not any('decode_head' in name for name in encoder) and found.classes is None
+        assert not any('decode_head' in name for name in encoder) and (found.classes, found.is_plain) == (
+            CLASSES,
+            False,
+        )
     weights, found = convert(stock.state_dict(), 'mmseg', 'x.pth')
     assert same(weights, dict(stock.state_dict())) and 'normalisation at each level' in str(found)
 
@@ -149,6 +153,10 @@ def test_other_models_have_no_layout():
         convert({'patch_embed1.proj.weight': torch.ones(8, 3, 7, 7), 'patch_embed9.proj.weight': 'text'}, 'mmseg', 'x')
 
 
+def plain_head(**settings):
+    return randomised(MODELS.build({**tiny_config().model.decode_head, **settings}))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('settings', [{}, dict(align_corners=True), dict(norm_cfg=None)])
@@ -159,13 +167,6 @@ def test_a_plain_head_computes_what_mmseg_computes_with_these_layers(device, tra
     expected = SegformerHead.forward(head, maps)
     torch.manual_seed(1)
     torch.testing.assert_close(head(maps), expected, rtol=1e-4, atol=1e-4)
-
-
-def plain_head(**settings):
-    from tiny_segformer import randomised, tiny_config
-    from mmseg.registry import MODELS
-
-    return randomised(MODELS.build({**tiny_config().model.decode_head, **settings}))
 
 
 def test_gradients_of_a_plain_head_are_those_of_mmseg(device):

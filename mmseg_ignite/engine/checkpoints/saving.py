@@ -114,7 +114,18 @@ def save_checkpoint(
         return
     checkpoint = checkpoint_of(runner, meta, random_states, validation_pending, schedulers)
     runner.call_hook('before_save_checkpoint', checkpoint=checkpoint)
-    write_checkpoint(plain(checkpoint), path)
+    checkpoint = plain(checkpoint)
+    _share_frozen(checkpoint, unwrapped(runner))
+    write_checkpoint(checkpoint, path)
+
+
+def _share_frozen(checkpoint: dict, model: torch.nn.Module) -> None:
+    """Store parameters that are not trained once: their averages are the same tensors."""
+    averages, weights = checkpoint.get('ema_state_dict'), checkpoint['state_dict']
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    for name in frozen if isinstance(averages, dict) else ():
+        if f'module.{name}' in averages and name in weights:
+            averages[f'module.{name}'] = weights[name]
 
 
 def early_stopping_hooks(runner: Runner) -> list[EarlyStoppingHook]:

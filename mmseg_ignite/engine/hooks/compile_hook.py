@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from ...errors import IgniteError
+from ..compiled_inference import set_forwards, unset_forwards
 
 MODES = ('default', 'max-autotune-no-cudagraphs')
 """Modes of :func:`torch.compile` that record no CUDA graphs."""
@@ -50,22 +51,14 @@ class CompileHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         modules = [getattr(model, name) for name in self.parts]
         self._compiled = {module: torch.compile(module.forward, **self.options) for module in modules}
-        self._set()
-
-    def _set(self) -> None:
-        for module, forward in self._compiled.items():
-            module.forward = forward
-
-    def _unset(self) -> None:
-        for module in self._compiled:
-            vars(module).pop('forward', None)  # restores the method of the class
+        set_forwards(self._compiled)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._unset()
+        unset_forwards(self._compiled)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._set()
+        set_forwards(self._compiled)
 
     def after_train(self, runner: Runner) -> None:
-        self._unset()
+        unset_forwards(self._compiled)
         self._compiled = {}
