@@ -4,6 +4,7 @@ import torch
 from conftest import DEMO_CONFIG
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from PIL import Image
 from tiny_segformer import randomised
 
 from mmseg_ignite.apis import load_config
@@ -11,6 +12,7 @@ from mmseg_ignite.apis.exporting import _exported
 from mmseg_ignite.engine.ensembles import write_ensemble
 from mmseg_ignite.engine.training_record import TrainingRecord
 from mmseg_ignite.labels import CLASSES
+from mmseg_ignite.preparation.synthetic import draw_tissue
 
 SIZE = 64
 OPTIONS = {
@@ -49,4 +51,6 @@ def write_members(folder, cfg, count=2, patients=('anna', 'bert')):
 
 def exported(cfg, checkpoint, report=lambda line: None, metrics=None):
     """Return what a format is written from."""
-    return _exported(cfg, checkpoint, 'normalised', 'logits', metrics, (), report)
+    image = checkpoint.with_name('tissue.png')
+    Image.fromarray(draw_tissue((80, 96))).save(image)
+    return _exported(cfg, checkpoint, 'normalised', 'logits', metrics, [image], report)

@@ -40,8 +40,8 @@ _WHOLE_IMAGES = (512, 512)
 _COVER_SIDE = 256
 _LIBRARY_FAULT = 'Error calling function `package_file_descr_serializer`'
 """bioimageio.spec 0.5.12 with pydantic 2.14 says this of every package."""
-_TOLERANCE = dict(relative_tolerance=1e-3, absolute_tolerance=1e-3)
-"""Of the outputs on other machines: probabilities, 0..1."""
+_TOLERANCE = dict(relative_tolerance=1e-3, absolute_tolerance=1e-4)
+"""Of the outputs on other machines: probabilities, 0..1. The absolute one must be below 1 % of the largest output."""
 
 
 def check(exported: Exported) -> None:
@@ -68,10 +68,10 @@ def write(folder: Path, exported: Exported) -> None:
     (folder / CARD).write_text(exported.card, encoding='utf-8')
     inputs = example_inputs(network, _cropped(exported.images, size), [(n, *size) for n in (1, 2)])
     weights = dict(torchscript=_write_torchscript(folder, network, inputs, exported))
-    if all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime'))):
+    if all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime', f'{__package__}.onnx_graph'))):
         weights['onnx'] = _write_onnx(folder, network, inputs, exported)
     else:
-        exported.report("note: the package has no ONNX weights, which need \"pip install 'mmseg_ignite[export]'\".")
+        exported.report('note: the package has no ONNX weights, which need "pip install \'mmseg_ignite[export]\'".')
     text = yaml.safe_dump(_description(exported.description, size, weights), sort_keys=False, allow_unicode=True)
     (folder / RDF).write_text(text, encoding='utf-8')
     _validate(folder / RDF, weights, exported)
@@ -137,7 +137,17 @@ def _description(description: ModelDescription, size: tuple[int, int], weights: 
         documentation=CARD,
         license='CC-BY-NC-SA-4.0',  # of the data; the weights have none of their own
         covers=[COVER],
-        tags=['semantic-segmentation', 'histology', 'histopathology', 'h-e', 'lung', 'cancer', '2d', 'pytorch', 'qupath'],
+        tags=[
+            'semantic-segmentation',
+            'histology',
+            'histopathology',
+            'h-e',
+            'lung',
+            'cancer',
+            '2d',
+            'pytorch',
+            'qupath',
+        ],
         cite=[
             dict(
                 text='Spronck et al. 2025, A tissue and cell-level annotated H&E and PD-L1 histopathology image dataset in '
@@ -188,7 +198,7 @@ def _axes(channels: list[str], um_per_px: float, height: object, width: object) 
 
 def _validate(path: Path, weights: dict, exported: Exported) -> None:
     """Run the test of ``bioimageio.core`` with all weights; report in one line if it cannot be run."""
-    remedy = "run \"pip install 'mmseg_ignite[bioimageio]'\" and export again."
+    remedy = 'run "pip install \'mmseg_ignite[bioimageio]\'" and export again.'
     if find_spec('bioimageio') is None or find_spec('bioimageio.core') is None:
         exported.report(f'bioimageio: {RDF} was not validated, since bioimageio.core is not installed: {remedy}')
         return

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 MASK = '...'
 _START = r'(?:[A-Za-z][A-Za-z0-9+.\-]+://|[A-Za-z]:[\\/]|\\\\|~|/|\.\.[\\/])'
 _WHOLE = re.compile(rf'{_START}.*', re.DOTALL)
-_QUOTED = re.compile(rf'''(["']){_START}.*?\1''', re.DOTALL)
-_INSIDE = re.compile(rf'''(?<![\w.\-/\\~]){_START}[^\s"',\[\](){{}}]*''')
+_QUOTED = re.compile(rf"""(["']){_START}.*?\1""", re.DOTALL)
+_INSIDE = re.compile(rf"""(?<![\w.\-/\\~]){_START}[^\s"',\[\](){{}}]*""")
 _DATA = re.compile(r'(?:.*\.)?(?:data_root|release|data)')
 """Settings whose value is masked whatever it is."""
 

@@ -260,7 +260,9 @@ def _limits(description: ModelDescription, scores: dict | None) -> Iterator[str]
     rare = [
         name
         for name, row in (scores.get('classes') or {}).items()
-        if row['pixels'] and type(n := _get(scores, 'intervals', 'classes', name, 'patients')) is int and n < FEW_PATIENTS
+        if row['pixels']
+        and type(n := _get(scores, 'intervals', 'classes', name, 'patients')) is int
+        and n < FEW_PATIENTS
     ]
     if absent := [name for name, row in (scores.get('classes') or {}).items() if not row['pixels']]:
         yield f'- Not measured, since the test has no such tissue: {", ".join(map(escaped, absent))}.'
@@ -309,7 +311,14 @@ def _front_matter(description: ModelDescription, scores: dict | None) -> str:
         pipeline_tag='image-segmentation',
         license='other',
         license_name='see-model-card',
-        tags=['image-segmentation', 'semantic-segmentation', 'histopathology', 'lung-cancer', 'segformer', 'mmseg-ignite'],
+        tags=[
+            'image-segmentation',
+            'semantic-segmentation',
+            'histopathology',
+            'lung-cancer',
+            'segformer',
+            'mmseg-ignite',
+        ],
         metrics=['mean_iou'],
     )
     measured = scores and _is_number(scores.get('mIoU')) and not scores.get('seen_patients') and not scores.get('shift')

@@ -206,7 +206,9 @@ def _model_faults(network: dict, classes: int) -> Iterator[str]:
 
 
 def _label_faults(labels: dict) -> Iterator[str]:
-    yield from _unequal(('the list of keys of classificationLabels', list(labels), [str(i) for i in range(len(labels))]))
+    yield from _unequal(
+        ('the list of keys of classificationLabels', list(labels), [str(i) for i in range(len(labels))])
+    )
     if not labels:
         yield 'there are no classificationLabels'
     names = [label['name'] for label in labels.values()]

@@ -79,5 +79,7 @@ def operator_faults(module: torch.jit.ScriptModule) -> list[str]:
     """Return the operators of a module that are not in ``OPERATORS``, and devices that it names, one sentence each."""
     graph = module.inlined_graph
     names = sorted({name for name in torch.jit.export_opnames(module) if not name.startswith('prim::')} - OPERATORS)
-    kinds = {node.kind() for node in graph.findAllNodes('prim::Constant') if node.output().type().kind() == 'DeviceObjType'}
+    kinds = {
+        node.kind() for node in graph.findAllNodes('prim::Constant') if node.output().type().kind() == 'DeviceObjType'
+    }
     return [f'it uses the operator {name}' for name in names] + ['it names a device'] * bool(kinds)

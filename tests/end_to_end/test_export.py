@@ -6,12 +6,14 @@ import shutil
 import signal
 
 import pytest
+import torch
 from conftest import DEMO_CONFIG, single_error, tool
 from export_example import OPTIONS, tiny_config, write_checkpoint, write_members
 from PIL import Image
 
 from mmseg_ignite.apis import export, load_config
 from mmseg_ignite.apis.exporting import _scores
+from mmseg_ignite.engine import open_checkpoint
 from mmseg_ignite.engine.ensembles import Ensemble
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.export import packages, safetensors_package
@@ -57,8 +59,11 @@ def options(**more):
 
 
 def safetensors(cfg, checkpoint, out, **settings):
-    """Export quickly: this format runs no network."""
-    return export(cfg, checkpoint, out, ['safetensors'], report=lambda line: None, **settings)
+    """Export quickly: this format runs no network, and a given image spares drawing tissue."""
+    image = out.parent / 'tissue.png'
+    if not image.exists():
+        Image.new('RGB', (64, 64)).save(image)
+    return export(cfg, checkpoint, out, ['safetensors'], images=[image], report=lambda line: None, **settings)
 
 
 def test_tool_writes_packages_that_are_exported_again(trained, out, capsys):
@@ -72,7 +77,10 @@ def test_tool_writes_packages_that_are_exported_again(trained, out, capsys):
     assert record['format'] == 'safetensors' and record['checkpoints'][0]['sha256'] == sha256(trained)
     again = load_config(package / 'config.py')
     safetensors(again, package / 'model.safetensors', out / 'again')
-    assert sha256(out / 'again/safetensors/model.safetensors') == sha256(package / 'model.safetensors')
+    weights = [
+        open_checkpoint(path / 'model.safetensors')['state_dict'] for path in (package, out / 'again/safetensors')
+    ]
+    assert all(torch.equal(value, weights[1].pop(key)) for key, value in weights[0].items()) and not weights[1]
     assert f'# {DEMO_CONFIG.stem}'.replace('_', '\\_') in (out / 'again/safetensors/MODEL_CARD.md').read_text()
 
 
@@ -86,7 +94,7 @@ def test_wrong_inputs_end_in_one_sentence(trained, out, tmp_path, capsys):
     write_scores(scores, 'ab' * 32)
     for checkpoint, more, sentence in (
         (other, [], 'is a checkpoint of another model'),
-        (text, [], 'cannot be read as a checkpoint'),
+        (text, [], 'text.pth contains objects other than weights'),
         (tmp_path / 'missing.pth', [], 'missing.pth'),
         (trained, ['--images', damaged], 'a.png'),
         (trained, ['--images', small], 'at least 32 px'),
@@ -138,7 +146,7 @@ def test_packages_are_replaced_only_unchanged_and_only_if_asked(cfg, trained, ou
     with pytest.raises(IgniteError, match='replace an earlier export by --overwrite'):
         safetensors(cfg, trained, out)
     safetensors(cfg, trained, out, overwrite=True)
-    assert snapshot(out) == before
+    assert snapshot(out).keys() == before.keys() and not changed_files(folder)
 
     card = folder / 'MODEL_CARD.md'
     text = card.read_text()

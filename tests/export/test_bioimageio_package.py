@@ -52,7 +52,13 @@ def package(cfg, checkpoint, tmp_path_factory):
         for name in ('connect', 'connect_ex'):
             patch.setattr(socket.socket, name, refuse)
         patch.setattr(socket, 'getaddrinfo', refuse)
+        patch.setattr(bioimageio_package, 'find_spec', without('onnx'))  # recording ONNX takes half a minute
         return Package(tmp_path_factory.mktemp('bioimageio'), cfg, checkpoint)
+
+
+def without(*packages):
+    """Return find_spec as if packages were not installed."""
+    return lambda name: None if name.startswith(packages) else find_spec(name)
 
 
 def axes(tensor):
@@ -138,21 +144,26 @@ def test_bioimageio_core_accepts_the_package_and_runs_its_weights(package):
     assert 'passes the test of bioimageio.core' in said and 'torchscript' in said.split('passes')[1]
 
 
-def test_onnx_weights_run(package):
-    if 'onnx' not in package.rdf['weights']:
-        pytest.skip('the packages for ONNX are not installed')
-    ort = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
-    session = ort.InferenceSession(str(package.folder / package.rdf['weights']['onnx']['source']))
+@pytest.mark.slow
+def test_onnx_weights_run_and_are_accepted(cfg, checkpoint, tmp_path):
+    for name in ('onnx', 'onnxscript', 'onnxruntime', 'mmseg_ignite.export.onnx_graph'):
+        pytest.importorskip(name, reason=f'{name} is not installed')
+    package = Package(tmp_path, cfg, checkpoint)
+    entry = package.rdf['weights']['onnx']
+    session = pytest.importorskip('onnxruntime').InferenceSession(str(tmp_path / entry['source']))
     x = torch.rand(1, 3, SIZE, SIZE) * 255
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     network = ExportNetwork(package.exported.model, 'float', 'probabilities')
     assert np.abs(found - network(x).detach().numpy()).max() < 1e-4
+    assert entry['parent'] == 'torchscript' and entry['opset_version'] > 10
+    assert any('passes' in line and 'onnx' in line or 'was not validated' in line for line in package.lines)
 
 
 def test_a_package_that_is_not_valid_is_refused(package, tmp_path, monkeypatch):
     pytest.importorskip('bioimageio.core', reason='bioimageio.core is not installed')
     if any('do not fit each other' in line for line in package.lines):
         pytest.skip('the installed bioimageio.spec does not run with the installed pydantic (2.14 or newer)')
+    monkeypatch.setattr(bioimageio_package, 'find_spec', without('onnx'))
     real = bioimageio_package._description
     monkeypatch.setattr(bioimageio_package, '_description', lambda *a: dict(real(*a), license='none of the list'))
     with pytest.raises(IgniteError, match='does not pass the test of bioimageio.core'):
@@ -160,9 +171,7 @@ def test_a_package_that_is_not_valid_is_refused(package, tmp_path, monkeypatch):
 
 
 def test_missing_libraries_are_reported(package, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        bioimageio_package, 'find_spec', lambda name: None if name[:4] in ('onnx', 'bioi') else find_spec(name)
-    )
+    monkeypatch.setattr(bioimageio_package, 'find_spec', without('onnx', 'bioimageio'))
     lines = []
     write(tmp_path, package.exported.__class__(**{**vars(package.exported), 'report': lines.append}))
     assert any('was not validated' in line and 'mmseg_ignite[bioimageio]' in line for line in lines)
@@ -177,5 +186,8 @@ def test_ensemble_is_one_network(cfg, tmp_path, monkeypatch):
     write(folder, model)
     x = torch.rand(1, 3, SIZE, SIZE) * 255
     torch.testing.assert_close(
-        torch.jit.load(folder / 'model.pt')(x), ExportNetwork(model.model, 'float', 'probabilities')(x), atol=1e-5, rtol=1e-4
+        torch.jit.load(folder / 'model.pt')(x),
+        ExportNetwork(model.model, 'float', 'probabilities')(x),
+        atol=1e-5,
+        rtol=1e-4,
     )

@@ -57,7 +57,7 @@ def scores():
         provenance=dict(
             version='0.1.0',
             date='2026-01-02T03:04:05+00:00',
-            command="/home/anna/tools/test.py configs/b0.py /home/anna/iter_7.pth --cfg-options data_root=data/ours x=1",
+            command='/home/anna/tools/test.py configs/b0.py /home/anna/iter_7.pth --cfg-options data_root=data/ours x=1',
             config_sha256='d4' * 32,
             checkpoint_sha256='a1' * 32,
             data_sha256='e5' * 32,
@@ -156,7 +156,9 @@ def test_names_are_no_markdown(scores):
 
 
 def test_damaged_intervals_are_left_out(scores):
-    broken = dict(scores, intervals=dict(scores['intervals'], classes={'Stroma': dict(IoU=['a', None], Dice=5), 'Liver': 3}))
+    broken = dict(
+        scores, intervals=dict(scores['intervals'], classes={'Stroma': dict(IoU=['a', None], Dice=5), 'Liver': 3})
+    )
     card = section(model_card(DESCRIPTION, broken), 'Scores (validation)')
     assert row(card, 'Stroma')[1] == f'{scores["classes"]["Stroma"]["IoU"]:.1f}'
 
@@ -168,7 +170,11 @@ def test_front_matter_is_valid_and_has_scores_only_of_unseen_patients(scores):
         return yaml.safe_load(text.split('---\n')[1])
 
     found = front(scores, name='a: "b"\n---\n')
-    assert (found['library_name'], found['pipeline_tag'], found['license']) == ('transformers', 'image-segmentation', 'other')
+    assert (found['library_name'], found['pipeline_tag'], found['license']) == (
+        'transformers',
+        'image-segmentation',
+        'other',
+    )
     assert found['metrics'] == ['mean_iou'] and 'histopathology' in found['tags']
     assert found['model-index'][0]['results'][0]['metrics'][0]['value'] == round(scores['mIoU'], 2)
     for other in (None, dict(scores, seen_patients=['x']), dict(scores, shift='lab'), dict(scores, mIoU=None)):
@@ -177,7 +183,8 @@ def test_front_matter_is_valid_and_has_scores_only_of_unseen_patients(scores):
 
 def test_commands_without_machine_paths():
     masked = masked_command(
-        "tools/test.py 'C:\\Users\\anna\\c.py' " '"/home/Anna B/x.pth" ../anna/y ~/anna --data anna/z --work-dir=/anna s3://anna/w '
+        "tools/test.py 'C:\\Users\\anna\\c.py' "
+        '"/home/Anna B/x.pth" ../anna/y ~/anna --data anna/z --work-dir=/anna s3://anna/w '
         '\'--cfg-options=a=["/home/Anna B/x", "/anna/y"]\' b=configs/x.py model.data_root=anna lr=1e-3 k=(1,/anna)'
     )
     assert 'anna' not in masked.lower() and masked.startswith('test.py ... ... ... ... --data ...')
@@ -186,5 +193,7 @@ def test_commands_without_machine_paths():
 
 
 def test_settings_without_machine_paths():
-    found = masked_settings(dict(a=['/x', 'y/z', ('//h/s', 3)], data_root='q', b=dict(data_root='r', c='~u')), {'data_root': 'd'})
+    found = masked_settings(
+        dict(a=['/x', 'y/z', ('//h/s', 3)], data_root='q', b=dict(data_root='r', c='~u')), {'data_root': 'd'}
+    )
     assert found == dict(a=['...', 'y/z', ('...', 3)], data_root='d', b=dict(data_root='d', c='...'))
