@@ -31,6 +31,11 @@ def window_of(description: ModelDescription) -> tuple[int, int]:
     return description.window or (WINDOW, WINDOW)
 
 
+def resolution_of(description: ModelDescription) -> float:
+    """Return the resolution of the training in um/px, with four digits: exact multiples of a slide's pixels stay exact."""
+    return float(f'{description.um_per_px:.4g}')
+
+
 def window_fault(window: tuple[int, int]) -> str | None:
     """Return what is wrong with a window, or None."""
     if all(side % STEP == 0 and side >= 2 * STEP for side in window):
@@ -55,7 +60,7 @@ def qupath_classifier(description: ModelDescription) -> dict:
     """
     (height, width), padding = window_of(description), tile_padding(window_of(description))
     labels = zip(class_names(description), description.palette)
-    size = dict(value=float(description.um_per_px), unit=_MICROMETRE)
+    size = dict(value=resolution_of(description), unit=_MICROMETRE)
     model = dict(
         dnn_model='DjlDnnModel',
         uris=[PLACEHOLDER],
@@ -124,15 +129,24 @@ def qupath_classifier_faults(content: object) -> list[str]:
 
 def _faults(content: dict) -> Iterator[str]:
     metadata, op = content['metadata'], content['op']
-    transforms, sequence = op['colorTransforms'], op['op']
-    yield from _unequal(
-        ('the list of keys', sorted(content), ['metadata', 'op', 'pixel_classifier_type']),
-        ('pixel_classifier_type', content['pixel_classifier_type'], 'OpenCVPixelClassifier'),
-        ('the type of op', op['type'], 'data.op.channels'),
-        ('colorTransforms', transforms, [dict(channelName=name) for name in ('Red', 'Green', 'Blue')]),
-        ('the type of op.op', sequence['type'], 'op.core.sequential'),
-        ('the list of types of op.op.ops', [x['type'] for x in sequence['ops']], [_CONVERT, _DNN, _MULTIPLY, _CONVERT]),
+    sequence = op['op']
+    structure = list(
+        _unequal(
+            ('the list of keys', sorted(content), ['metadata', 'op', 'pixel_classifier_type']),
+            ('pixel_classifier_type', content['pixel_classifier_type'], 'OpenCVPixelClassifier'),
+            ('the type of op', op['type'], 'data.op.channels'),
+            ('colorTransforms', op['colorTransforms'], [dict(channelName=name) for name in ('Red', 'Green', 'Blue')]),
+            ('the type of op.op', sequence['type'], 'op.core.sequential'),
+            (
+                'the list of types of op.op.ops',
+                [x['type'] for x in sequence['ops']],
+                [_CONVERT, _DNN, _MULTIPLY, _CONVERT],
+            ),
+        )
     )
+    yield from structure
+    if structure:
+        return
     first, network, multiply, last = sequence['ops']
     yield from _unequal(
         ('the first pixelType', first['pixelType'], 'FLOAT32'),

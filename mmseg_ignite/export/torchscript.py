@@ -23,11 +23,14 @@ OPERATORS = frozenset(
         'mul_.Tensor neg pad permute pow.Tensor_Scalar prelu reciprocal relu relu6 relu_ repeat reshape roll rsqrt '
         'select.int sigmoid silu silu_ sin size size.int slice.Tensor softmax.int softplus split.Tensor split_with_sizes '
         'sqrt squeeze squeeze.dim stack sub.Scalar sub.Tensor sum sum.dim_IntList t tanh to.dtype transpose.int type_as '
-        'unbind.int unflatten.int unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var_mean.correction '
-        'view'
+        'unbind.int unflatten.int unsqueeze upsample_bicubic2d upsample_bicubic2d.vec upsample_bilinear2d '
+        'upsample_bilinear2d.vec upsample_nearest2d upsample_nearest2d.vec var_mean.correction view'
     ).split()
 )
-"""Operators with the same schema in PyTorch 2.5.1, 2.7.1 and 2.13.0: the lists of the three versions were compared."""
+"""Operators with the same schema in PyTorch 2.5.1, 2.7.1 and 2.13.0: ``_jit_get_all_schemas()`` of the three was compared.
+
+None of them creates a tensor on a device, so that the file runs on any.
+"""
 
 
 def write_torchscript(network: nn.Module, path: Path, size: tuple[int, int]) -> None:
@@ -41,45 +44,47 @@ def write_torchscript(network: nn.Module, path: Path, size: tuple[int, int]) -> 
         size: (h, w) px of the inputs.
 
     Raises:
-        IgniteError: the network uses an operator that older versions of PyTorch may not have, or depends on a device.
+        IgniteError: the network uses an operator that is not in ``OPERATORS``.
 
     Example:
         >>> write_torchscript(ExportNetwork(model, 'float', 'probabilities'), Path('model.pt'), (512, 512))
     """
     with warnings.catch_warnings(), torch.no_grad():
-        # The sizes are fixed on purpose, and the file is compared with the network.
+        # TorchScript is deprecated, but it is what QuPath runs; sizes become constants on purpose.
         warnings.simplefilter('ignore')
         traced = torch.jit.trace(network.eval(), torch.zeros(1, 3, *size), check_trace=False)
         frozen = torch.jit.freeze(traced)
-    if faults := operator_faults(frozen):
+        whole = io.BytesIO()
+        torch.jit.save(frozen, whole)
+    if faults := _operator_faults(frozen):
         raise IgniteError(
-            f'the model cannot be written as TorchScript for QuPath: {faults[0]}; operators of PyTorch 2.5.1 that do not name '
-            'a device were expected: export it as ONNX.'
+            f'the model cannot be written as TorchScript for QuPath: {faults[0]}, which PyTorch 2.5.1 may not have or do in '
+            'another way: export it as ONNX.'
         )
-    whole = io.BytesIO()
-    torch.jit.save(frozen, whole)
     whole.seek(0)
     reader, writer = torch._C.PyTorchFileReader(whole), torch._C.PyTorchFileWriter(str(path))
     for name in reader.get_all_records():
-        if not name.startswith('.data/') and not name.endswith('.debug_pkl'):
+        if not name.startswith('.data/') and not name.endswith('.debug_pkl'):  # the latter have paths and source lines
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.set_min_version(int(reader.get_record('.data/version')))
     writer.write_end_of_file()
 
 
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Open a TorchScript file on the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.jit.load(str(path), map_location='cpu')
+
+
 def torchscript_faults(path: Path) -> list[str]:
     """Return what keeps PyTorch 2.5.1 from running a TorchScript file, one sentence each."""
     version = int(torch._C.PyTorchFileReader(str(path)).get_record('.data/version'))
     faults = [f'the file format is {version}; at most {FILE_VERSION} was expected'] if version > FILE_VERSION else []
-    return faults + operator_faults(torch.jit.load(str(path), map_location='cpu'))
+    return faults + _operator_faults(load_torchscript(path))
 
 
-def operator_faults(module: torch.jit.ScriptModule) -> list[str]:
-    """Return the operators of a module that are not in ``OPERATORS``, and devices that it names, one sentence each."""
-    graph = module.inlined_graph
-    names = sorted({name for name in torch.jit.export_opnames(module) if not name.startswith('prim::')} - OPERATORS)
-    kinds = {
-        node.kind() for node in graph.findAllNodes('prim::Constant') if node.output().type().kind() == 'DeviceObjType'
-    }
-    return [f'it uses the operator {name}' for name in names] + ['it names a device'] * bool(kinds)
+def _operator_faults(module: torch.jit.ScriptModule) -> list[str]:
+    names = {name for name in torch.jit.export_opnames(module) if not name.startswith('prim::')} - OPERATORS
+    return [f'it uses the operator {name}' for name in sorted(names)]

@@ -61,6 +61,7 @@ def options(**more):
 def safetensors(cfg, checkpoint, out, **settings):
     """Export quickly: this format runs no network, and a given image spares drawing tissue."""
     image = out.parent / 'tissue.png'
+    image.parent.mkdir(parents=True, exist_ok=True)
     if not image.exists():
         Image.new('RGB', (64, 64)).save(image)
     return export(cfg, checkpoint, out, ['safetensors'], images=[image], report=lambda line: None, **settings)
@@ -173,9 +174,9 @@ def test_inputs_are_never_replaced(cfg, trained, out, prepared):
         safetensors(cfg, folder / 'model.safetensors', link, overwrite=True)
     assert snapshot(out) == before
     with pytest.raises(IgniteError, match='is in the prepared data set'):
-        safetensors(cfg, trained, prepared)
+        export(cfg, trained, prepared, ['safetensors'])
     with pytest.raises(IgniteError, match='is a file'):
-        safetensors(cfg, trained, trained)
+        export(cfg, trained, trained, ['safetensors'])
 
 
 def test_full_disk_leaves_nothing(cfg, trained, out):
