@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.py').read_text())[1]
 
 SLIDES = ['openslide-python>=1.4', 'openslide-bin', 'tifffile', 'imagecodecs', 'shapely>=2.1']
+BIOIMAGEIO = ['bioimageio.core>=0.11', 'pydantic<2.14']  # bioimageio.spec 0.5.12 fails with pydantic 2.14
 
 
 class BuildWithConfigs(build_py):
@@ -63,10 +64,11 @@ setup(
     extras_require=dict(
         slides=SLIDES,
         export=['onnx', 'onnxruntime', 'onnxscript'],
+        bioimageio=BIOIMAGEIO,
         timm=['timm', 'torchvision'],
         app=['gradio>=6', 'shapely>=2.1'],  # in 6, style and theme moved to launch()
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
-        + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES],
+        + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES, *BIOIMAGEIO],
     ),
 )

@@ -25,7 +25,7 @@ class ModelDescription:
     """Facts about a trained model that travel with every export.
 
     Attributes:
-        name: name of the config without its suffix; also the name of exported files.
+        name: ``experiment_name`` of the config, else its file name without the suffix; also the name of exported files.
         architecture: encoder and decode head, e.g. 'FastMixVisionTransformer + FastSegformerHead'.
         parameters: number of weights, of all members.
         members: number of networks whose probabilities are averaged.
@@ -89,7 +89,7 @@ class ModelDescription:
         test_cfg = model.test_cfg or {}
         slides = test_cfg.get('mode') == 'slide'
         return cls(
-            name=Path(cfg.filename or 'model').stem,
+            name=Path(str(cfg.get('experiment_name') or '')).name or Path(cfg.filename or 'model').stem,
             architecture=f'{type(model.backbone).__name__} + {type(model.decode_head).__name__}',
             parameters=sum(p.numel() for p in model.parameters()),
             members=len(ensemble.members),

@@ -22,6 +22,7 @@ from ..engine.checkpoints import open_checkpoint, write_safetensors
 from ..errors import IgniteError
 from ..files import printable, writing
 from ..models.weight_names import convert
+from .model_card import model_card
 
 if TYPE_CHECKING:
     from .description import ModelDescription
@@ -38,7 +39,8 @@ def check(exported: Exported) -> None:
 
 def write(folder: Path, exported: Exported) -> None:
     """Write a folder, see :func:`write_hugging_face`."""
-    for line in write_hugging_face(folder, exported.model, exported.description, exported.card):
+    card = model_card(exported.description, exported.scores, front_matter=True)
+    for line in write_hugging_face(folder, exported.model, exported.description, card):
         exported.report(line)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mmengine.config import Config
 from mmseg.models.segmentors import EncoderDecoder
 
 from .description import ModelDescription
@@ -26,6 +27,9 @@ class Exported:
         images: (h, w, 3) uint8 RGB images of real tissue, with which written files are compared with the model.
         inputs, outputs: kinds of input and output for ONNX, see :mod:`.network`.
         report: receives lines of text.
+        config: config of the model; None if unknown.
+        scores: content of ``metrics.json``; None if the model was not tested.
+        patients: names of the training patients that the JSON file of an ensemble states.
     """
 
     model: EncoderDecoder
@@ -36,6 +40,9 @@ class Exported:
     inputs: str = 'normalised'
     outputs: str = 'logits'
     report: Callable[[str], None] = field(default=print)
+    config: Config | None = None
+    scores: dict | None = None
+    patients: Sequence[str] = ()
 
 
 class Format(NamedTuple):
