@@ -10,6 +10,9 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'mmseg_ignite' / 'version.py').read_text())[1]
 
+APP = ['gradio>=6', 'shapely>=2.1']  # in 6, style and theme moved to launch()
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+TIMM = ['timm', 'torchvision']
 SLIDES = ['openslide-python>=1.4', 'openslide-bin', 'tifffile', 'imagecodecs', 'shapely>=2.1']
 BIOIMAGEIO = ['bioimageio.core>=0.11', 'pydantic<2.14']  # bioimageio.spec 0.5.12 fails with pydantic 2.14
 
@@ -63,12 +66,12 @@ setup(
     ],
     extras_require=dict(
         slides=SLIDES,
-        export=['onnx', 'onnxruntime', 'onnxscript'],
+        export=EXPORT,
         bioimageio=BIOIMAGEIO,
-        timm=['timm', 'torchvision'],
-        app=['gradio>=6', 'shapely>=2.1'],  # in 6, style and theme moved to launch()
+        timm=TIMM,
+        app=APP,
         tensorboard=['tensorboard'],
         dev=['pytest', 'pytest-xdist', 'hypothesis', 'scikit-learn', 'ruff', 'pytest-cov', 'tensorboard', 'selenium']
-        + ['build', 'wheel', 'setuptools', 'rasterio', *SLIDES, *BIOIMAGEIO],
+        + ['build', 'wheel', 'setuptools', 'rasterio', 'transformers', *SLIDES, *BIOIMAGEIO, *EXPORT, *APP, *TIMM],
     ),
 )
