@@ -1,4 +1,4 @@
-"""timm imports torchvision, and a torchvision built for CUDA does not import beside a torch for the CPU."""
+"""timm and transformers import torchvision, and one built for CUDA does not import beside a torch for the CPU."""
 
 import contextlib
 import importlib
@@ -12,19 +12,19 @@ _SCHEMA = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
 _libraries = []
 
 
-def timm_or_skip():
-    """Import timm; skip the test if it is not installed.
+def import_or_skip(package, extra):
+    """Import timm or transformers; skip the test if it is not installed.
 
     Such a torchvision refers to operators of its compiled part, which cannot be loaded: "operator torchvision::nms does not
-    exist". timm uses none of them, so they are declared here without an implementation, for tests alone and only where the
-    import fails. Users install a torchvision that fits their torch.
+    exist". The tests use none of them, so they are declared here without an implementation, for tests alone and only where
+    the import fails. Users install a torchvision that fits their torch.
     """
     with contextlib.suppress(ImportError):
         try:
             importlib.import_module('torchvision')
         except RuntimeError:
             _declare_operators()
-    return pytest.importorskip('timm', reason='timm is not installed (extra [timm])', exc_type=ImportError)
+    return pytest.importorskip(package, reason=f'{package} is not installed (extra [{extra}])', exc_type=ImportError)
 
 
 def _declare_operators():

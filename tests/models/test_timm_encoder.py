@@ -9,7 +9,7 @@ from conftest import ROOT
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from timm_example import ADAPTER, HALF, SMALL, vit
-from torchvision_shim import timm_or_skip
+from torchvision_shim import import_or_skip
 
 from mmseg_ignite.apis import load_config
 from mmseg_ignite.errors import IgniteError
@@ -17,7 +17,7 @@ from mmseg_ignite.models import TimmEncoder
 from mmseg_ignite.models.backbones.spatial_adapter import resample
 from mmseg_ignite.models.backbones.timm_weights import fitting_encoder
 
-timm = timm_or_skip()
+timm = import_or_skip('timm', 'timm')
 CONFIGS = sorted((ROOT / 'configs' / 'timm').glob('*.py'))
 MILLIONS = {'convnext-tiny': 27.8, 'h-optimus-0': 1135, 'h-optimus-1': 1135, 'hibou-b': 85.7, 'hibou-l': 303.7, 'uni2-h': 681,
             'virchow2': 631}  # fmt: skip
@@ -124,7 +124,7 @@ def test_half_precision_and_channels_last():
 
 def test_weights_with_the_names_of_transformers_give_its_tokens(tmp_path):
     """Hibou's model.safetensors has the names of files of Dinov2WithRegistersModel."""
-    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    transformers = import_or_skip('transformers', 'dev')
     safetensors = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14, num_register_tokens=4,

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from timm_example import tiny_config, vit
-from torchvision_shim import timm_or_skip
+from torchvision_shim import import_or_skip
 
 from mmseg_ignite.apis import Predictor, train
 from mmseg_ignite.engine import open_checkpoint
 from mmseg_ignite.engine.encoder_weights import set_encoder_weights
 from mmseg_ignite.errors import IgniteError
 
-timm_or_skip()
+import_or_skip('timm', 'timm')
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS
 from tiny_segformer import CLASSES, logits, our_epsilon, randomised, theirs, tiny_config, tiny_segformer
+from torchvision_shim import import_or_skip
 
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.models.weight_names import LAYOUTS, convert, layout_of
@@ -29,7 +30,7 @@ def same(a, b):
 @pytest.mark.parametrize('depths', ['B0', 'B2'])
 def test_models_of_transformers_give_equal_outputs_here(depths, tmp_path):
     """From the names of its files and from those in its code, which differ since 5.24."""
-    pytest.importorskip('transformers', reason='transformers is the reference')
+    import_or_skip('transformers', 'dev')
     from safetensors.torch import load_file
 
     model, own = theirs('SegformerForSemanticSegmentation', depths), tiny_segformer(depths=depths)
@@ -47,7 +48,7 @@ def test_models_of_transformers_give_equal_outputs_here(depths, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize('kind', ['SegformerModel', 'SegformerForImageClassification'])
 def test_encoders_of_transformers_give_equal_maps_here(kind, tmp_path):
-    pytest.importorskip('transformers', reason='transformers is the reference')
+    import_or_skip('transformers', 'dev')
     from safetensors.torch import load_file
 
     model, own = theirs(kind), tiny_segformer()
