@@ -90,7 +90,7 @@ def compiled(model: nn.Module, half: bool, example: Tensor) -> Run:
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write an ONNX file. The one place to change for the export of the package, ``mmseg_ignite.export``."""
+    """Write an ONNX file of one size, with logits of a quarter like ours; that of tools/export.py also upsamples them."""
     logging.disable(logging.WARNING)  # of onnxscript, a line for each Split
     with torch.no_grad():
         torch.onnx.export(Logits(model).cpu(), (example.cpu(),), str(path), dynamo=True, verbose=False)
