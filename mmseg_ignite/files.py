@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -33,6 +34,7 @@ _SIGNATURE_TAIL = 128
 """Bytes at the end of a file that hold its signature."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28
+_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _RUNS = ('confusion.npz', 'run.json')
 """Signed files of which each folder of a run has one."""
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
@@ -231,8 +233,16 @@ def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[
 
 
 def printable(name: str | os.PathLike) -> str:
-    """Return a file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+    """Return a name, or another text, as valid text of one line: bytes that are not UTF-8 become ``\\xNN``.
+
+    Line breaks and other control characters, which would change a terminal, are shown as in Python, e.g. ``\\n``.
+    """
+    return _UNPRINTABLE.sub(_escaped, os.fsdecode(name))
+
+
+def _escaped(found: re.Match) -> str:
+    code = ord(found[0])
+    return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else found[0].encode('unicode_escape').decode()
 
 
 def sha256(path: str | os.PathLike) -> str:
