@@ -200,7 +200,12 @@ def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
 
 def check_output_folder(folder: str | os.PathLike) -> None:
     """Raise IgniteError if a folder, which need not exist yet, cannot be written, or is in a release or prepared data set."""
-    real = Path(os.path.realpath(folder))
+    try:
+        real = Path(os.path.realpath(folder))
+        os.lstat(real) if os.path.lexists(real) else real.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        reason = getattr(error, 'strerror', None) or error
+        raise IgniteError(f'{printable(folder)} cannot be created ({reason}): choose another output folder.') from error
     for parent in (real, *real.parents):
         release = (parent / 'data_overview.csv').is_file() and real.relative_to(parent).parts[:1] in _RELEASE_PARTS
         if release or all((parent / name).exists() for name in ('index.json', 'labels', 'points')):

@@ -36,6 +36,8 @@ def convert_weights(source: str | Path, out: str | Path, to: str = 'mmseg', enco
         >>> convert_weights('nvidia/mit-b0', 'mit_b0.pth')
         ['found: MiT-B0, encoder alone, names of Hugging Face', 'written: mit_b0.pth, names of mmseg']
     """
+    if to not in LAYOUTS:
+        raise IgniteError(f'the names are {to!r}; one of {", ".join(LAYOUTS)} was expected: correct it.')
     path, out = weights_file(local_file(source)), Path(out)
     _check_output(path, out)
     content = open_checkpoint(path)

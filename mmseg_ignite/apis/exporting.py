@@ -82,6 +82,7 @@ def export(
         with _writing(folder), atomic_directory(folder, own) as partial:
             modules[name].write(partial, exported)
             write_record(partial, name, exported.description)
+            _check_folder(folder, modules[name].FILES, overwrite, inputs_read)  # another export may have been faster
         report(f'{name}: {printable(folder)}')
     return list(folders.values())
 

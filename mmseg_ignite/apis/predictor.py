@@ -379,7 +379,7 @@ def _train_ids(cfg: Config) -> np.ndarray:
     table = release_ids(classes)
     if table is None:
         raise IgniteError(
-            f'the classes of the config, {", ".join(classes)}, are not classes of IGNITE, whose ids label PNGs hold: use the '
-            'names of the release.'
+            f'the classes of the config, {", ".join(map(str, classes))}, are not classes of IGNITE, whose ids label PNGs '
+            'hold: use the names of the release.'
         )
     return table[: len(classes)]
