@@ -10,6 +10,7 @@ from collections.abc import Callable
 from .engine.allocator import keep_freed_memory
 from .engine.worker_errors import worker_errors
 from .errors import IgniteError
+from .files import printable
 from .messages import quiet_warnings
 
 
@@ -32,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except IgniteError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('stopped.', file=sys.stderr)

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -33,6 +34,7 @@ _SIGNATURE_TAIL = 128
 """Bytes at the end of a file that hold its signature."""
 _RELEASE_PARTS = ((), ('images',), ('annotations',))
 _MAX_JSON_BYTES = 1 << 28
+_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _RUNS = ('confusion.npz', 'run.json')
 """Signed files of which each folder of a run has one."""
 _RUN_ARRAYS = {'names.npy', 'matrices.npy', 'classes.npy', 'metadata.npy'}
@@ -198,7 +200,12 @@ def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
 
 def check_output_folder(folder: str | os.PathLike) -> None:
     """Raise IgniteError if a folder, which need not exist yet, cannot be written, or is in a release or prepared data set."""
-    real = Path(os.path.realpath(folder))
+    try:
+        real = Path(os.path.realpath(folder))
+        os.lstat(real) if os.path.lexists(real) else real.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        reason = getattr(error, 'strerror', None) or error
+        raise IgniteError(f'{printable(folder)} cannot be created ({reason}): choose another output folder.') from error
     for parent in (real, *real.parents):
         release = (parent / 'data_overview.csv').is_file() and real.relative_to(parent).parts[:1] in _RELEASE_PARTS
         if release or all((parent / name).exists() for name in ('index.json', 'labels', 'points')):
@@ -231,8 +238,16 @@ def visible_files(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[
 
 
 def printable(name: str | os.PathLike) -> str:
-    """Return a file name as valid text: bytes that are not UTF-8 become ``\\xNN``."""
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+    """Return a name, or another text, as valid text of one line: bytes that are not UTF-8 become ``\\xNN``.
+
+    Line breaks and other control characters, which would change a terminal, are shown as in Python, e.g. ``\\n``.
+    """
+    return _UNPRINTABLE.sub(_escaped, os.fsdecode(name))
+
+
+def _escaped(found: re.Match) -> str:
+    code = ord(found[0])
+    return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else found[0].encode('unicode_escape').decode()
 
 
 def sha256(path: str | os.PathLike) -> str:

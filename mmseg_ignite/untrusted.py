@@ -70,6 +70,8 @@ def read_text(path: str | os.PathLike, remedy: str = 'check the file') -> str:
         IgniteError: it is missing, larger than 256 MiB or not UTF-8; ``remedy`` ends the sentence.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would never end
+            raise OSError(None, 'it is no regular file')
         with open(path, 'rb') as stream:
             content = stream.read(MAX_TEXT_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path

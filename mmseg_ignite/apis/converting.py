@@ -3,11 +3,9 @@
 import os
 from pathlib import Path
 
-import torch
-
 from ..engine.checkpoints import open_checkpoint, write_safetensors
 from ..engine.checkpoints.remote import local_file
-from ..engine.checkpoints.writing import write_checkpoint
+from ..engine.checkpoints.writing import save_tensors, write_checkpoint
 from ..engine.encoder_weights import weights_file
 from ..errors import IgniteError
 from ..files import atomic_file, check_output_folder, printable, writing
@@ -15,6 +13,7 @@ from ..models.weight_names import LAYOUTS, convert
 
 SUFFIXES = ('.pth', '.safetensors', '.bin')
 """Formats of the output: torch with the meta of the training, safetensors with it, torch with weights only."""
+_REMEDY = 'choose another folder'
 
 
 def convert_weights(source: str | Path, out: str | Path, to: str = 'mmseg', encoder_only: bool = False) -> list[str]:
@@ -37,6 +36,8 @@ def convert_weights(source: str | Path, out: str | Path, to: str = 'mmseg', enco
         >>> convert_weights('nvidia/mit-b0', 'mit_b0.pth')
         ['found: MiT-B0, encoder alone, names of Hugging Face', 'written: mit_b0.pth, names of mmseg']
     """
+    if to not in LAYOUTS:
+        raise IgniteError(f'the names are {to!r}; one of {", ".join(LAYOUTS)} was expected: correct it.')
     path, out = weights_file(local_file(source)), Path(out)
     _check_output(path, out)
     content = open_checkpoint(path)
@@ -46,10 +47,10 @@ def convert_weights(source: str | Path, out: str | Path, to: str = 'mmseg', enco
     if out.suffix.lower() == '.safetensors':
         write_safetensors(out, weights, meta)
     elif out.suffix.lower() == '.pth':
-        write_checkpoint(dict(state_dict=weights, **({} if meta is None else dict(meta=meta))), out)
+        write_checkpoint(dict(state_dict=weights, **({} if meta is None else dict(meta=meta))), out, _REMEDY)
     else:
-        with writing(out), atomic_file(out) as partial:
-            torch.save(weights, partial)
+        with writing(out, _REMEDY), atomic_file(out) as partial:
+            save_tensors(weights, partial)
         if meta:
             lines.append(
                 'left out: the record of its training, which a .bin file cannot hold; .safetensors and .pth can'

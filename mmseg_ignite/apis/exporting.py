@@ -82,6 +82,7 @@ def export(
         with _writing(folder), atomic_directory(folder, own) as partial:
             modules[name].write(partial, exported)
             write_record(partial, name, exported.description)
+            _check_folder(folder, modules[name].FILES, overwrite, inputs_read)  # another export may have been faster
         report(f'{name}: {printable(folder)}')
     return list(folders.values())
 
@@ -130,11 +131,15 @@ def _check_folder(folder: Path, own: Sequence[str], overwrite: bool, inputs: Seq
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turn errors of a full disk, which torch raises as RuntimeError, into an IgniteError."""
+    """Name the folder in errors of a full disk, rather than a temporary file; torch raises them as RuntimeError."""
     remedy = 'free some space, or choose another --out'
     try:
         with writing(folder, remedy):
             yield
+    except IgniteError as error:
+        if not isinstance(reason := error.__cause__, OSError):
+            raise
+        raise IgniteError(f'{printable(folder)} cannot be written ({reason.strerror or reason}): {remedy}.') from reason
     except RuntimeError as error:
         if 'PytorchStreamWriter' not in str(error):
             raise

@@ -22,12 +22,15 @@ from ..engine.compiled_inference import Compilation
 from ..engine.devices import find_device, to_device
 from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
+from ..engine.training_record import KEY
 from ..errors import IgniteError
+from ..files import printable
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import Span, grid
 from ..labels import CLASSES, release_ids
 from ..models.onnx_file import engine
 from ..models.segmentors import label_image
+from ..untrusted import is_number
 from .configuration import building, load_config, resolved
 from .onnx_prediction import graph_config, graph_device, graph_metas
 from .prediction_rasters import BACKGROUND, Sink, empty_like, is_list, pairs, resample
@@ -111,7 +114,7 @@ class Predictor:
         self.engine = engine() if is_graph else f'torch {torch.__version__}'
         self.model = to_device(self.model, device).eval()
         self.device, self.dtype = device, prediction_dtype(cfg, device, amp)
-        self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg)
+        self.um_per_px, self.um_per_px_source = _training_resolution(self.metas[0], cfg, self.ensemble.members[0])
         self._ids = _train_ids(cfg)
         self.compilation = Compilation(self.model, self.dtype, False if is_graph else compile)
         if compile:
@@ -351,10 +354,16 @@ def _is_end(kind: object) -> bool:
     return inspect.isclass(kind) and issubclass(kind, _ENDS)
 
 
-def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
+def _training_resolution(meta: dict, cfg: Config, path: Path) -> tuple[float, str]:
     """Return the um/px at which a model was trained, and what states it."""
-    stored = (meta.get('mmseg_ignite') or {}).get('um_per_px')
-    if stored:
+    record = meta.get(KEY)
+    stored = record.get('um_per_px') if isinstance(record, dict) else None
+    if stored is not None:
+        if not is_number(stored, MIN_UM_PER_PX, MAX_UM_PER_PX):
+            raise IgniteError(
+                f'{printable(path)} states that it was trained at {str(stored)[:40]} um/px; {MIN_UM_PER_PX} to '
+                f'{MAX_UM_PER_PX:g} was expected: check where the file comes from.'
+            )
         return float(stored), 'checkpoint'
     dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
     crops = (dataset.get('crops') or {}).get('um_per_px')
@@ -370,7 +379,7 @@ def _train_ids(cfg: Config) -> np.ndarray:
     table = release_ids(classes)
     if table is None:
         raise IgniteError(
-            f'the classes of the config, {", ".join(classes)}, are not classes of IGNITE, whose ids label PNGs hold: use the '
-            'names of the release.'
+            f'the classes of the config, {", ".join(map(str, classes))}, are not classes of IGNITE, whose ids label PNGs '
+            'hold: use the names of the release.'
         )
     return table[: len(classes)]

@@ -60,7 +60,9 @@ def train(
     check_run(cfg, 'training')
     check_output_folder(cfg.work_dir)
     if (name := printable(cfg.work_dir)) != str(cfg.work_dir):
-        raise IgniteError(f'the name of the work dir {name} is not UTF-8, which mmengine cannot write: rename it.')
+        raise IgniteError(
+            f'the name of the work dir {name} has control characters or is not UTF-8, which mmengine cannot write: rename it.'
+        )
     if amp:
         _set_half(cfg)
     if minutes is not None:

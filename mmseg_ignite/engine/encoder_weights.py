@@ -10,10 +10,12 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 from ..errors import IgniteError
-from ..files import atomic_file, sha256
+from ..files import atomic_file, printable, sha256, writing
 from ..models.weight_names import convert, layout_of
 from .checkpoints import open_checkpoint
+from .checkpoints.opening import fits
 from .checkpoints.remote import local_file
+from .checkpoints.writing import save_tensors
 from .training_record import TrainingRecord
 
 _HUGGING_FACE = ('model.safetensors', 'pytorch_model.bin')
@@ -76,8 +78,8 @@ def set_encoder_weights(cfg: Config, choice: str | None) -> None:
         weights, _ = convert(weights, 'mmseg', path, encoder_only=True)
         path = Path(cfg.work_dir) / 'encoder_weights.pth'
         _check_encoder(weights, cfg, Path(source))
-        with atomic_file(path) as partial:
-            torch.save(dict(state_dict=weights, meta=content.get('meta') or {}), partial)
+        with writing(path, 'free some space or correct the permissions'), atomic_file(path) as partial:
+            save_tensors(dict(state_dict=weights, meta=content.get('meta') or {}), partial)
     else:
         _check_encoder(weights, cfg, path)
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in weights) else None
@@ -133,10 +135,10 @@ def _sources(node: object) -> Iterator[str]:
 def _check_encoder(weights: dict[str, torch.Tensor], cfg: Config, path: Path) -> None:
     own = MODELS.build({**cfg.model.backbone, 'init_cfg': None}).state_dict()
     weights = {key.removeprefix('backbone.'): value for key, value in weights.items()}
-    wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    wrong = [key for key in own if not fits(weights.get(key), own[key])]
     if not wrong:
         return
     raise IgniteError(
-        f'{path} does not contain weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
-        f'missing or of another shape, e.g. {wrong[0]}): use the file of the same MiT size.'
+        f'{printable(path)} does not contain weights for this {cfg.model.backbone.type} ({len(wrong)} of {len(own)} are '
+        f'missing or of another shape or type, e.g. {wrong[0]}): use the file of the same MiT size.'
     )

@@ -25,6 +25,7 @@ from ..files import atomic_file, check_outputs, write_result
 from ..labels import NUM_CLASSES
 from ..untrusted import read_json
 from .checkpoints.opening import read_tensors
+from .checkpoints.writing import save_tensors
 
 FORMAT = 1
 _MAX_CROP = 1 << 26
@@ -117,7 +118,7 @@ class Step:
             tensors |= _pixels(self.batch)
         try:
             with atomic_file(path.with_suffix('.pth')) as partial:
-                torch.save(tensors, partial)
+                save_tensors(tensors, partial)
             write_result(path, self._description(crops))
         except OSError as error:
             raise IgniteError(f'{path} cannot be written ({error.strerror or error}).') from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..datasets.prepared import INDEX
 from ..provenance import file_sha256
+from ..untrusted import is_number
 from ..version import __version__
 
 KEY = 'mmseg_ignite'
@@ -48,7 +49,7 @@ class TrainingRecord:
         return cls(
             **{key: sorted(map(str, value)) for key, value in patients.items()},
             data_sha256=str(found['data_sha256']) if found.get('data_sha256') else None,
-            um_per_px=float(um_per_px) if isinstance(um_per_px, (int, float)) and um_per_px > 0 else None,
+            um_per_px=float(um_per_px) if is_number(um_per_px, 1e-9) else None,
             version=str(found.get('version', '')),
         )
 

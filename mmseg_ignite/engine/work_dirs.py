@@ -46,8 +46,11 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     if found := checkpoints(work_dir):
         return found[0]
     pointer = Path(work_dir) / POINTER
+    if not pointer.is_file():  # a pipe would never end
+        return None
     try:
-        name = Path(pointer.read_bytes()[:5000].decode('utf-8').strip()).name
+        with open(pointer, 'rb') as stream:
+            name = Path(stream.read(5000).decode('utf-8').strip()).name
         path = Path(work_dir) / name
         return path if name.endswith('.pth') and path.is_file() and not path.is_symlink() else None
     except (OSError, ValueError):

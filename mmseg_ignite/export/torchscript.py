@@ -62,13 +62,15 @@ def write_torchscript(network: nn.Module, path: Path, size: tuple[int, int]) -> 
             'another way: export it as ONNX.'
         )
     whole.seek(0)
-    reader, writer = torch._C.PyTorchFileReader(whole), torch._C.PyTorchFileWriter(str(path))
+    content = io.BytesIO()  # torch's own writer ends the process if the disk is full
+    reader, writer = torch._C.PyTorchFileReader(whole), torch._C.PyTorchFileWriter(content)
     for name in reader.get_all_records():
         if not name.startswith('.data/') and not name.endswith('.debug_pkl'):  # the latter have paths and source lines
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.set_min_version(int(reader.get_record('.data/version')))
     writer.write_end_of_file()
+    path.write_bytes(content.getbuffer())
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

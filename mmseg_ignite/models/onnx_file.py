@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from ..errors import IgniteError
@@ -23,6 +25,8 @@ OUTPUTS = ('logits', 'probabilities', 'labels')
 """Kinds of input and output, see :mod:`mmseg_ignite.export.network`."""
 MAX_TEXT = 1 << 20
 """Longest value of the metadata, characters."""
+_MAX_BYTES = (1 << 31) - 1
+"""Limit of protobuf, in which ONNX files are written."""
 _WRITER = 'an .onnx file written by tools/export.py was expected'
 _REMEDY = 'export the checkpoint with tools/export.py'
 _QUIET = 4  # fatal errors only: each error is raised as well
@@ -90,8 +94,10 @@ class OnnxFile:
         onnx = import_extra('onnx', 'an .onnx file in place of a checkpoint', 'export')
         runtime()
         try:
-            content = Path(path).read_bytes()
+            content = _content(path)
             model = onnx.load_model_from_string(content)
+        except IgniteError:
+            raise
         except OSError as error:
             raise IgniteError(f'{printable(path)} cannot be read ({error.strerror}): check the path.') from error
         except Exception as error:  # DecodeError of protobuf, which is no dependency of this package
@@ -101,6 +107,8 @@ class OnnxFile:
                 f'{printable(path)} keeps weights in another file ({printable(outside[:80])}), which is not opened; one file '
                 f'with all weights was expected: {_REMEDY}.'
             )
+        if wrong := next(_not_numbers(onnx, model.graph), None):
+            raise IgniteError(f'{printable(path)} has weights that are NaN (e.g. {printable(wrong[:80])}): {_REMEDY}.')
         stated = _metadata(path, model)
         known = {name: stated[name] for name in ('um_per_px', 'channel_order', 'inputs', 'outputs')}
         lists = {name: tuple(stated[name]) for name in ('classes', 'mean', 'std')}
@@ -181,6 +189,18 @@ def reason(error: Exception) -> str:
     return re.sub(r'^\[ONNXRuntimeError\]( : \w+){2} : |Fatal error: ', '', text)[:200]
 
 
+def _content(path: str | Path) -> bytes:
+    """Read a file that is no larger than an ONNX file can be."""
+    with open(path, 'rb') as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > _MAX_BYTES:
+            raise IgniteError(
+                f'{printable(path)} has {size / 1e9:.3g} GB; at most 2 GB were expected, as an ONNX file cannot hold more: '
+                f'{_REMEDY}.'
+            )
+        return stream.read(_MAX_BYTES)
+
+
 def _external(onnx: ModuleType, model: object) -> Iterator[str]:
     """Yield the paths of other files that the tensors of a model, also in subgraphs and functions, are in."""
     waiting: list[object] = [model]
@@ -193,6 +213,16 @@ def _external(onnx: ModuleType, model: object) -> Iterator[str]:
         for field, value in message.ListFields():
             if field.message_type is not None:
                 waiting += [value] if hasattr(value, 'ListFields') else list(value)
+
+
+def _not_numbers(onnx: ModuleType, graph: object) -> Iterator[str]:
+    """Yield the names of weights that have NaN; infinity is a valid constant, e.g. of a mask."""
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    for tensor in graph.initializer:
+        if tensor.data_type in kinds:
+            with contextlib.suppress(Exception):  # ONNX Runtime refuses tensors of another size than stated
+                if np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+                    yield tensor.name
 
 
 def _metadata(path: str | Path, model: object) -> dict:

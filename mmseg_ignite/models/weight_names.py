@@ -182,8 +182,9 @@ def convert(
     """
     source = layout_of(weights)
     if source is None:
+        first = printable(str(next(iter(weights), 'none'))[:60])
         raise IgniteError(
-            f'{printable(path)} has no weights of a MiT encoder (e.g. {str(next(iter(weights), "none"))[:60]}); names of '
+            f'{printable(path)} has no weights of a MiT encoder (e.g. {first}); names of '
             f'{", ".join(LAYOUTS.values())} were expected: check the file.'
         )
     normal, wrong = _normal_form(weights, source, encoder_only)
@@ -207,7 +208,7 @@ def convert(
 
 
 def _misfit(path: str | Path, layout: str, wrong: list[str], has_head: bool) -> str:
-    shown = ', '.join(wrong[:20]) + (f' and {len(wrong) - 20} more' if len(wrong) > 20 else '')
+    shown = printable(', '.join(wrong[:20])) + (f' and {len(wrong) - 20} more' if len(wrong) > 20 else '')
     what, remedy = 'a MiT encoder', 'use the file of a whole encoder'
     if has_head:
         what, remedy = 'a SegFormer', 'use the file of a whole model, or convert the encoder alone (--encoder-only)'
@@ -231,7 +232,7 @@ def _normal_form(weights: dict[str, Tensor], layout: str, encoder_only: bool) ->
             for pattern, replacement in _NEW_NAMES:
                 name = re.sub(pattern, replacement, name)
         own = name if layout == 'mmseg' else _renamed(name, layout, 'mmseg')
-        if own is None or not isinstance(value, Tensor):
+        if own is None or own in result or not isinstance(value, Tensor):
             unknown.append(str(given)[:120])
             continue
         result[own] = value[:, :, None, None] if _LINEAR.fullmatch(own) and value.ndim == 2 else value
@@ -286,10 +287,14 @@ def _join(weights: dict[str, Tensor], parts: tuple[str, ...]) -> None:
         start, _, kind = name.rpartition('q.')
         names = [f'{start}{part}.{kind}' for part in parts]
         pieces = [weights.get(each) for each in names]
-        if all(piece is not None and piece.ndim and piece.shape[1:] == pieces[0].shape[1:] for piece in pieces):
+        if all(piece is not None and _joins(piece, pieces[0]) for piece in pieces):
             for each in names:
                 del weights[each]
             weights[f'{start}{kind}'] = torch.cat(pieces)
+
+
+def _joins(piece: Tensor, first: Tensor) -> bool:
+    return bool(piece.ndim) and piece.shape[1:] == first.shape[1:] and piece.dtype == first.dtype
 
 
 def _reverse_levels(weights: dict[str, Tensor]) -> None:

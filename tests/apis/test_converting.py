@@ -1,6 +1,8 @@
 """tools/convert_weights.py, and --weights of a training with files of all layouts and formats."""
 
 import copy
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -123,3 +125,27 @@ def test_a_plain_model_trains_and_its_converted_file_is_tested_like_a_checkpoint
     cfg.test_dataloader.dataset.split = 'train'
     with pytest.raises(IgniteError, match=r'm\.safetensors was trained or validated on'):
         score(cfg, tmp_path / 'm.safetensors', tmp_path / 'scores', report=None)
+
+
+@pytest.mark.parametrize('name', ['x.bin', 'x.pth', 'x.safetensors'])
+def test_a_full_disk_leaves_nothing(source, tmp_path, name):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(IgniteError, match='cannot be written .*: choose another folder'):
+            convert_weights(source, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in tmp_path.iterdir()] == ['ours.safetensors']
+
+
+@pytest.mark.parametrize('kind', [torch.bool, torch.int64, torch.complex64])
+def test_initial_weights_of_another_kind_of_numbers_are_refused(tmp_path, kind):
+    weights = {name: value.to(kind) for name, value in tiny_segformer().state_dict().items()}
+    torch.save(weights, tmp_path / 'x.pth')
+    cfg = tiny_config()
+    cfg.work_dir = str(tmp_path)
+    with pytest.raises(IgniteError, match='another shape or type'):
+        set_encoder_weights(cfg, str(tmp_path / 'x.pth'))

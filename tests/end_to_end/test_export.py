@@ -1,6 +1,7 @@
 """tools/export.py: packages of a tiny model, and what users get wrong, each in one sentence with nothing half-written."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -179,13 +180,15 @@ def test_inputs_are_never_replaced(cfg, trained, out, prepared):
         export(cfg, trained, trained, ['safetensors'])
 
 
-def test_full_disk_leaves_nothing(cfg, trained, out):
+@pytest.mark.parametrize('kind', ['safetensors', 'qupath'])
+def test_full_disk_leaves_nothing(cfg, trained, out, kind):
+    Image.new('RGB', (64, 64)).save(out.parent / 'tissue.png')
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        with pytest.raises(IgniteError, match='cannot be written'):
-            safetensors(cfg, trained, out)
+        with pytest.raises(IgniteError, match=f'out/{kind} cannot be written'):
+            export(cfg, trained, out, [kind], images=[out.parent / 'tissue.png'], report=lambda line: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -241,3 +244,36 @@ def test_scores_of_an_ensemble_are_those_of_its_members(cfg, tmp_path):
     assert _scores(ensemble, None, lines.append)['mIoU'] == 50 and not lines
     write_checkpoint(tmp_path / 'fold1/iter_7.pth', cfg)  # trained again, under the same name
     assert _scores(ensemble, None, lines.append) is None and 'no scores' in lines[0]
+
+
+@pytest.mark.parametrize('um_per_px', [1e9, -1, '0.5', [1]])
+def test_a_checkpoint_with_a_resolution_that_cannot_be_is_refused(cfg, trained, out, um_per_px):
+    content = open_checkpoint(trained)
+    content['meta'] = dict(mmseg_ignite=dict(um_per_px=um_per_px))
+    out.mkdir()
+    torch.save(dict(state_dict=content['state_dict'], meta=content['meta']), out / 'iter_1.pth')
+    with pytest.raises(IgniteError, match='states that it was trained at'):
+        safetensors(cfg, out / 'iter_1.pth', out)
+
+
+def test_pipes_and_impossible_names_end_in_one_sentence(cfg, trained, out, tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(IgniteError, match='no regular file'):
+        safetensors(cfg, trained, out, metrics=tmp_path / 'pipe')
+    out.mkdir()
+    os.mkfifo(out / 'last_checkpoint')
+    with pytest.raises(IgniteError, match='contains no checkpoint'):
+        safetensors(cfg, out, out)
+    with pytest.raises(IgniteError, match='cannot be created'):
+        safetensors(cfg, trained, tmp_path / ('x' * 300))
+
+
+def test_a_package_of_an_export_that_was_faster_is_kept(cfg, trained, out, monkeypatch):
+    def compare(*_):
+        monkeypatch.undo()
+        safetensors(cfg, trained, out)
+
+    monkeypatch.setattr(safetensors_package, '_compare', compare)
+    with pytest.raises(IgniteError, match='has files already'):
+        safetensors(cfg, trained, out)
+    assert [path.name for path in out.iterdir()] == ['safetensors']

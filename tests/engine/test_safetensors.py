@@ -139,6 +139,8 @@ F32 = dict(dtype='F32', shape=[2], data_offsets=[0, 8])
         ({'a': F32, 'b': F32}, bytes(8)),
         ({'a': dict(F32, dtype='F8_E4M3', shape=[8])}, bytes(8)),
         ({'a': dict(F32, dtype='OBJ')}, bytes(8)),
+        ({'a': dict(F32, shape=[1] * 70, data_offsets=[0, 4])}, bytes(4)),
+        ({'a': dict(F32, shape=[0, 1 << 62, 1 << 62], data_offsets=[0, 0])}, b''),
         ({'a': dict(F32, dtype='BOOL', shape=[8])}, b'\x02' * 8),
         ({'__metadata__': {'mmseg_ignite.meta': '[' * 100_000}, 'a': F32}, bytes(8)),
         ({'__metadata__': {'mmseg_ignite.meta': '[1]'}, 'a': F32}, bytes(8)),
@@ -172,3 +174,27 @@ def test_names_of_others_are_explained(tmp_path, model):
     save_file({'patch_embed1.proj.weight': torch.ones(8, 3, 7, 7)}, tmp_path / 'x.safetensors')
     with pytest.raises(IgniteError, match="names of SegFormer's authors: convert it with tools/convert_weights.py"):
         load_weights(model, tmp_path / 'x.safetensors')
+
+
+def test_names_of_weights_are_shown_in_one_short_line(tmp_path, model):
+    evil = 'a\n\x1b[31m' + 'y' * 5000
+    for value, reason in ((torch.ones(2), 'another model'), (torch.tensor(float('nan')), 'NaN')):
+        save_file({evil: value}, tmp_path / 'x.safetensors')
+        with pytest.raises(IgniteError, match=reason) as found:
+            load_weights(model, tmp_path / 'x.safetensors')
+        assert str(found.value).isprintable() and len(str(found.value)) < 500
+
+
+def test_a_weight_that_is_there_twice_is_refused(tmp_path, model):
+    weights = model.state_dict()
+    first = next(iter(weights))
+    torch.save({**weights, f'module.{first}': weights[first] + 1}, tmp_path / 'x.pth')
+    with pytest.raises(IgniteError, match='twice'):
+        load_weights(model, tmp_path / 'x.pth')
+
+
+def test_a_file_of_torch_with_the_suffix_and_a_name_that_is_not_utf8(tmp_path, path):
+    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path / 't.safetensors')
+    assert open_checkpoint(tmp_path / 't.safetensors')['state_dict'].keys() == {'w'}
+    renamed = path.rename(tmp_path / '\udcff.safetensors')
+    assert open_checkpoint(renamed)['meta']['iter'] == 7

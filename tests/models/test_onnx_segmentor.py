@@ -245,3 +245,17 @@ def test_a_graph_is_no_member_of_an_ensemble(config, rng, tmp_path):
         Predictor(config, tmp_path / 'both.json', device='cpu')
     with pytest.raises(IgniteError, match='is an ONNX graph'):
         Ensemble.read(paths[0]).metas()
+
+
+def test_weights_that_are_no_numbers_and_files_that_are_too_large(rng, tmp_path):
+    path, _, _ = onnx_graphs.written(tmp_path / 'g.onnx', rng)
+    model = onnx.load(path)
+    wrong = onnx.numpy_helper.from_array(np.full_like(onnx.numpy_helper.to_array(model.graph.initializer[0]), np.nan))
+    model.graph.initializer[0].raw_data = wrong.raw_data
+    onnx.save(model, path)
+    with pytest.raises(IgniteError, match='NaN'):
+        OnnxFile.read(path)
+    with open(path, 'r+b') as stream:
+        stream.truncate(1 << 36)  # takes no space on the disk
+    with pytest.raises(IgniteError, match='at most 2 GB'):
+        OnnxFile.read(path)

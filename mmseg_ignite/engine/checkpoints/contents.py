@@ -1,6 +1,7 @@
 """The content of checkpoints: tensors, plain containers, and a checksum of all of it."""
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from .mmengine_objects import Array, History
 CHECKSUM = 'checksum'
 """Key of a checkpoint that has the checksum of all other keys."""
 _MAX_DEPTH, _MAX_VALUES = 40, 5_000_000
+_MAX_AXES, _MAX_SIZE = 32, 1 << 62
 _SCALARS = (str, int, float, bool, bytes, type(None), complex, torch.device, torch.dtype, torch.Size)
 _BYTES_OF_VALUE = 4096
 
@@ -94,6 +96,8 @@ def _harmless(value: object, depth: int, count: list[int]) -> object:
             raise ValueError('an array without content')
         value = value.tensor
     size = value.nbytes if isinstance(value, torch.Tensor) else len(value) if isinstance(value, (str, bytes)) else 0
+    if isinstance(value, torch.Tensor) and not _is_computable(value.shape):
+        raise ValueError(f'a tensor of {value.ndim} axes, or with an axis that no memory can hold')
     count[0] += 1 + size // _BYTES_OF_VALUE
     if depth > _MAX_DEPTH or count[0] > _MAX_VALUES:
         raise ValueError('containers that are nested too deeply')
@@ -108,6 +112,11 @@ def _harmless(value: object, depth: int, count: list[int]) -> object:
     if type(value) is set:  # of text and numbers
         return value
     raise ValueError(f'an object of the kind {type(value).__name__}')
+
+
+def _is_computable(shape: torch.Size) -> bool:
+    """Return whether torch can compute with a shape: an empty tensor may have any other axes, which overflow its strides."""
+    return len(shape) <= _MAX_AXES and math.prod(max(size, 1) for size in shape) < _MAX_SIZE
 
 
 def checksum(checkpoint: Mapping) -> str:

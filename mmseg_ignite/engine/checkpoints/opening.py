@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def _check_finite(weights: object, path: Path) -> None:
     wrong = [k for k, v in tensors if isinstance(v, torch.Tensor) and v.is_floating_point() and not v.isfinite().all()]
     if wrong:
         raise IgniteError(
-            f'{printable(path)} has weights that are NaN or infinite ({len(wrong)}, e.g. {wrong[0]}): its training '
-            'diverged, use an earlier checkpoint.'
+            f'{printable(path)} has weights that are NaN or infinite ({len(wrong)}, e.g. {printable(wrong[0][:80])}): its '
+            'training diverged, use an earlier checkpoint.'
         )
 
 
@@ -165,8 +166,14 @@ def fitting_weights(weights: dict, own: dict[str, torch.Tensor], path: str | Pat
     Raises:
         IgniteError: names, shapes or kinds of numbers differ.
     """
-    weights = {str(k).removeprefix('module.'): v for k, v in weights.items()}
-    wrong = [k for k in own.keys() | weights.keys() if not _fits(weights.get(k), own.get(k))]
+    names = [str(name).removeprefix('module.') for name in weights]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise IgniteError(
+            f'{printable(path)} has the weight {printable(twice[:80])} twice, with and without the prefix module.; one was '
+            'expected: use the config and the checkpoint of one training.'
+        )
+    weights = dict(zip(names, weights.values()))
+    wrong = [k for k in own.keys() | weights.keys() if not fits(weights.get(k), own.get(k))]
     if wrong:
         layout = layout_of(weights)
         remedy = 'use the config it was trained with'
@@ -174,12 +181,13 @@ def fitting_weights(weights: dict, own: dict[str, torch.Tensor], path: str | Pat
             remedy = f'it has the names of {LAYOUTS[layout]}: convert it with tools/convert_weights.py'
         raise IgniteError(
             f'{printable(path)} is a checkpoint of another model: {len(wrong)} of {len(own)} weights differ in name or '
-            f'shape, e.g. {sorted(wrong)[0]}: {remedy}.'
+            f'shape, e.g. {printable(sorted(wrong)[0][:80])}: {remedy}.'
         )
     return weights
 
 
-def _fits(found: object, own: torch.Tensor | None) -> bool:
+def fits(found: object, own: torch.Tensor | None) -> bool:
+    """Return whether a value from a file has the shape and the kind of numbers of a weight."""
     return (
         isinstance(found, torch.Tensor)
         and own is not None

@@ -4,10 +4,12 @@ The format has tensors and texts only, so a file can contain no code. transforme
 checksum is that of the content, as in other checkpoints of this package.
 """
 
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -23,6 +25,8 @@ from .writing import sync, sync_folder
 SUFFIX = '.safetensors'
 META_KEY, CHECKSUM_KEY = 'mmseg_ignite.meta', 'mmseg_ignite.checksum'
 """Texts in the header: the ``meta`` of a checkpoint as JSON, and the checksum of weights and meta."""
+_ZIP = b'PK\x03\x04'
+"""First bytes of a file of torch."""
 _MAX_HEADER = 1 << 24
 """Largest header that is read, 16 MiB: MiT-B5 has 0.1 MiB, and the library needs a multiple of it in memory."""
 _DTYPES = (
@@ -32,11 +36,11 @@ _DTYPES = (
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Return whether a file is one of safetensors by its suffix, or by its content: a length, and JSON."""
-    if Path(path).suffix.lower() == SUFFIX:
-        return True
+    """Return whether a file is one of safetensors by its content: a length, and JSON; by its suffix if it is damaged."""
     with open(path, 'rb') as stream:
         start = stream.read(9)
+    if Path(path).suffix.lower() == SUFFIX:
+        return start[:4] != _ZIP
     return len(start) == 9 and struct.unpack('<Q', start[:8])[0] < 1 << 32 and start[8:] == b'{'
 
 
@@ -52,7 +56,10 @@ def read_safetensors(path: str | Path) -> dict:
     length = struct.unpack('<Q', start)[0] if len(start) == 8 else 0
     if not 0 < length <= min(_MAX_HEADER, os.path.getsize(path) - 8):
         raise ValueError(f'its header of {length:,} bytes is larger than the file or than {_MAX_HEADER >> 20} MiB')
-    with safe_open(path, framework='pt') as file:  # checks that the tensors fill the file, without gaps
+    with (
+        _valid_name(path) as name,
+        safe_open(name, framework='pt') as file,
+    ):  # checks that the tensors fill the file, without gaps
         texts = file.metadata() or {}
         weights = {name: _owned(file.get_tensor(name), name) for name in sorted(file.keys())}
     result: dict = dict(state_dict=weights)
@@ -64,6 +71,18 @@ def read_safetensors(path: str | Path) -> dict:
     if CHECKSUM_KEY in texts:
         result[CHECKSUM] = texts[CHECKSUM_KEY]
     return result
+
+
+@contextlib.contextmanager
+def _valid_name(path: str | Path) -> Iterator[str]:
+    """Yield a name of a file that the library can open: it refuses names that are not UTF-8."""
+    if printable(path) == os.fspath(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, 'link')
+        os.symlink(os.path.abspath(path), link)
+        yield link
 
 
 def _owned(value: Tensor, name: str) -> Tensor:

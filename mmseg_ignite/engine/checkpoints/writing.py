@@ -15,16 +15,16 @@ _PARTIAL = re.compile(r'\.(?:(?:best_.*|(?:iter|epoch)_\d+)\.\w+\.pth|last_check
 REMEDY = 'free some space or correct the permissions, then continue from the last checkpoint with --resume'
 
 
-def write_checkpoint(checkpoint: dict, path: str | Path) -> None:
+def write_checkpoint(checkpoint: dict, path: str | Path, remedy: str = REMEDY) -> None:
     """Write a checkpoint of plain content with its checksum: temporary file, flush, fsync, rename, fsync of the folder.
 
     Raises:
         IgniteError: the disk is full or cannot be written; no partial file is left and older files are unchanged.
     """
     checkpoint = {**checkpoint, CHECKSUM: checksum(checkpoint)}
-    with writing(path, REMEDY):
+    with writing(path, remedy):
         with atomic_file(path) as partial:
-            _save(checkpoint, partial)
+            save_tensors(checkpoint, partial)
         sync_folder(Path(path).parent)
 
 
@@ -62,11 +62,12 @@ class _Recorder(io.RawIOBase):
             raise
 
 
-def _save(checkpoint: dict, path: Path) -> None:
+def save_tensors(content: dict, path: Path) -> None:
+    """Write a dictionary with ``torch.save``; raise the OSError of a full disk, which torch hides, with its reason."""
     with open(path, 'wb') as stream:
         recorder = _Recorder(stream)
         try:
-            torch.save(checkpoint, recorder)
+            torch.save(content, recorder)
         except RuntimeError as error:
             raise recorder.error or error from None
         sync(stream)

@@ -92,7 +92,7 @@ def _from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in weights.items():
         if match := _QKV.fullmatch(key):
             parts = [weights.get(key.replace('.query.', f'.{part}.')) for part in ('query', 'key', 'value')]
-            if all(part is not None for part in parts):
+            if all(part is not None and part.ndim and part.shape == value.shape for part in parts):
                 key, value = f'{match[1]}.attn.qkv.{match[2]}', torch.cat(parts)
         elif '.attention.attention.' in key:
             continue
@@ -111,7 +111,9 @@ def _from_dinov2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         key.replace('.mlp.w12.', '.mlp.fc1.').replace('.mlp.w3.', '.mlp.fc2.'): value for key, value in weights.items()
     }
     result.pop('mask_token', None)
-    if 'register_tokens' in result and 'pos_embed' in result and 'cls_token' in result:
-        result['reg_token'], positions = result.pop('register_tokens'), result['pos_embed']
-        result['cls_token'], result['pos_embed'] = result['cls_token'] + positions[:, :1], positions[:, 1:]
+    token, positions = result.get('cls_token'), result.get('pos_embed')
+    is_fitting = token is not None and positions is not None and positions.ndim == token.ndim == 3
+    if 'register_tokens' in result and is_fitting and positions.shape[2] == token.shape[2] and positions.shape[1]:
+        result['reg_token'] = result.pop('register_tokens')
+        result['cls_token'], result['pos_embed'] = token + positions[:, :1], positions[:, 1:]
     return result
