@@ -83,7 +83,7 @@ def torchvision_fault() -> str | None:
 
 @contextlib.contextmanager
 def hidden_if_broken(package: str) -> Iterator[None]:
-    """Hide timm or torchvision in the block if torchvision does not fit: mmengine and mmseg are prepared for absent ones only.
+    """Hide timm or torchvision in the block if torchvision does not fit: mmengine and mmseg are prepared for absent ones.
 
     Example:
         >>> with hidden_if_broken('timm'):
