@@ -4,7 +4,7 @@ Importing this package registers its data sets, transforms, model parts, metric 
 config needs only ``custom_imports = dict(imports=['mmseg_ignite'])``.
 """
 
-from .environment import paused_collection, stack_fault, timm_hidden_if_broken
+from .environment import hidden_if_broken, paused_collection, stack_fault
 from .version import __version__
 
 if _fault := stack_fault():
@@ -13,7 +13,7 @@ if _fault := stack_fault():
 with paused_collection():
     from .messages import quiet_imports as _quiet_imports
 
-    with _quiet_imports(), timm_hidden_if_broken():
+    with _quiet_imports(), hidden_if_broken('timm'):
         from . import datasets, engine, evaluation, models
         from .engine import compatibility as _compatibility
         from .errors import IgniteError

@@ -82,16 +82,21 @@ def torchvision_fault() -> str | None:
 
 
 @contextlib.contextmanager
-def timm_hidden_if_broken() -> Iterator[None]:
-    """Hide timm from an import of mmseg if it could not be imported: mmseg is prepared for an absent timm only."""
-    broken = 'timm' not in sys.modules and find_spec('timm') is not None and torchvision_fault() is not None
+def hidden_if_broken(package: str) -> Iterator[None]:
+    """Hide timm or torchvision in the block if torchvision does not fit: mmengine and mmseg are prepared for absent ones.
+
+    Example:
+        >>> with hidden_if_broken('timm'):
+        ...     import mmseg.models
+    """
+    broken = package not in sys.modules and find_spec(package) is not None and torchvision_fault() is not None
     if broken:
-        sys.modules['timm'] = None
+        sys.modules[package] = None
     try:
         yield
     finally:
         if broken:
-            del sys.modules['timm']
+            del sys.modules[package]
 
 
 def cores() -> int:

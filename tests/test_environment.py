@@ -77,8 +77,8 @@ def test_import_with_both_stacks_installed_fails_with_one_sentence(tmp_path):
     assert done.returncode == 1 and 'FAIL  stack' in done.stdout and 'Traceback' not in done.stderr
 
 
-def test_timm_is_hidden_from_mmseg_if_torchvision_does_not_fit(tmp_path):
-    """mmseg is prepared for an absent timm only: a torchvision of another torch raises a RuntimeError."""
+def test_packages_are_hidden_if_torchvision_does_not_fit(tmp_path):
+    """mmseg and mmengine are prepared for absent packages only: a torchvision of another torch raises a RuntimeError."""
     for name, text in (
         ('torchvision', "raise RuntimeError('operator torchvision::nms does not exist')"),
         ('timm', 'import torchvision'),
@@ -94,6 +94,10 @@ try:
     import_extra('timm', 'the encoder', 'timm')
 except mmseg_ignite.IgniteError as error:
     print(error)
+from mmengine.utils.dl_utils import collect_env
+from mmseg_ignite.environment import hidden_if_broken
+with hidden_if_broken('torchvision'):
+    print('TorchVision' in collect_env())
 """
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     found = subprocess.run(
@@ -101,3 +105,4 @@ except mmseg_ignite.IgniteError as error:
     )
     assert found.returncode == 0, found.stderr
     assert 'does not fit torch' in found.stdout and 'timm cannot be imported (operator' in found.stdout
+    assert found.stdout.endswith('False\n')

@@ -35,10 +35,18 @@ def main() -> None:
         metavar='N',
         help='predictions that may wait while one runs; further ones are refused (default: %(default)s)',
     )
+    parser.add_argument(
+        '--name',
+        action='append',
+        default=[],
+        help='further name under which browsers open the page, e.g. that of a proxy; may be repeated '
+        '(default: localhost, the name of this computer, and addresses in numbers)',
+    )
     parser.add_argument('--device', help='e.g. cuda:0 or cpu (default: the best device)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     args = parser.parse_args()
-    options = AppOptions(args.host, args.port, args.max_upload, args.max_pixels, args.slides, args.waiting)
+    limits = (args.max_upload, args.max_pixels, args.slides, args.waiting)
+    options = AppOptions(args.host, args.port, *limits, tuple(args.name))
     serve(load_config(args.config, args.cfg_options), args.checkpoint, options, args.device, args.amp)
 
 

@@ -15,6 +15,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.loops import BaseLoop
 from torch.utils.data import DataLoader
 
+from ..environment import hidden_if_broken
 from ..errors import IgniteError
 from ..files import is_ours, result_file
 from ..messages import quiet_console
@@ -58,6 +59,11 @@ class TissueRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         quiet_console(logger)
         return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Log the environment, without a torchvision that cannot be imported."""
+        with hidden_if_broken('torchvision'):
+            super()._log_env(env_cfg)
 
     def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
         """Build an empty :class:`LateMessageHub`: mmengine names it by the second, and an earlier run in this process may

@@ -1,8 +1,13 @@
 """What the server answers: no request of it leaves the computer, and none is larger than expected."""
 
+import contextlib
+import ipaddress
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from urllib.parse import parse_qs
+
+from .turns import Visitors
 
 MAX_BODY = 1 << 20
 """Bytes of a request that is not an upload."""
@@ -19,9 +24,10 @@ _HEADERS = (
     (b'referrer-policy', b'no-referrer'),
 )
 _REFUSED = re.compile(
-    r'/(gradio_api/)?(proxy=|file(=|/)\w[\w+.-]*:|call/|run-history|vibe|undo-vibe|process_recording|profiling|deep_link|monitoring)'
+    r'/(gradio_api/)?(proxy=|file(=|/)\w[\w+.-]*:|call/|run/|api/|component_server|stream/|runs|run-history|vibe|undo-vibe|process_recording|profiling|deep_link|monitoring)'
 )
 """Routes of Gradio that the page does not use: they fetch other addresses, or call functions without the page."""
+_PORT, _DEFAULT_PORT = re.compile(r':\d*$'), re.compile(r':(80|443)$')
 _ADDRESS = re.compile(r'\w[\w+.-]*:', re.ASCII)
 
 Scope, Receive, Send = dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
@@ -31,26 +37,33 @@ class Gate:
     """ASGI middleware around Gradio's application.
 
     It refuses the routes that the page does not use, large requests, and files that are named by an address: Gradio would
-    download them. A policy in the answers keeps the browser from loading anything from elsewhere.
+    download them. A policy in the answers keeps the browser from loading anything from elsewhere. Pages of other servers get
+    no answer: neither by requests of their own, nor under a name that they let point to this computer (DNS rebinding).
 
     Args:
         app: the application.
         max_upload: largest upload in bytes.
+        names: names under which the page may be opened, besides localhost and addresses in numbers.
+        visitors: is told who listens for results.
     """
 
-    def __init__(self, app: Callable, max_upload: int) -> None:
-        self.app, self.max_upload = app, max_upload
+    def __init__(self, app: Callable, max_upload: int, names: Collection[str], visitors: Visitors) -> None:
+        self.app, self.max_upload, self.visitors = app, max_upload, visitors
+        self.names = {'localhost', *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope['type'] != 'http':
             await self.app(scope, receive, send)
             return
-        path = scope['path']
+        path, headers = scope['path'], dict(scope['headers'])
+        if fault := self._foreign(headers):
+            await _answer(send, 403, fault)
+            return
         if _REFUSED.match(path):
             await _answer(send, 403, 'this server does not offer that.')
             return
-        stated = dict(scope['headers']).get(b'content-length', b'0')
+        stated = headers.get(b'content-length', b'0')
         upload = path.rstrip('/').endswith('/upload')
         limit = self.max_upload + _FORM_BYTES if upload else MAX_BODY
         if not stated.isdigit() or int(stated) > limit:
@@ -68,7 +81,32 @@ class Gate:
                 event['headers'] = [*event.get('headers', ()), *_HEADERS]
             await send(event)
 
-        await self.app(scope, receive, protected)
+        with self._counted(scope):
+            await self.app(scope, receive, protected)
+
+    def _foreign(self, headers: dict[bytes, bytes]) -> str | None:
+        """Return a sentence if a request is for another name than those of this server, or from another's page."""
+        host, origin = (headers.get(name, b'').decode('latin-1').lower() for name in (b'host', b'origin'))
+        name = _PORT.sub('', host)
+        if name not in self.names and not _is_address(name):
+            return 'this server does not know the name in the address: add it with --name, or use localhost or numbers.'
+        if origin and _DEFAULT_PORT.sub('', origin.partition('://')[2]) != _DEFAULT_PORT.sub('', host):
+            return 'the request comes from the page of another server.'
+        return None
+
+    def _counted(self, scope: Scope) -> contextlib.AbstractContextManager:
+        """Tell ``visitors`` of a listener while a request for results is open."""
+        session = parse_qs(scope.get('query_string', b'').decode('latin-1')).get('session_hash')
+        if session and scope['path'].rstrip('/').endswith('/queue/data'):
+            return self.visitors.listening(session[0])
+        return contextlib.nullcontext()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name.strip('[]')))
+    except ValueError:
+        return False
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

@@ -24,6 +24,7 @@ class AppOptions:
         max_pixels: largest image or region that is predicted.
         slides: folder whose slides can be chosen; None: only uploads.
         waiting: predictions that may wait while one runs, 0 to 16; further ones are refused.
+        names: further names under which browsers open the page, e.g. that of a proxy.
 
     Raises:
         IgniteError: a value is out of range, or the folder does not exist.
@@ -39,6 +40,7 @@ class AppOptions:
     max_pixels: int = MAX_PIXELS
     slides: str | Path | None = None
     waiting: int = 4
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, low, high in (

@@ -16,7 +16,7 @@ from ..version import __version__
 from ..visualization.colours import PALETTES
 from .drawing import areas_table, draw_overlay, draw_region, message, swatch_styles
 from .predictions import Overview, Predictions, Result, region_of
-from .turns import Turns
+from .turns import Turns, Visitors, check_presence
 
 STYLE = (Path(__file__).parent / 'static' / 'app.css').read_text(encoding='utf-8')
 OPACITY = 0.5
@@ -29,12 +29,14 @@ _EMPTY = 'Drop an image, or choose a slide. The picture with its classes appears
 _NO_PREDICTION = '<p class="empty">The areas of the classes appear here after the prediction.</p>'
 
 
-def build_page(gradio: ModuleType, predictions: Predictions) -> object:
+def build_page(gradio: ModuleType, predictions: Predictions, turns: Turns, visitors: Visitors) -> object:
     """Return the page as Gradio's Blocks.
 
     Args:
         gradio: the package, which is imported only for the page.
         predictions: what the page calls.
+        turns: who may predict.
+        visitors: who listens for results.
     """
     options = predictions.options
     with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(300, _KEPT), fill_width=True) as page:
@@ -50,7 +52,7 @@ def build_page(gradio: ModuleType, predictions: Predictions) -> object:
             with gradio.Column(scale=7, min_width=320, elem_id='results'):
                 _result_fields(gradio, fields)
         gradio.HTML(_footer(predictions))
-        _connect(gradio, page, fields, _Actions(gradio, predictions))
+        _connect(gradio, page, fields, _Actions(gradio, predictions, turns, visitors))
     # Waiting predictions are counted by Turns; this limit only bounds what a faulty client may send.
     page.queue(max_size=64, api_open=False, default_concurrency_limit=options.waiting + 2)
     return page
@@ -153,16 +155,16 @@ def _connect(gradio: ModuleType, page: object, fields: SimpleNamespace, actions:
     heavy = dict(api_visibility='private', trigger_mode='once', show_progress='full', show_progress_on=fields.view)
 
     def predict(
-        path: str | None, um: float | None, old: Result | None, opacity: float, palette: str,
+        path: str | None, um: float | None, old: Result | None, opacity: float, palette: str, request: gradio.Request,
         progress: gradio.Progress = gradio.Progress(),  # noqa: B008  Gradio looks for this default
     ) -> list:  # fmt: skip
-        return actions.predict_image(path, um, old, opacity, palette, progress)
+        return actions.predict_image(path, um, old, opacity, palette, request.session_hash, progress)
 
     def predict_region(
         overview: Overview | None, x: float | None, y: float | None, side: float, old: Result | None,
-        opacity: float, palette: str, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
+        opacity: float, palette: str, request: gradio.Request, progress: gradio.Progress = gradio.Progress(),  # noqa: B008
     ) -> list:  # fmt: skip
-        return actions.predict_region(overview, (y, x), side, old, opacity, palette, progress)
+        return actions.predict_region(overview, (y, x), side, old, opacity, palette, request.session_hash, progress)
 
     def click(overview: Overview | None, event: gradio.SelectData) -> list:
         return actions.click(overview, event.index)
@@ -207,8 +209,8 @@ def _connect(gradio: ModuleType, page: object, fields: SimpleNamespace, actions:
 class _Actions:
     """What follows a change of a field; each returns the new values of fields, in the order of ``_connect``."""
 
-    def __init__(self, gradio: ModuleType, predictions: Predictions) -> None:
-        self.gradio, self.predictions, self.turns = gradio, predictions, Turns(predictions.options.waiting)
+    def __init__(self, gradio: ModuleType, predictions: Predictions, turns: Turns, visitors: Visitors) -> None:
+        self.gradio, self.predictions, self.turns, self.visitors = gradio, predictions, turns, visitors
 
     def look(self, path: str | None, old: Result | None) -> list:
         """Show an uploaded image, and ask for its resolution."""
@@ -224,10 +226,13 @@ class _Actions:
         return [um, self._button(True), message(text), *self._cleared(seen.picture)]
 
     def predict_image(
-        self, path: str | None, um: float | None, old: Result | None, opacity: float, palette: str, progress: Callable
-    ) -> list:
+        self, path: str | None, um: float | None, old: Result | None, opacity: float, palette: str, session: str,
+        progress: Callable,
+    ) -> list:  # fmt: skip
         """Predict the uploaded image."""
-        return self._predicted(lambda go: self.predictions.image(path, um, go), old, opacity, palette, progress)
+        return self._predicted(
+            lambda go: self.predictions.image(path, um, go), old, opacity, palette, session, progress
+        )
 
     def predict_region(
         self,
@@ -237,6 +242,7 @@ class _Actions:
         old: Result | None,
         opacity: float,
         palette: str,
+        session: str,
         progress: Callable,
     ) -> list:
         """Predict the region of the slide."""
@@ -246,7 +252,7 @@ class _Actions:
                 raise IgniteError('no slide is chosen: choose one from the list.')
             return self.predictions.region(overview.name, overview.given, centre, side, advance)
 
-        return self._predicted(predict, old, opacity, palette, progress)
+        return self._predicted(predict, old, opacity, palette, session, progress)
 
     def _predicted(
         self,
@@ -254,12 +260,19 @@ class _Actions:
         old: Result | None,
         opacity: float,
         palette: str,
+        session: str,
         progress: Callable,
     ) -> list:
         progress(0, desc='waiting for another prediction')
+        has_left = self.visitors.watch(session)
+
+        def advance(done: int, windows: int) -> None:
+            check_presence(has_left)
+            progress((done, windows), desc='predicting', unit='windows')
+
         try:
-            with self.turns.taken():
-                found = predict(lambda done, windows: progress((done, windows), desc='predicting', unit='windows'))
+            with self.turns.taken(has_left):
+                found = predict(advance)
         except IgniteError as error:
             return [message(str(error), 'error'), *[self.gradio.skip()] * 9]
         self.predictions.remove(old)

@@ -17,6 +17,7 @@ from .gate import Gate
 from .options import AppOptions
 from .page import STYLE, build_page
 from .predictions import Predictions
+from .turns import Turns, Visitors
 
 _SETTINGS = {
     'GRADIO_ANALYTICS_ENABLED': 'False',
@@ -25,6 +26,8 @@ _SETTINGS = {
     'HF_HUB_OFFLINE': '1',
 }
 """Nothing leaves the computer."""
+_END = 5.0
+"""Seconds within which a running prediction ends, at its next batch of windows."""
 _FONTS = ('system-ui', 'sans-serif')
 
 
@@ -88,7 +91,10 @@ def running(predictor: Predictor, options: AppOptions) -> Iterator[str]:
     port = _checked_port(options)
     with tempfile.TemporaryDirectory(prefix='mmseg-ignite-app-') as folder, _environment(folder):
         gradio = import_extra('gradio', 'the page', 'app')
-        page = build_page(gradio, Predictions(predictor, options, Path(folder) / 'results'))
+        turns, visitors = Turns(options.waiting), Visitors()
+        page = build_page(gradio, Predictions(predictor, options, Path(folder) / 'results'), turns, visitors)
+        gate = dict(max_upload=options.max_upload_bytes, visitors=visitors)
+        gate |= dict(names=(options.host, socket.gethostname(), *options.names))
         middleware = import_extra('starlette.middleware', 'the page', 'app').Middleware
         try:
             page.launch(
@@ -104,7 +110,7 @@ def running(predictor: Predictor, options: AppOptions) -> Iterator[str]:
                 max_file_size=options.max_upload_bytes,
                 enable_monitoring=False,
                 app_kwargs=dict(
-                    middleware=[middleware(Gate, max_upload=options.max_upload_bytes)],
+                    middleware=[middleware(Gate, **gate)],
                     docs_url=None,
                     redoc_url=None,
                     openapi_url=None,
@@ -117,6 +123,8 @@ def running(predictor: Predictor, options: AppOptions) -> Iterator[str]:
             host = 'localhost' if options.host in ('0.0.0.0', '::') else options.host
             yield f'http://{f"[{host}]" if ":" in host else host}:{port}/'
         finally:
+            visitors.end()
+            turns.wait_for_the_end(_END)
             page.close(verbose=False)
 
 

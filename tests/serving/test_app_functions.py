@@ -24,7 +24,7 @@ from mmseg_ignite.serving import AppOptions, server
 from mmseg_ignite.serving.drawing import areas_table, draw_overlay, message
 from mmseg_ignite.serving.gate import MAX_BODY, Gate
 from mmseg_ignite.serving.predictions import Predictions, plain, region_of
-from mmseg_ignite.serving.turns import Turns
+from mmseg_ignite.serving.turns import Turns, Visitors, check_presence
 
 sys.path.insert(0, str(ROOT / 'tests' / 'slides'))
 pytest.importorskip('shapely', reason='shapely is not installed (pip install mmseg_ignite[app])')
@@ -230,7 +230,7 @@ def test_one_prediction_at_a_time_and_a_limited_number_waits():
     assert inside.wait(10)
     threads[1].start()
     end = time.monotonic() + 10
-    while turns._places._value and time.monotonic() < end:
+    while len(turns._line) < 2 and time.monotonic() < end:
         time.sleep(0.01)
     with pytest.raises(IgniteError, match='the server is busy .* 1 more are waiting.*try again in a minute'):
         with turns.taken():
@@ -243,7 +243,34 @@ def test_one_prediction_at_a_time_and_a_limited_number_waits():
         assert order == [0, 1]
 
 
-def answer(path, body=b'', method='POST', length=None, max_upload=1000):
+def test_who_leaves_frees_the_place(predictions, tmp_path):
+    """While a prediction waits, at the next windows of one that runs, and at the end of the server."""
+    visitors, turns = Visitors(patience=0.05), Turns(waiting=1)
+    has_left = visitors.watch('a')
+    with visitors.listening('a'), visitors.listening('a'):
+        time.sleep(0.1)
+        assert not has_left()
+    time.sleep(0.1)
+    assert has_left() and not visitors._listeners
+    with turns.taken():
+        with pytest.raises(IgniteError, match='nobody waits for this prediction'), turns.taken(has_left):
+            pass
+        assert len(turns._line) == 1
+    turns.wait_for_the_end(0.0)
+    visitors = Visitors()
+    has_left = visitors.watch('b')
+
+    def advance(done, windows):
+        visitors.end()
+        check_presence(has_left)
+
+    write_image(tmp_path / 'roi.png')
+    with pytest.raises(IgniteError, match='nobody waits'), turns.taken(has_left):
+        predictions.image(tmp_path / 'roi.png', 1.0, advance)
+    assert not turns._line and not list(predictions.folder.iterdir())
+
+
+def answer(path, body=b'', method='POST', length=None, max_upload=1000, visitors=None, **more):
     """Return the status and headers of the gate in front of an application that answers 200 with the body."""
     events, sent = [{'type': 'http.request', 'body': body, 'more_body': False}], []
 
@@ -259,8 +286,10 @@ def answer(path, body=b'', method='POST', length=None, max_upload=1000):
         sent.append(event)
 
     headers = [(b'content-length', str(len(body) if length is None else length).encode())]
-    scope = dict(type='http', path=path, method=method, headers=headers)
-    asyncio.run(Gate(app, max_upload)(scope, receive, send))
+    headers += [(name.encode(), value.encode()) for name, value in dict(dict(host='127.0.0.1:7860'), **more).items()]
+    path, _, query = path.partition('?')
+    scope = dict(type='http', path=path, method=method, headers=headers, query_string=query.encode())
+    asyncio.run(Gate(app, max_upload, ['Lab-PC', 'tissue.example'], visitors or Visitors())(scope, receive, send))
     assert sent[0]['status'] != 200 or sent[1]['body'] == body
     return sent[0]['status'], dict(sent[0]['headers'])
 
@@ -281,6 +310,33 @@ def test_gate_refuses_what_the_page_does_not_need():
     assert answer('/gradio_api/queue/join', b'0' * (MAX_BODY + 1), length=5)[0] == 403
     for path, length in (('/gradio_api/upload', 200_000), ('/gradio_api/queue/join', MAX_BODY + 1), ('/x', 'a')):
         assert answer(path, length=length)[0] == 413
+
+
+def test_gate_refuses_pages_of_other_servers():
+    """A name that points to this computer (DNS rebinding), and requests of pages elsewhere, also on other ports."""
+    for host in ('127.0.0.1:7860', 'LOCALHOST:1', '[::1]:7860', '192.168.1.2', 'lab-pc:7860', 'tissue.example'):
+        assert answer('/config', method='GET', host=host)[0] == 200, host
+        for scheme in ('http', 'https'):
+            assert answer('/gradio_api/queue/join', b'{}', host=host, origin=f'{scheme}://{host}')[0] == 200
+    for host in ('evil.example', 'evil.example:7860', '', 'localhost.evil.example', '127.0.0.1.evil.example', '[x'):
+        assert answer('/config', method='GET', host=host)[0] == 403, host
+    assert answer('/', b'', host='tissue.example', origin='https://tissue.example:443')[0] == 200
+    for origin in ('http://evil.example', 'null', 'http://127.0.0.1:8888', 'http://127.0.0.1'):
+        assert answer('/gradio_api/queue/join', b'{}', origin=origin)[0] == 403, origin
+        assert answer('/config', method='OPTIONS', origin=origin)[0] == 403, origin
+
+
+def test_gate_counts_who_listens():
+    seen = []
+
+    class Noted(Visitors):
+        def listening(self, session):
+            seen.append(session)
+            return super().listening(session)
+
+    answer('/gradio_api/queue/data?session_hash=abc', method='GET', visitors=Noted())
+    answer('/config?session_hash=abc', method='GET', visitors=Noted())
+    assert seen == ['abc']
 
 
 def test_options_are_checked(tmp_path):
