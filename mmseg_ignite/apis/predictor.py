@@ -22,7 +22,9 @@ from ..engine.compiled_inference import Compilation
 from ..engine.devices import find_device, to_device
 from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
+from ..engine.training_record import KEY
 from ..errors import IgniteError
+from ..export.description import class_names
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import Span, grid
 from ..labels import CLASSES, release_ids
@@ -353,7 +355,7 @@ def _is_end(kind: object) -> bool:
 
 def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
     """Return the um/px at which a model was trained, and what states it."""
-    stored = (meta.get('mmseg_ignite') or {}).get('um_per_px')
+    stored = (meta.get(KEY) or {}).get('um_per_px')
     if stored:
         return float(stored), 'checkpoint'
     dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
@@ -365,8 +367,7 @@ def _training_resolution(meta: dict, cfg: Config) -> tuple[float, str]:
 
 def _train_ids(cfg: Config) -> np.ndarray:
     """Return the train id of each class of a model, uint8."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    classes = tuple((dataset.get('metainfo') or {}).get('classes') or CLASSES)
+    classes = class_names(cfg)
     table = release_ids(classes)
     if table is None:
         raise IgniteError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..apis.predicting import predict_source
+from ..apis.input_prediction import predict_source
 from ..apis.prediction_inputs import Input
 from ..apis.prediction_options import PredictionOptions
 from ..apis.prediction_records import fault
