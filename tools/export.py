@@ -34,7 +34,7 @@ def main() -> None:
         '--output', dest='outputs', choices=OUTPUTS, default='logits', help='of the ONNX graph (default: logits)'
     )
     parser.add_argument(
-        '--metrics', metavar='FILE', help='metrics.json of a test, for the model card (default: beside it)'
+        '--metrics', metavar='FILE', help='metrics.json of a test, for the model card (default: beside the checkpoint)'
     )
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE', help='tissue to compare the outputs on')
     parser.add_argument('--overwrite', action='store_true', help='replace packages of an earlier export')

@@ -226,9 +226,8 @@ class _Work:
         record = self.records.path(item.name)
         with contextlib.suppress(OSError):
             recent = record.stat().st_mtime >= started
-            if (
-                recent and self.records.read(item.name).get('error', UNFINISHED) != UNFINISHED
-            ):  # another has just failed
+            failed = self.records.read(item.name).get('error', UNFINISHED) != UNFINISHED
+            if recent and failed:  # in another process
                 return ''
             if self.records.is_finished(item) and (recent or not fresh):
                 return f'{printable(item.path)} is finished already'
