@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL.PngImagePlugin import PngImageFile
 
 from ..apis.input_prediction import predict_source
 from ..apis.prediction_inputs import Input
@@ -21,7 +22,6 @@ from ..apis.prediction_records import fault
 from ..apis.prediction_sources import Source, opened
 from ..apis.predictor import MIN_SIDE, Predictor
 from ..errors import IgniteError
-from ..evaluation.label_files import read_labels
 from ..files import printable, visible_files
 from ..images.reading import read_image
 from ..regions.areas import SlideAreas
@@ -269,7 +269,7 @@ class Predictions:
             entry, notes = predict_source(
                 self.predictor, item, source, folder, options, lambda *facts: _Progress(facts[0], advance)
             )
-            labels = read_labels(folder / f'{item.name}.png') - np.uint8(1)  # raw ids start at 1
+            labels = np.asarray(PngImageFile(folder / f'{item.name}.png')) - np.uint8(1)  # Image.open has a limit
             image = shown(source.image)
             return Result(
                 item.name,
