@@ -3,8 +3,8 @@
 from mmseg_ignite.apis import export, load_config
 from mmseg_ignite.apis.arguments import config_parser
 from mmseg_ignite.cli import run
-from mmseg_ignite.export.network import INPUTS, OUTPUTS
 from mmseg_ignite.export.packages import FORMATS
+from mmseg_ignite.models.onnx_file import OUTPUTS
 
 
 def main() -> None:
@@ -21,21 +21,20 @@ def main() -> None:
         metavar='FORMAT',
         help=f'what to write (default: onnx). {names}',
     )
-    raw = [name for name in INPUTS if name.startswith('n') and name != 'normalised']
     parser.add_argument(
         '--raw-input',
         dest='inputs',
         nargs='?',
         const='nhwc',
         default='normalised',
-        choices=raw,
+        choices=('nhwc', 'nchw'),
         help='the ONNX graph takes uint8 RGB images and normalises them itself (nhwc unless nchw is named)',
     )
     parser.add_argument(
         '--output', dest='outputs', choices=OUTPUTS, default='logits', help='of the ONNX graph (default: logits)'
     )
     parser.add_argument(
-        '--metrics', metavar='FILE', help='metrics.json of a test, for the model card (default: beside it)'
+        '--metrics', metavar='FILE', help='metrics.json of a test, for the model card (default: beside the checkpoint)'
     )
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE', help='tissue to compare the outputs on')
     parser.add_argument('--overwrite', action='store_true', help='replace packages of an earlier export')

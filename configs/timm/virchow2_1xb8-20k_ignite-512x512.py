@@ -1,4 +1,4 @@
-# Virchow2 (Zimmermann et al. 2024), ViT-H/14, 632 million parameters. CC BY-NC-ND 4.0, gated. ImageNet's statistics.
+# Virchow2 (Zimmermann et al. 2024), ViT-H/14, 631 million parameters. CC BY-NC-ND 4.0, gated. ImageNet's statistics.
 _base_ = ['../_base_/timm_20k.py']
 
 checkpoint = 'weights/virchow2.safetensors'  # of paige-ai/Virchow2; tools/train.py --weights FILE uses another

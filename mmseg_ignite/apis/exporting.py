@@ -163,9 +163,7 @@ def _exported(
             'exported network does not: remove the transform and measure the scores again.'
         )
     ExportNetwork(predictor.model, inputs, outputs)  # refuses models that cannot be exported
-    description = ModelDescription.of(
-        *(predictor.model, predictor.config, predictor.ensemble, predictor.metas, predictor.um_per_px)
-    )
+    description = ModelDescription.of(*(predictor.model, cfg, predictor.ensemble, predictor.metas, predictor.um_per_px))
     scores = _scores(predictor.ensemble, metrics, report)
     return Exported(
         model=predictor.model,

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 
 from ..engine.devices import find_device
+from ..engine.training_record import KEY
 from ..errors import IgniteError
 from ..export.description import class_names
 from ..files import printable
@@ -65,4 +66,4 @@ def graph_metas(model: OnnxSegmentor, cfg: Config) -> list[dict]:
         raise IgniteError(
             f'{printable(file.path)} has {found} as {cfg.filename or "the config"}: use the config it was exported with.'
         )
-    return [dict(mmseg_ignite=dict(um_per_px=file.um_per_px))]
+    return [{KEY: dict(um_per_px=file.um_per_px)}]

@@ -24,6 +24,7 @@ from ..engine.ensembles import Ensemble
 from ..engine.optim_wrappers import autocast, prediction_dtype
 from ..engine.training_record import KEY
 from ..errors import IgniteError
+from ..export.description import class_names
 from ..files import printable
 from ..images.reading import MAX_PIXELS, MAX_UM_PER_PX, MIN_UM_PER_PX, ReadImage, read_image
 from ..inference.tiling import Span, grid
@@ -374,8 +375,7 @@ def _training_resolution(meta: dict, cfg: Config, path: Path) -> tuple[float, st
 
 def _train_ids(cfg: Config) -> np.ndarray:
     """Return the train id of each class of a model, uint8."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    classes = tuple((dataset.get('metainfo') or {}).get('classes') or CLASSES)
+    classes = class_names(cfg)
     table = release_ids(classes)
     if table is None:
         raise IgniteError(

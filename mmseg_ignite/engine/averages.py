@@ -10,9 +10,9 @@ from torch import nn
 class ForeachEMA(ExponentialMovingAverage):
     """mmengine's ExponentialMovingAverage that updates all tensors at once and never waits for the device.
 
-    Arguments, values and state are the same, so either continues what the other has begun. Parameters that are not trained
-    are not copied: model and average share them. mmengine launches two kernels for
-    each tensor and reads the number of updates from the device twice in each.
+    Arguments, values and state are the same, so either continues what the other has begun. mmengine launches two kernels for
+    each tensor and reads the number of updates from the device twice in each. Parameters that are not trained are not
+    copied: model and average share them.
 
     Example:
         ``custom_hooks = [dict(type='EMAHook', ema_type='ForeachEMA', momentum=0.001, update_buffers=True)]``

@@ -54,9 +54,8 @@ class WeightCopies:
         if self._frozen is None:
             self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         weights = model.state_dict()
-        copy.update(
-            (name, weights.pop(name)) for name in self._frozen & weights.keys()
-        )  # themselves: they do not change
+        # Those that do not change are not copied.
+        copy.update((name, weights.pop(name)) for name in self._frozen & weights.keys())
         _copy(weights, copy)
         rng = dict(cpu=torch.get_rng_state())
         if torch.cuda.is_available():

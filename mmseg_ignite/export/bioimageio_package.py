@@ -23,12 +23,14 @@ from ..errors import IgniteError
 from ..extras import import_extra
 from ..preparation.synthetic import draw_tissue
 from ..provenance import file_sha256
-from .comparison import as_input, compare, example_inputs
+from .comparison import as_input, compare, example_inputs, windows_of
 from .description import ModelDescription
 from .model_card import FILE as CARD
 from .network import ExportNetwork
+from .onnx_graph import OPSET
+from .onnx_package import write_graph
 from .packages import Exported
-from .torchscript import write_torchscript
+from .torchscript import torchscript_runner, write_torchscript
 
 RDF, TORCHSCRIPT, ONNX, COVER = 'rdf.yaml', 'model.pt', 'model.onnx', 'cover.png'
 TEST_INPUT, TEST_OUTPUT = 'test_input.npy', 'test_output.npy'
@@ -66,9 +68,9 @@ def write(folder: Path, exported: Exported) -> None:
     labels = probabilities[0].argmax(0).numpy()
     _write_cover(folder / COVER, tissue, np.array(exported.description.palette, np.uint8)[labels])
     (folder / CARD).write_text(exported.card, encoding='utf-8')
-    inputs = example_inputs(network, _cropped(exported.images, size), [(n, *size) for n in (1, 2)])
+    inputs = example_inputs(network, windows_of(exported.images, size), [(n, *size) for n in (1, 2)])
     weights = dict(torchscript=_write_torchscript(folder, network, inputs, exported))
-    if all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime', f'{__package__}.onnx_graph'))):
+    if all(map(find_spec, ('onnx', 'onnxscript', 'onnxruntime'))):
         weights['onnx'] = _write_onnx(folder, network, inputs, exported)
     else:
         exported.report('note: the package has no ONNX weights, which need "pip install \'mmseg_ignite[export]\'".')
@@ -81,36 +83,16 @@ def _write_torchscript(folder: Path, network: ExportNetwork, inputs: Sequence[Te
     """Record the network, compare, and return its entry of the description."""
     path = folder / TORCHSCRIPT
     write_torchscript(network, path, tuple(inputs[0].shape[2:]))
-    module = torch.jit.load(str(path), map_location='cpu')
-    agreement = compare(network, lambda x: module(torch.from_numpy(x)).numpy(), inputs, TORCHSCRIPT)
-    exported.report(f'bioimageio: {TORCHSCRIPT}: {agreement}')
+    exported.report(f'bioimageio: {TORCHSCRIPT}: {compare(network, torchscript_runner(path), inputs, TORCHSCRIPT)}')
     version = re.match(r'\d+\.\d+\.\d+', torch.__version__)[0]
     return dict(source=TORCHSCRIPT, sha256=file_sha256(path), pytorch_version=version)
 
 
 def _write_onnx(folder: Path, network: ExportNetwork, inputs: Sequence[Tensor], exported: Exported) -> dict:
     """Like :func:`_write_torchscript`."""
-    from .onnx_graph import OPSET, write_onnx
-
-    ort = import_extra('onnxruntime', 'the comparison of ONNX weights', 'export')
     path = folder / ONNX
-    write_onnx(path, network, exported.description.metadata())
-    session = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    agreement = compare(network, lambda x: session.run(None, {name: x})[0], inputs, ONNX)
-    exported.report(f'bioimageio: {ONNX}: {agreement}')
+    exported.report(f'bioimageio: {ONNX}: {write_graph(path, network, exported.description, inputs)}')
     return dict(source=ONNX, sha256=file_sha256(path), opset_version=OPSET, parent='torchscript')
-
-
-def _cropped(images: Sequence[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
-    """Return parts of images of one size, mirrored at the border where an image is smaller."""
-    height, width = size
-    return [
-        np.pad(image, [(0, max(0, height - image.shape[0])), (0, max(0, width - image.shape[1])), (0, 0)], 'symmetric')[
-            :height, :width
-        ]
-        for image in images
-    ]
 
 
 def _write_cover(path: Path, tissue: np.ndarray, colours: np.ndarray) -> None:

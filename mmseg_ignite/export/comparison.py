@@ -14,6 +14,8 @@ from .network import ExportNetwork
 
 AGREEMENT = 0.9999
 """Smallest share of pixels with the same class."""
+_WINDOWS = 4
+"""Windows of each image of tissue."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,15 @@ def as_input(network: ExportNetwork, rgb: Tensor) -> Tensor:
         return x.float()
     x = x if network.channel_order == 'RGB' else x.flip(1)
     return ((x.float() - network.channel_mean) / network.channel_std).contiguous()
+
+
+def windows_of(images: Sequence[np.ndarray], window: tuple[int, int]) -> list[np.ndarray]:
+    """Return parts of images, (h, w, 3) uint8 of the size of a window; smaller images are mirrored at their edges."""
+    found = []
+    for image in images:
+        short = [max(0, side - have) for side, have in zip(window, image.shape)]
+        image = np.pad(image, [*((0, n) for n in short), (0, 0)], mode='symmetric')
+        starts = [range(0, have - side + 1, side) for side, have in zip(window, image.shape)]
+        corners = [(top, left) for top in starts[0] for left in starts[1]][:_WINDOWS]
+        found += [np.ascontiguousarray(image[y : y + window[0], x : x + window[1]]) for y, x in corners]
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from ..errors import IgniteError
 from ..labels import CLASSES, COLOURS
 from ..provenance import file_sha256, text_sha256
 from ..version import __version__
+from .machine_paths import portable_config
+from .network import normalisation
 
 _GREY = (128, 128, 128)
 
@@ -37,9 +39,10 @@ class ModelDescription:
         window: (h, w) px of a sliding window; None if the model was tested on whole images.
         stride: (y, x) px between windows; None as for ``window``.
         checkpoints: (file name, SHA-256) of each member.
-        config_sha256: SHA-256 of the config's text.
+        config_sha256: SHA-256 of the config without paths of the machine, ``config.py`` of the safetensors package.
         records: what each checkpoint says of its training; None where it says nothing.
         version: version of this package.
+        stated_patients: names of the training patients that the JSON file of an ensemble states.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ModelDescription:
     config_sha256: str
     records: tuple[TrainingRecord | None, ...]
     version: str = __version__
+    stated_patients: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: EncoderDecoder, cfg: Config, ensemble: Ensemble, metas: list[dict], um_per_px: float):
@@ -82,44 +86,43 @@ class ModelDescription:
                 f'the data preprocessor of {cfg.filename or "the config"} pads images in tests, which an exported network '
                 'does not: remove its test_cfg.'
             )
-        normalises = getattr(preprocessor, '_enable_normalize', False)
-        mean, std = (
-            (getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')) if normalises else (0, 1)
-        )
+        order, mean, std = normalisation(preprocessor)
         test_cfg = model.test_cfg or {}
         slides = test_cfg.get('mode') == 'slide'
+        name = Path(str(cfg.get('experiment_name') or '')).name or Path(cfg.filename or 'model').stem
         return cls(
-            name=Path(str(cfg.get('experiment_name') or '')).name or Path(cfg.filename or 'model').stem,
+            name=name,
             architecture=f'{type(model.backbone).__name__} + {type(model.decode_head).__name__}',
             parameters=sum(p.numel() for p in model.parameters()),
             members=len(ensemble.members),
             classes=classes,
             palette=tuple(COLOURS.get(name, _GREY) for name in classes),
             um_per_px=um_per_px,
-            channel_order='RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR',
-            mean=tuple(mean) if normalises else (0.0,) * 3,
-            std=tuple(std) if normalises else (1.0,) * 3,
+            channel_order=order,
+            mean=mean,
+            std=std,
             window=tuple(test_cfg['crop_size']) if slides else None,
             stride=tuple(test_cfg['stride']) if slides else None,
             checkpoints=tuple((path.name, file_sha256(path)) for path in ensemble.members),
-            config_sha256=text_sha256(cfg.pretty_text),
+            config_sha256=text_sha256(portable_config(cfg, name)),
             records=tuple(TrainingRecord.of_meta(meta) for meta in metas),
+            stated_patients=ensemble.patients,
         )
 
     @property
     def train_patients(self) -> int | None:
-        """Number of patients in any member's training or that of its initial weights; None if unknown."""
-        return self._patients('train_patients')
+        """Number of patients of the training, of initial weights too, and of ``stated_patients``; None if unknown."""
+        return self._patients('train_patients', self.stated_patients)
 
     @property
     def val_patients(self) -> int | None:
         """Number of patients whose scores selected a checkpoint; None if unknown."""
         return self._patients('val_patients')
 
-    def _patients(self, attribute: str) -> int | None:
-        if None in self.records or not self.records:
+    def _patients(self, attribute: str, stated: Collection[str] = ()) -> int | None:
+        if not stated and (None in self.records or not self.records):
             return None
-        return len({patient for record in self.records for patient in getattr(record, attribute)})
+        return len({*stated, *(name for record in self.records if record for name in getattr(record, attribute))})
 
     def metadata(self) -> dict[str, str]:
         """Return the facts as JSON texts by name, for formats with text metadata; patients are counted, not named."""

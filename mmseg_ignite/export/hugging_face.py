@@ -72,7 +72,7 @@ def write_hugging_face(folder: Path, model: EncoderDecoder, description: ModelDe
         raise IgniteError(f'{printable(folder)} has {found[0]} already and is kept: choose a new or empty folder.')
     weights, size = _weights(model)
     reason = _other_head(model)
-    order = getattr(description, 'channel_order', 'RGB')
+    order = description.channel_order
     if order == 'BGR':  # transformers gives RGB
         name = next(name for name in weights if name.endswith('patch_embeddings.0.proj.weight'))
         weights[name] = weights[name].flip(1)

@@ -5,6 +5,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 
+from mmengine.config import Config
+
+from ..datasets.ignite import DATA_ROOT
+
 MASK = '...'
 _START = r'(?:[A-Za-z][A-Za-z0-9+.\-]+://|[A-Za-z]:[\\/]|\\\\|~|/|\.\.[\\/])'
 _WHOLE = re.compile(rf'{_START}.*', re.DOTALL)
@@ -12,6 +16,8 @@ _QUOTED = re.compile(rf"""(["']){_START}.*?\1""", re.DOTALL)
 _INSIDE = re.compile(rf"""(?<![\w.\-/\\~]){_START}[^\s"',\[\](){{}}]*""")
 _DATA = re.compile(r'(?:.*\.)?(?:data_root|release|data)')
 """Settings whose value is masked whatever it is."""
+_DROPPED = ('init_cfg', 'pretrained', 'work_dir', 'load_from', 'resume_from', 'filename', 'launcher')
+"""Settings that name files of the machine; their defaults need none."""
 
 
 def is_machine_path(text: str) -> bool:
@@ -63,3 +69,20 @@ def masked_settings(value: object, defaults: Mapping[str, object]) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(masked_settings(inner, defaults) for inner in value)
     return MASK if isinstance(value, str) and is_machine_path(value) else value
+
+
+def portable_config(cfg: Config, name: str) -> str:
+    """Return a config as Python text without initial weights and paths of the machine; ``data_root`` is the default.
+
+    Args:
+        name: name of the model, stored as ``experiment_name``, since the file is called config.py.
+    """
+    settings = masked_settings(_without(cfg._cfg_dict.to_dict(), _DROPPED), {'data_root': DATA_ROOT})
+    return Config({**settings, 'experiment_name': name}).pretty_text
+
+
+def _without(value: object, keys: tuple[str, ...]) -> object:
+    """Return a copy of nested containers without some keys of its dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
+    return type(value)(_without(inner, keys) for inner in value) if isinstance(value, (list, tuple)) else value

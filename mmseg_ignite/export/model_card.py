@@ -11,9 +11,9 @@ import yaml
 
 from ..evaluation.bootstrap import FEW_PATIENTS
 from ..labels import CLASSES
+from ..models.onnx_file import INPUTS
 from .description import ModelDescription
 from .machine_paths import masked_command
-from .network import INPUTS
 
 FILE = 'MODEL_CARD.md'
 """Name of the card in a package."""
@@ -50,7 +50,7 @@ def model_card(description: ModelDescription, scores: dict | None, front_matter:
         _section('Intended use', _use(description)),
         _section('Input and output', _interface(description)),
         _section('Data', _data(description, scores)),
-        _section('Scores (validation)', _scores(description, scores)),
+        _section('Scores', _scores(description, scores)),
         _section('Known limits', _limits(description, scores)),
         _section('Provenance', _provenance(description, scores)),
         _section('Licence', _licence(description)),
@@ -108,7 +108,7 @@ def _warnings(description: ModelDescription, scores: dict | None) -> Iterator[st
     if scores and scores.get('mIoU') is None:
         yield 'the test had no annotated pixel, so there are no scores.'
     missing = sum(record is None for record in description.records)
-    if missing:
+    if missing and not description.stated_patients:
         who = 'the checkpoint does' if description.members == 1 else f'{missing} of the checkpoints do'
         yield (
             f'{who} not state the patients of the training, so whether the test patients were among them is unknown.'
@@ -275,7 +275,7 @@ def _provenance(description: ModelDescription, scores: dict | None) -> list[str]
     versions = sorted({record.version for record in description.records if record and record.version})
     rows = [(f'SHA-256 of {escaped(name)}', checksum) for name, checksum in description.checkpoints]
     rows += [
-        ('SHA-256 of the config', description.config_sha256),
+        ('SHA-256 of the config without paths', description.config_sha256),
         ('exported by', f'mmseg\\_ignite {escaped(description.version)}'),
         ('trained by', ', '.join(f'mmseg\\_ignite {escaped(version)}' for version in versions) or 'not stated'),
     ]

@@ -6,18 +6,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from ..errors import IgniteError
-
-INPUTS = {
-    'normalised': 'float32 (N, 3, H, W), normalised, channels in the order that the network takes',
-    'float': 'float32 (N, 3, H, W) RGB, 0..255',
-    'nchw': 'uint8 (N, 3, H, W) RGB',
-    'nhwc': 'uint8 (N, H, W, 3) RGB',
-}
-OUTPUTS = {
-    'logits': 'float32 (N, classes, H, W) logits; of an ensemble the logarithm of the mean probabilities',
-    'probabilities': 'float32 (N, classes, H, W), 0..1',
-    'labels': 'uint8 (N, H, W) class indices',
-}
+from ..models.onnx_file import INPUTS, OUTPUTS
 
 
 class ExportNetwork(nn.Module):
@@ -28,8 +17,8 @@ class ExportNetwork(nn.Module):
 
     Args:
         model: segmentor with trained weights, in evaluation mode.
-        inputs: a key of ``INPUTS``.
-        outputs: a key of ``OUTPUTS``.
+        inputs: a key of :data:`INPUTS <mmseg_ignite.models.onnx_file.INPUTS>`.
+        outputs: a key of :data:`OUTPUTS <mmseg_ignite.models.onnx_file.OUTPUTS>`.
 
     Attributes:
         channel_order: order of the channels after the preprocessing, 'RGB' or 'BGR'.
@@ -58,12 +47,9 @@ class ExportNetwork(nn.Module):
         self.inputs, self.outputs = inputs, outputs
         self.backbones = nn.ModuleList(_Encoder(member) for member in members)
         self.heads = nn.ModuleList(member.decode_head for member in members)
-        preprocessor, shape = model.data_preprocessor, (1, 3, 1, 1)
-        normalises = getattr(preprocessor, '_enable_normalize', False)
-        mean, std = (preprocessor.mean, preprocessor.std) if normalises else (torch.zeros(3), torch.ones(3))
-        self.channel_order = 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'
-        self.register_buffer('channel_mean', mean.detach().reshape(shape).clone().float())
-        self.register_buffer('channel_std', std.detach().reshape(shape).clone().float())
+        self.channel_order, mean, std = normalisation(model.data_preprocessor)
+        self.register_buffer('channel_mean', torch.tensor(mean).reshape(1, 3, 1, 1))
+        self.register_buffer('channel_std', torch.tensor(std).reshape(1, 3, 1, 1))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +76,14 @@ class ExportNetwork(nn.Module):
     def _logits(backbone: nn.Module, head: nn.Module, x: Tensor, size: torch.Size) -> Tensor:
         align_corners = bool(head.align_corners)
         return F.interpolate(head(backbone(x)), size, mode='bilinear', align_corners=align_corners)
+
+
+def normalisation(preprocessor: nn.Module) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Return the order of the channels after a data preprocessor, 'RGB' or 'BGR', and their mean and std in 0..255."""
+    order = 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return order, (0.0,) * 3, (1.0,) * 3
+    return order, *(tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
 
 
 class _Encoder(nn.Module):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..models.onnx_file import OnnxFile, engine, runtime
-from .comparison import compare, example_inputs
-from .network import INPUTS, OUTPUTS, ExportNetwork
+from ..models.onnx_file import INPUTS, OUTPUTS, OnnxFile, engine, runtime
+from .comparison import Agreement, compare, example_inputs
+from .description import ModelDescription
+from .network import ExportNetwork
 from .onnx_graph import INPUT, OPSET, check_onnx, write_onnx
 from .packages import Exported
 
@@ -37,23 +40,29 @@ def write(folder: Path, exported: Exported) -> None:
     network = ExportNetwork(exported.model, exported.inputs, exported.outputs)
     path = folder / GRAPH
     exported.report('onnx: the network is recorded, which takes a minute or more ...')
-    metadata = exported.description.metadata() | {
-        'inputs': json.dumps(exported.inputs),
-        'outputs': json.dumps(exported.outputs),
-        'min_side': json.dumps(MIN_SIDE),
-    }
-    write_onnx(path, network, metadata)
-    session = OnnxFile.read(path).session(torch.device('cpu'))
-    agreement = compare(
-        network,
-        lambda x: session.run(None, {INPUT: x})[0],
-        example_inputs(network, exported.images, _SIZES),
-        f'{path.name} in {engine()}',
-    )
+    agreement = write_graph(path, network, exported.description, example_inputs(network, exported.images, _SIZES))
     (folder / CARD).write_text(exported.card, encoding='utf-8')
     (folder / README).write_text(_readme(exported), encoding='utf-8')
     size, seconds = path.stat().st_size / 1e6, time.perf_counter() - start
     exported.report(f'onnx: {agreement}; {engine()}, {size:.1f} MB, {seconds:.0f} s')
+
+
+def write_graph(
+    path: Path, network: ExportNetwork, description: ModelDescription, inputs: Sequence[Tensor]
+) -> Agreement:
+    """Write a graph with its metadata, and compare what ONNX Runtime computes with the network.
+
+    Args:
+        path: file to write.
+        inputs: of the kind ``network.inputs``, see :func:`.comparison.example_inputs`.
+
+    Raises:
+        IgniteError: see :func:`write`.
+    """
+    facts = dict(inputs=network.inputs, outputs=network.outputs, min_side=MIN_SIDE)
+    write_onnx(path, network, description.metadata() | {key: json.dumps(value) for key, value in facts.items()})
+    session = OnnxFile.read(path).session(torch.device('cpu'))
+    return compare(network, lambda x: session.run(None, {INPUT: x})[0], inputs, f'{path.name} in {engine()}')
 
 
 def _readme(exported: Exported) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..errors import IgniteError
 from ..files import write_json
 from ..regions.qupath import check_classes, class_list
-from .comparison import compare, example_inputs
+from .comparison import compare, example_inputs, windows_of
 from .network import ExportNetwork
 from .packages import Exported
 from .qupath_classifier import (
@@ -28,15 +25,13 @@ from .qupath_classifier import (
     window_fault,
     window_of,
 )
-from .torchscript import load_torchscript, torchscript_faults, write_torchscript
+from .torchscript import torchscript_faults, torchscript_runner, write_torchscript
 
 CLASSIFIER, CLASSES, SCRIPT, README, CARD = (
     *('pixel_classifier.json', 'classes.json', 'install.groovy'),
     *('README.md', 'MODEL_CARD.md'),
 )
 FILES = (CLASSIFIER, MODEL, CLASSES, SCRIPT, README, CARD)
-_WINDOWS = 4
-"""Windows of each image of tissue with which the file is compared."""
 
 
 def check(exported: Exported) -> None:
@@ -71,8 +66,8 @@ def write(folder: Path, exported: Exported) -> None:
         raise IgniteError(
             f'the pixel classifier of {description.name} would not run in QuPath: {faults[0]}; correct the config.'
         )
-    inputs = example_inputs(network, _windows(exported.images, window), [(1, *window)] * 2)
-    exported.report(f'{MODEL}: {compare(network, _runner(path), inputs, MODEL)}')
+    inputs = example_inputs(network, windows_of(exported.images, window), [(1, *window)] * 2)
+    exported.report(f'{MODEL}: {compare(network, torchscript_runner(path), inputs, MODEL)}')
     write_json(folder / CLASSIFIER, content)
     write_json(folder / CLASSES, class_list(class_names(description), description.palette))
     (folder / CARD).write_text(exported.card, encoding='utf-8')
@@ -93,29 +88,6 @@ def write(folder: Path, exported: Exported) -> None:
     )
     for name in (SCRIPT, README):
         (folder / name).write_text(_template(name).render(facts), encoding='utf-8')
-
-
-def _runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the written file as a function of an array."""
-    module = load_torchscript(path)
-
-    @torch.no_grad()
-    def run(x: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(x)).numpy()
-
-    return run
-
-
-def _windows(images: Sequence[np.ndarray], window: tuple[int, int]) -> list[np.ndarray]:
-    """Return parts of images, (h, w, 3) uint8 of the size of a window; smaller images are mirrored at their edges."""
-    found = []
-    for image in images:
-        short = [max(0, side - have) for side, have in zip(window, image.shape)]
-        image = np.pad(image, [*((0, n) for n in short), (0, 0)], mode='symmetric')
-        starts = [range(0, have - side + 1, side) for side, have in zip(window, image.shape)]
-        corners = [(top, left) for top in starts[0] for left in starts[1]][:_WINDOWS]
-        found += [np.ascontiguousarray(image[y : y + window[0], x : x + window[1]]) for y, x in corners]
-    return found
 
 
 def _template(name: str) -> Template:

@@ -3,19 +3,16 @@
 The files state the patients of the training by the names of the data set, since tests on these patients are refused.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmseg.models.segmentors import EncoderDecoder
 
-from ..datasets.ignite import DATA_ROOT
 from ..engine.checkpoints import open_checkpoint, write_safetensors
 from ..engine.ensembles import write_ensemble
 from ..engine.training_record import KEY
 from ..errors import IgniteError
-from .machine_paths import masked_settings
+from .machine_paths import portable_config
 from .model_card import FILE as CARD
 from .packages import Exported
 
@@ -24,8 +21,6 @@ _MAX_MEMBERS = 64
 FILES = (CONFIG, WEIGHTS, ENSEMBLE, *map(MEMBER.format, range(_MAX_MEMBERS)), CARD)
 _KEPT = (KEY, 'dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version')
 """Parts of a checkpoint's ``meta`` that are written; the others have paths of the machine."""
-_DROPPED = ('init_cfg', 'pretrained', 'work_dir', 'load_from', 'resume_from', 'filename', 'launcher')
-"""Settings that name files of the machine; their defaults need none."""
 
 
 def check(exported: Exported) -> None:
@@ -59,23 +54,6 @@ def write(folder: Path, exported: Exported) -> None:
         f'safetensors: all {tensors:,} tensors are those of the model; the files name the patients of the training, by the '
         'names of the data set'
     )
-
-
-def portable_config(cfg: Config, name: str) -> str:
-    """Return a config as Python text without initial weights and paths of the machine; ``data_root`` is the default.
-
-    Args:
-        name: name of the model, stored as ``experiment_name``, since the file is called config.py.
-    """
-    settings = masked_settings(_without(cfg._cfg_dict.to_dict(), _DROPPED), {'data_root': DATA_ROOT})
-    return Config({**settings, 'experiment_name': name}).pretty_text
-
-
-def _without(value: object, keys: tuple[str, ...]) -> object:
-    """Return a copy of nested containers without some keys of its dictionaries."""
-    if isinstance(value, Mapping):
-        return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
-    return type(value)(_without(inner, keys) for inner in value) if isinstance(value, (list, tuple)) else value
 
 
 def _weights(member: EncoderDecoder) -> dict[str, torch.Tensor]:

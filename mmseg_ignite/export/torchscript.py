@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,8 +60,8 @@ def write_torchscript(network: nn.Module, path: Path, size: tuple[int, int]) -> 
         torch.jit.save(frozen, whole)
     if faults := _operator_faults(frozen):
         raise IgniteError(
-            f'the model cannot be written as TorchScript for QuPath: {faults[0]}, which PyTorch 2.5.1 may not have or do in '
-            'another way: export it as ONNX.'
+            f'the model cannot be written as TorchScript: {faults[0]}, which PyTorch 2.5.1 (QuPath 0.6) may not have or do '
+            'in another way: export it as ONNX.'
         )
     whole.seek(0)
     content = io.BytesIO()  # torch's own writer ends the process if the disk is full
@@ -78,6 +80,17 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return torch.jit.load(str(path), map_location='cpu')
+
+
+def torchscript_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a TorchScript file as a function of a float32 array (N, 3, h, w)."""
+    module = load_torchscript(path)
+
+    @torch.no_grad()
+    def run(x: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(x)).numpy()
+
+    return run
 
 
 def torchscript_faults(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,18 @@ from ..untrusted import NAME, Form, check_form, is_number, parse_json
 
 SUFFIX = '.onnx'
 CPU, CUDA = 'CPUExecutionProvider', 'CUDAExecutionProvider'
-INPUTS = ('normalised', 'float', 'nchw', 'nhwc')
-OUTPUTS = ('logits', 'probabilities', 'labels')
-"""Kinds of input and output, see :mod:`mmseg_ignite.export.network`."""
+INPUTS = {
+    'normalised': 'float32 (N, 3, H, W), normalised, channels in the order that the network takes',
+    'float': 'float32 (N, 3, H, W) RGB, 0..255',
+    'nchw': 'uint8 (N, 3, H, W) RGB',
+    'nhwc': 'uint8 (N, H, W, 3) RGB',
+}
+OUTPUTS = {
+    'logits': 'float32 (N, classes, H, W) logits; of an ensemble the logarithm of the mean probabilities',
+    'probabilities': 'float32 (N, classes, H, W), 0..1',
+    'labels': 'uint8 (N, H, W) class indices',
+}
+"""Kinds of input and output."""
 MAX_TEXT = 1 << 20
 """Longest value of the metadata, characters."""
 _MAX_BYTES = (1 << 31) - 1
@@ -32,8 +41,8 @@ _REMEDY = 'export the checkpoint with tools/export.py'
 _QUIET = 4  # fatal errors only: each error is raised as well
 
 
-def _one_of(values: tuple[str, ...]) -> Form:
-    return Form(lambda value: value in values, f'one of {", ".join(values)}')
+def _one_of(values: Collection[str]) -> Form:
+    return Form(lambda value: isinstance(value, str) and value in values, f'one of {", ".join(values)}')
 
 
 def _three(low: float, what: str) -> Form:
@@ -64,7 +73,7 @@ class OnnxFile:
         classes: names of the output channels.
         um_per_px: resolution of the training, um/px.
         channel_order, mean, std: of normalised inputs, see :class:`mmseg_ignite.export.ModelDescription`.
-        inputs, outputs: kinds of input and output, keys of ``INPUTS`` and ``OUTPUTS`` of :mod:`mmseg_ignite.export.network`.
+        inputs, outputs: kinds of input and output, keys of ``INPUTS`` and ``OUTPUTS``.
         checkpoints: ``file`` and ``sha256`` of each checkpoint that it was written from.
 
     Example:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from ..apis.predicting import predict_source
+from ..apis.input_prediction import predict_source
 from ..apis.prediction_inputs import Input
 from ..apis.prediction_options import PredictionOptions
 from ..apis.prediction_records import fault
@@ -269,7 +269,7 @@ class Predictions:
             entry, notes = predict_source(
                 self.predictor, item, source, folder, options, lambda *facts: _Progress(facts[0], advance)
             )
-            labels = np.asarray(Image.open(folder / f'{item.name}.png')) - np.uint8(1)
+            labels = np.asarray(PngImageFile(folder / f'{item.name}.png')) - np.uint8(1)  # Image.open has a limit
             image = shown(source.image)
             return Result(
                 item.name,

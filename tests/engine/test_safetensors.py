@@ -54,6 +54,13 @@ def test_weights_and_meta_are_read_back(model, path):
         assert file.metadata()['format'] == 'pt'  # transformers refuses files without
 
 
+def test_equal_content_gives_equal_bytes(path, tmp_path):
+    content = open_checkpoint(path)
+    for _ in range(8):  # the library orders texts at random
+        write_safetensors(tmp_path / 'again.safetensors', content['state_dict'], META)
+        assert (tmp_path / 'again.safetensors').read_bytes() == path.read_bytes()
+
+
 def test_it_stands_wherever_a_checkpoint_does(model, path, tmp_path):
     init_default_scope('mmseg')
     other = tiny_segformer(plain=False)

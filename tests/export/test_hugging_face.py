@@ -17,7 +17,7 @@ from mmseg_ignite.labels import CLASSES as NAMES
 
 DESCRIPTION = dict(
     name='tiny', classes=NAMES, palette=[(n, 0, 0) for n in range(CLASSES)], um_per_px=0.5, window=(64, 64),
-    mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0),
+    channel_order='RGB', mean=(120.0, 110.0, 100.0), std=(50.0, 60.0, 70.0),
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_a_network_that_takes_bgr_and_unusual_settings(tmp_path):
     cfg = tiny_config().model
     cfg.backbone.update(mlp_ratio=2, sr_ratios=[4, 2, 1, 1], drop_path_rate=0.2, attn_drop_rate=0.1, drop_rate=0.3)
     own = MODELS.build(cfg).eval()
-    write_hugging_face(tmp_path, own, SimpleNamespace(**DESCRIPTION, channel_order='BGR'), '')
+    write_hugging_face(tmp_path, own, SimpleNamespace(**{**DESCRIPTION, 'channel_order': 'BGR'}), '')
     model, x = opened('SegformerForSemanticSegmentation', tmp_path), torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(x.flip(1)).logits, logits(own, x), rtol=1e-4, atol=1e-4)
     config, preprocessing = (json.loads((tmp_path / name).read_text()) for name in (FILES[0], FILES[2]))

@@ -76,7 +76,7 @@ def row(card, start):
 
 
 def test_scores_with_intervals_are_those_of_the_test(scores):
-    card = section(model_card(DESCRIPTION, scores), 'Scores (validation)')
+    card = section(model_card(DESCRIPTION, scores), 'Scores')
     for key, text in {'mIoU': 'mIoU', 'mDice': 'mDice', 'aAcc': r'pixel accuracy (aAcc)'}.items():
         low, high = scores['intervals']['figures'][key]
         assert row(card, text)[1] == f'{scores[key]:.1f} ({low:.1f} to {high:.1f})'
@@ -108,10 +108,12 @@ def test_warnings(scores):
     seen = model_card(DESCRIPTION, dict(scores, seen_patients=PATIENTS[:2]))
     assert 'Warning:** 2 of the 5 test patients were used to train' in seen
     assert 'Warning:** the scores of this model were not measured' in model_card(DESCRIPTION, None)
-    assert 'Not measured.' in section(model_card(DESCRIPTION, None), 'Scores (validation)')
+    assert 'Not measured.' in section(model_card(DESCRIPTION, None), 'Scores')
     silent = model_card(changed(records=(None,)), scores)
     assert 'Warning:** the checkpoint does not state the patients' in silent
     assert row(silent, 'patients in the training, of the initial weights too')[1] == 'not stated'
+    listed = changed(records=(None, DESCRIPTION.records[0]), stated_patients=frozenset({'zoe', PATIENTS[0]}))
+    assert (listed.train_patients, listed.val_patients) == (4, None) and 'Warning' not in model_card(listed, scores)
     assert 'not those of the original images' in model_card(DESCRIPTION, dict(scores, shift='lab'))
     assert 'no annotated pixel' in model_card(DESCRIPTION, dict(scores, mIoU=None, mDice=None, aAcc=None))
 
@@ -130,7 +132,7 @@ def test_all_sections_are_there_and_state_use_licence_and_limits(scores):
     card = model_card(DESCRIPTION, scores)
     titles = re.findall(r'^## (.+)$', card, re.MULTILINE)
     assert titles == [
-        *('Model', 'Intended use', 'Input and output', 'Data', 'Scores (validation)', 'Known limits', 'Provenance'),
+        *('Model', 'Intended use', 'Input and output', 'Data', 'Scores', 'Known limits', 'Provenance'),
         *('Licence', 'Citation'),
     ]
     assert 'Not for diagnosis' in card and '0.5 um/px' in card and 'CC BY-NC-SA 4.0' in section(card, 'Licence')
@@ -159,7 +161,7 @@ def test_damaged_intervals_are_left_out(scores):
     broken = dict(
         scores, intervals=dict(scores['intervals'], classes={'Stroma': dict(IoU=['a', None], Dice=5), 'Liver': 3})
     )
-    card = section(model_card(DESCRIPTION, broken), 'Scores (validation)')
+    card = section(model_card(DESCRIPTION, broken), 'Scores')
     assert row(card, 'Stroma')[1] == f'{scores["classes"]["Stroma"]["IoU"]:.1f}'
 
 

@@ -12,7 +12,9 @@ from mmseg_ignite.engine.ensembles import Ensemble
 from mmseg_ignite.engine.training_record import TrainingRecord
 from mmseg_ignite.errors import IgniteError
 from mmseg_ignite.export import safetensors_package
-from mmseg_ignite.export.safetensors_package import FILES, check, portable_config, write
+from mmseg_ignite.export.machine_paths import portable_config
+from mmseg_ignite.export.safetensors_package import FILES, check, write
+from mmseg_ignite.provenance import file_sha256
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -33,6 +35,7 @@ def package(cfg, checkpoint, tmp_path_factory):
     model = exported(cfg, checkpoint)
     check(model)
     write(folder, model)
+    assert model.description.config_sha256 == file_sha256(folder / 'config.py')
     return folder
 
 

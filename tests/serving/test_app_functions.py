@@ -79,6 +79,12 @@ def test_image_gives_the_files_and_areas_of_the_predict_tool(predictor, predicti
     assert not list(predictions.folder.iterdir())
 
 
+def test_labels_are_read_above_the_limit_of_pillow(predictions, tmp_path, monkeypatch):
+    write_image(tmp_path / 'roi.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert predictions.image(tmp_path / 'roi.png', 0.5).labels.size
+
+
 def test_resolution_is_asked_for_and_never_guessed(predictions, tmp_path):
     write_image(tmp_path / 'known.png', dpi=(25400 / 0.4, 25400 / 0.4))
     write_image(tmp_path / 'camera.png', dpi=(72, 72))

@@ -11,6 +11,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -97,6 +98,8 @@ def _owned(value: Tensor, name: str) -> Tensor:
 def write_safetensors(path: str | Path, state_dict: Mapping[str, Tensor], meta: Mapping | None = None) -> None:
     """Write weights and the ``meta`` of their training, whole or not at all; tensors that share memory are written each.
 
+    Equal content gives equal bytes.
+
     Args:
         path: name of the file; the folder is created.
         state_dict: tensors of any device and memory format.
@@ -125,9 +128,20 @@ def write_safetensors(path: str | Path, state_dict: Mapping[str, Tensor], meta: 
     texts[CHECKSUM_KEY] = checksum(content)
     with writing(path):
         with atomic_file(path) as partial, open(partial, 'wb') as stream:
-            stream.write(safetensors.torch.save(_unshared(weights), texts))
+            _write(stream, safetensors.torch.save(_unshared(weights), texts))
             sync(stream)
         sync_folder(Path(path).parent)
+
+
+def _write(stream: BinaryIO, content: bytes) -> None:
+    """Write the content of a file with sorted texts: the library's order differs from process to process."""
+    end = 8 + struct.unpack('<Q', content[:8])[0]
+    header = json.loads(content[8:end])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    stream.write(struct.pack('<Q', len(text)) + text)
+    stream.write(memoryview(content)[end:])
 
 
 def _as_list(value: object) -> object:

@@ -96,9 +96,8 @@ def resample(x: Tensor, stride: int, new_stride: int, size: Sequence[int]) -> Te
         size: height and width of the result; it reaches at most to the last element of x.
     """
     factor, pooling = stride / new_stride, 1
-    while (
-        factor < 0.75
-    ):  # more than 4 / 3 times coarser: means of finer elements, since bilinear sampling would skip some
+    # More than 4 / 3 times coarser: means of finer elements, since bilinear sampling would skip some.
+    while factor < 0.75:
         factor, pooling = 2 * factor, 2 * pooling
     if factor != 1:
         x = F.pad(x, (0, 2, 0, 2), mode='replicate')  # since the size of the result is rounded down
