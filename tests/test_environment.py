@@ -101,3 +101,8 @@ except mmseg_ignite.IgniteError as error:
     )
     assert found.returncode == 0, found.stderr
     assert 'does not fit torch' in found.stdout and 'timm cannot be imported (operator' in found.stdout
+    doctor = f'import runpy; print(runpy.run_path({str(ROOT / "mmseg_ignite/doctor.py")!r})["check_imports"]())'
+    found = subprocess.run(
+        [sys.executable, '-c', doctor], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': paths}
+    )
+    assert "('PASS'" in found.stdout and not found.stderr, found.stdout + found.stderr

@@ -94,6 +94,7 @@ def _write_onnx(folder: Path, network: ExportNetwork, inputs: Sequence[Tensor], 
 
     ort = import_extra('onnxruntime', 'the comparison of ONNX weights', 'export')
     path = folder / ONNX
+    exported.report(f'bioimageio: {ONNX} is recorded, which takes a minute or more ...')
     write_onnx(path, network, exported.description.metadata())
     session = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
 
 from ..engine.ensembles import Ensemble
 from ..engine.training_record import TrainingRecord
@@ -83,9 +85,7 @@ class ModelDescription:
                 'does not: remove its test_cfg.'
             )
         normalises = getattr(preprocessor, '_enable_normalize', False)
-        mean, std = (
-            (getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')) if normalises else (0, 1)
-        )
+        mean, std = (_shortest(getattr(preprocessor, name)) for name in ('mean', 'std')) if normalises else (0, 1)
         test_cfg = model.test_cfg or {}
         slides = test_cfg.get('mode') == 'slide'
         return cls(
@@ -142,6 +142,11 @@ class ModelDescription:
             written_by=f'mmseg_ignite {self.version}',
         )
         return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+
+
+def _shortest(values: Tensor) -> list[float]:
+    """Return numbers in single precision as they were written: 116.28, not 116.27999877929688."""
+    return [float(str(value)) for value in values.flatten().cpu().numpy().astype(np.float32)]
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:

@@ -259,6 +259,7 @@ class _Actions:
         progress(0, desc='waiting for another prediction')
         try:
             with self.turns.taken():
+                progress(0, desc='reading')
                 found = predict(lambda done, windows: progress((done, windows), desc='predicting', unit='windows'))
         except IgniteError as error:
             return [message(str(error), 'error'), *[self.gradio.skip()] * 9]

@@ -76,7 +76,7 @@ def row(card, start):
 
 
 def test_scores_with_intervals_are_those_of_the_test(scores):
-    card = section(model_card(DESCRIPTION, scores), 'Scores (validation)')
+    card = section(model_card(DESCRIPTION, scores), 'Scores')
     for key, text in {'mIoU': 'mIoU', 'mDice': 'mDice', 'aAcc': r'pixel accuracy (aAcc)'}.items():
         low, high = scores['intervals']['figures'][key]
         assert row(card, text)[1] == f'{scores[key]:.1f} ({low:.1f} to {high:.1f})'
@@ -100,7 +100,7 @@ def test_patients_are_counted_and_neither_they_nor_paths_are_named(scores):
     assert row(data, 'patients in the test')[1] == '5'
     assert 'c3' * 32 in data and 'e5' * 32 in data and 'official' in data and '15674785' in data
     assert 'anna' not in card and 'patient-' not in card and '/home' not in card and 'data/ours' not in card
-    assert r'test.py configs/b0.py ... --cfg-options data\_root=... x=1' in card
+    assert r'test.py configs/b0.py ... --cfg-options data_root=... x=1' in card
 
 
 def test_warnings(scores):
@@ -108,7 +108,7 @@ def test_warnings(scores):
     seen = model_card(DESCRIPTION, dict(scores, seen_patients=PATIENTS[:2]))
     assert 'Warning:** 2 of the 5 test patients were used to train' in seen
     assert 'Warning:** the scores of this model were not measured' in model_card(DESCRIPTION, None)
-    assert 'Not measured.' in section(model_card(DESCRIPTION, None), 'Scores (validation)')
+    assert 'Not measured.' in section(model_card(DESCRIPTION, None), 'Scores')
     silent = model_card(changed(records=(None,)), scores)
     assert 'Warning:** the checkpoint does not state the patients' in silent
     assert row(silent, 'patients in the training, of the initial weights too')[1] == 'not stated'
@@ -130,7 +130,7 @@ def test_all_sections_are_there_and_state_use_licence_and_limits(scores):
     card = model_card(DESCRIPTION, scores)
     titles = re.findall(r'^## (.+)$', card, re.MULTILINE)
     assert titles == [
-        *('Model', 'Intended use', 'Input and output', 'Data', 'Scores (validation)', 'Known limits', 'Provenance'),
+        *('Model', 'Intended use', 'Input and output', 'Data', 'Scores', 'Known limits', 'Provenance'),
         *('Licence', 'Citation'),
     ]
     assert 'Not for diagnosis' in card and '0.5 um/px' in card and 'CC BY-NC-SA 4.0' in section(card, 'Licence')
@@ -155,11 +155,23 @@ def test_names_are_no_markdown(scores):
     assert card.encode('utf-8') and len(escaped('x' * 500)) == 120
 
 
+def test_words_and_times_stay_readable():
+    assert escaped('mit-b0_1xb8 at 2026-01-02T03:04:05') == 'mit-b0_1xb8 at 2026-01-02T03:04:05'
+    assert escaped('_a_ a__b :x: 1:2') == r'\_a\_ a\_\_b \:x\: 1\:2'
+
+
+def test_card_of_an_encoder_alone_says_so_and_claims_no_scores(scores):
+    card = model_card(DESCRIPTION, scores, front_matter=True, encoder_only=True)
+    found = yaml.safe_load(card.split('---\n')[1])
+    assert found['pipeline_tag'] == 'image-feature-extraction' and not {'metrics', 'model-index'} & {*found}
+    assert 'The encoder alone' in card and 'The encoder alone' not in model_card(DESCRIPTION, scores)
+
+
 def test_damaged_intervals_are_left_out(scores):
     broken = dict(
         scores, intervals=dict(scores['intervals'], classes={'Stroma': dict(IoU=['a', None], Dice=5), 'Liver': 3})
     )
-    card = section(model_card(DESCRIPTION, broken), 'Scores (validation)')
+    card = section(model_card(DESCRIPTION, broken), 'Scores')
     assert row(card, 'Stroma')[1] == f'{scores["classes"]["Stroma"]["IoU"]:.1f}'
 
 
