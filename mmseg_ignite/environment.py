@@ -81,17 +81,26 @@ def torchvision_fault() -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def timm_hidden_if_broken() -> Iterator[None]:
+def timm_hidden_if_broken() -> contextlib.AbstractContextManager[None]:
     """Hide timm from an import of mmseg if it could not be imported: mmseg is prepared for an absent timm only."""
-    broken = 'timm' not in sys.modules and find_spec('timm') is not None and torchvision_fault() is not None
+    return _hidden_if_broken('timm')
+
+
+def torchvision_hidden_if_broken() -> contextlib.AbstractContextManager[None]:
+    """Hide torchvision from mmengine, which logs its version, if it cannot be imported: an absent one is no error."""
+    return _hidden_if_broken('torchvision')
+
+
+@contextlib.contextmanager
+def _hidden_if_broken(package: str) -> Iterator[None]:
+    broken = package not in sys.modules and find_spec(package) is not None and torchvision_fault() is not None
     if broken:
-        sys.modules['timm'] = None
+        sys.modules[package] = None
     try:
         yield
     finally:
         if broken:
-            del sys.modules['timm']
+            del sys.modules[package]
 
 
 def cores() -> int:

@@ -15,6 +15,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.loops import BaseLoop
 from torch.utils.data import DataLoader
 
+from ..environment import torchvision_hidden_if_broken
 from ..errors import IgniteError
 from ..files import is_ours, result_file
 from ..messages import quiet_console
@@ -89,6 +90,10 @@ class TissueRunner(Runner):
         return Runner.build_dataloader(dataloader, seed)
 
     @master_only
+    def _log_env(self, env_cfg: dict) -> None:
+        with torchvision_hidden_if_broken():
+            super()._log_env(env_cfg)
+
     def dump_config(self) -> None:
         """Write the resolved config to the work dir; a config of the same name by somebody else is kept."""
         path = Path(self.work_dir) / (Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py')
