@@ -67,6 +67,7 @@ def load_config(
         ) from error
     if 'model' not in cfg:
         raise IgniteError(f'{path} defines no model: it is a base, choose a config that inherits from it.')
+    _remove_repeated(cfg)
     try:
         apply_options(cfg, options or {})
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, AssertionError) as error:
@@ -106,6 +107,20 @@ def resolved(cfg: Config) -> Config:
             dataset['crops'] = {**copy.deepcopy(cfg.get('crops') or {}), **(dataset.get('crops') or {})}
     check_config(cfg)
     return cfg
+
+
+def _remove_repeated(cfg: Config) -> None:
+    """Remove shared settings that data sets repeat, as in a config that a tool wrote out, so that options reach all."""
+    shared = dict(data_root=cfg.get('data_root', DATA_ROOT), protocol=cfg.get('protocol', PROTOCOL))
+    for dataset in our_datasets(cfg).values():
+        _remove_equal(dataset, shared)
+        if isinstance(dataset.get('crops'), dict) and isinstance(cfg.get('crops'), dict):
+            _remove_equal(dataset['crops'], cfg.crops)
+
+
+def _remove_equal(settings: dict, shared: dict) -> None:
+    for key in [key for key, value in shared.items() if key in settings and settings[key] == value]:
+        del settings[key]
 
 
 def _check_reach(cfg: Config, options: list[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, master_only
+from mmengine.dist import all_gather_object
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger, print_log
 from mmengine.model import is_model_wrapper
@@ -94,7 +94,6 @@ class TissueRunner(Runner):
         """Build a loader whose sampler has the common seed of all processes; ``diff_rank_seed`` has no effect."""
         return Runner.build_dataloader(dataloader, seed)
 
-    @master_only
     def dump_config(self) -> None:
         """Write the resolved config to the work dir; a config of the same name by somebody else is kept."""
         path = Path(self.work_dir) / (Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py')

@@ -91,6 +91,7 @@ def _write_torchscript(folder: Path, network: ExportNetwork, inputs: Sequence[Te
 def _write_onnx(folder: Path, network: ExportNetwork, inputs: Sequence[Tensor], exported: Exported) -> dict:
     """Like :func:`_write_torchscript`."""
     path = folder / ONNX
+    exported.report(f'bioimageio: {ONNX} is recorded, which takes a minute or more ...')
     exported.report(f'bioimageio: {ONNX}: {write_graph(path, network, exported.description, inputs)}')
     return dict(source=ONNX, sha256=file_sha256(path), opset_version=OPSET, parent='torchscript')
 

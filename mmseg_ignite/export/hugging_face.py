@@ -30,6 +30,29 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PREPROCESSING, CARD = 'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'
 FILES = (CONFIG, WEIGHTS, PREPROCESSING, CARD)
+_USE = """
+## Use
+FOLDER is the folder of this file, or its name on the Hub:
+
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, {0}
+    processor, model = AutoImageProcessor.from_pretrained('FOLDER'), {0}.from_pretrained('FOLDER').eval()
+    image = Image.open('roi.png').convert('RGB')
+    with torch.inference_mode():
+        outputs = model(**processor(image, return_tensors='pt'){1})
+    {2}
+"""
+_ENCODER = (
+    'SegformerModel',
+    ', output_hidden_states=True',
+    'features = outputs.hidden_states  # of 4 stages, at 1/4, 1/8, 1/16 and 1/32 of the size',
+)
+_WHOLE = (
+    'SegformerForSemanticSegmentation',
+    '',
+    'labels = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0]',
+)
 
 
 def check(exported: Exported) -> None:
@@ -39,9 +62,11 @@ def check(exported: Exported) -> None:
 
 def write(folder: Path, exported: Exported) -> None:
     """Write a folder, see :func:`write_hugging_face`."""
-    card = model_card(exported.description, exported.scores, front_matter=True)
+    encoder_only = _other_head(exported.model) is not None
+    card = model_card(exported.description, exported.scores, front_matter=True, encoder_only=encoder_only)
+    card += _USE.format(*_ENCODER if encoder_only else _WHOLE)
     for line in write_hugging_face(folder, exported.model, exported.description, card):
-        exported.report(line)
+        exported.report(f'huggingface: {line}')
 
 
 def write_hugging_face(folder: Path, model: EncoderDecoder, description: ModelDescription, card: str) -> list[str]:
@@ -158,11 +183,11 @@ def _config(model: EncoderDecoder, description: ModelDescription, whole: bool) -
         mmseg_ignite=dict(
             name=description.name,
             um_per_px=description.um_per_px,
-            palette=[list(colour) for colour in description.palette],
             window=None if description.window is None else list(description.window),
         ),
     )
     if whole:
+        config['mmseg_ignite']['palette'] = [list(colour) for colour in description.palette]
         if len(description.classes) != head.out_channels:
             raise IgniteError(
                 f'the model has {head.out_channels} output channels, but {len(description.classes)} classes are named; as '
@@ -188,8 +213,8 @@ def _preprocessing(mean: tuple, std: tuple, window: tuple[int, int] | None) -> d
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[value / 255 for value in mean],
-        image_std=[value / 255 for value in std],
+        image_mean=[round(value / 255, 9) for value in mean],
+        image_std=[round(value / 255, 9) for value in std],
         do_reduce_labels=False,
     )
 

@@ -17,7 +17,13 @@ from .machine_paths import masked_command
 
 FILE = 'MODEL_CARD.md'
 """Name of the card in a package."""
+_ENCODER = (
+    '> **The encoder alone**: this package has the weights of the encoder, without the decode head. It gives feature maps, '
+    'not classes. Parameters, classes and scores below are those of the whole model.'
+)
 _LONGEST = 120
+_PLAIN = r'((?<=[^\W_])_(?=[^\W_])|(?<=\d):(?=\d\d(?!\d)))'
+"""Within words and times of day ``_`` and ``:`` mean nothing in Markdown."""
 _OVERALL = {'mIoU': 'mIoU', 'mDice': 'mDice', 'aAcc': 'pixel accuracy (aAcc)'}
 _CITATION = """\
 - Data: Spronck et al., *A tissue and cell-level annotated H&E and PD-L1 histopathology image dataset in non-small cell lung
@@ -27,7 +33,9 @@ _CITATION = """\
 - Framework: MMSegmentation Contributors, 2020; mmseg_ignite."""
 
 
-def model_card(description: ModelDescription, scores: dict | None, front_matter: bool = False) -> str:
+def model_card(
+    description: ModelDescription, scores: dict | None, front_matter: bool = False, encoder_only: bool = False
+) -> str:
     """Return the model card of a model.
 
     Patients are counted, never named; neither paths of the data nor of the machine are printed. Names of classes and files
@@ -37,6 +45,7 @@ def model_card(description: ModelDescription, scores: dict | None, front_matter:
         scores: content of ``metrics.json`` as :func:`mmseg_ignite.evaluation.saved_metrics.read_metrics` returns it; None if
             the model was not tested.
         front_matter: begin with the YAML block that the Hugging Face Hub reads. Defaults to False.
+        encoder_only: say that the package holds the encoder alone. Defaults to False.
 
     Example:
         >>> card = model_card(description, read_metrics('work_dirs/b0/metrics.json'))
@@ -45,6 +54,7 @@ def model_card(description: ModelDescription, scores: dict | None, front_matter:
         f'# {escaped(description.name)}',
         f'{_networks(description)} for tissue segmentation of H&E images at {description.um_per_px:.3g} um/px, '
         f'{len(description.classes)} classes.',
+        *([_ENCODER] if encoder_only else []),
         *(f'> **Warning:** {text}' for text in _warnings(description, scores)),
         _section('Model', _model(description)),
         _section('Intended use', _use(description)),
@@ -56,7 +66,7 @@ def model_card(description: ModelDescription, scores: dict | None, front_matter:
         _section('Licence', _licence(description)),
         _section('Citation', [_CITATION]),
     ]
-    return (_front_matter(description, scores) if front_matter else '') + '\n\n'.join(parts) + '\n'
+    return (_front_matter(description, scores, encoder_only) if front_matter else '') + '\n\n'.join(parts) + '\n'
 
 
 def escaped(text: object, longest: int = _LONGEST) -> str:
@@ -66,9 +76,7 @@ def escaped(text: object, longest: int = _LONGEST) -> str:
         >>> escaped('<b>|www.x.org')
         '\\<b\\>\\|www\\.x.org'
     """
-    line = ''.join(
-        f'\\{character}' if character in '\\`*_[]<>|&~$:@!#' else character for character in _line(text, longest)
-    )
+    line = re.sub(rf'{_PLAIN}|([\\`*_\[\]<>|&~$:@!#])', lambda found: found[1] or rf'\{found[2]}', _line(text, longest))
     return re.sub(r'(?i)(www)\.', r'\1\.', line)
 
 
@@ -154,7 +162,7 @@ def _interface(description: ModelDescription) -> list[str]:
         '- Output: a score or a label for each pixel; channel or label i is class i of the table.',
         '',
         *_table(
-            ('index', 'class', 'colour (RGB)', ''),
+            ('index', 'class', 'colour (RGB)', 'hex'),
             (
                 (str(i), escaped(name), ', '.join(map(str, rgb)), '#{:02x}{:02x}{:02x}'.format(*rgb))
                 for i, (name, rgb) in enumerate(colours)
@@ -276,13 +284,13 @@ def _provenance(description: ModelDescription, scores: dict | None) -> list[str]
     rows = [(f'SHA-256 of {escaped(name)}', checksum) for name, checksum in description.checkpoints]
     rows += [
         ('SHA-256 of the config without paths', description.config_sha256),
-        ('exported by', f'mmseg\\_ignite {escaped(description.version)}'),
-        ('trained by', ', '.join(f'mmseg\\_ignite {escaped(version)}' for version in versions) or 'not stated'),
+        ('exported by', f'mmseg_ignite {escaped(description.version)}'),
+        ('trained by', ', '.join(f'mmseg_ignite {escaped(version)}' for version in versions) or 'not stated'),
     ]
     if tested:
         command = masked_command(str(tested.get('command') or ''))
         rows += [
-            ('tested by', f'mmseg\\_ignite {escaped(tested.get("version") or "of unknown version")}'),
+            ('tested by', f'mmseg_ignite {escaped(tested.get("version") or "of unknown version")}'),
             ('date of the test', escaped(tested.get('date') or 'not stated')),
             ('command of the test, without paths', escaped(command or 'not stated', 1000)),
             ('SHA-256 of the config of the test', escaped(tested.get('config_sha256') or 'not stated')),
@@ -299,28 +307,31 @@ def _licence(description: ModelDescription) -> list[str]:
     )
     return [
         f'- Weights: no licence is stated for them. {data}Weights that the training started from may add terms of their own.',
-        '- Code (mmseg\\_ignite): Apache-2.0.',
+        '- Code (mmseg_ignite): Apache-2.0.',
         '- This is what is known, not legal advice.',
     ]
 
 
-def _front_matter(description: ModelDescription, scores: dict | None) -> str:
+def _front_matter(description: ModelDescription, scores: dict | None, encoder_only: bool) -> str:
     """Return the YAML block of the Hugging Face Hub, see https://huggingface.co/docs/hub/model-cards."""
+    task = 'image-feature-extraction' if encoder_only else 'image-segmentation'
     content: dict[str, object] = dict(
         library_name='transformers',
-        pipeline_tag='image-segmentation',
+        pipeline_tag=task,
         license='other',
         license_name='see-model-card',
         tags=[
-            'image-segmentation',
+            task,
             'semantic-segmentation',
             'histopathology',
             'lung-cancer',
             'segformer',
             'mmseg-ignite',
         ],
-        metrics=['mean_iou'],
     )
+    if encoder_only:  # it has no classes, so no scores of its own
+        return _yaml_block(content)
+    content['metrics'] = ['mean_iou']
     measured = scores and _is_number(scores.get('mIoU')) and not scores.get('seen_patients') and not scores.get('shift')
     if measured:
         values = {'mean_iou': 'mIoU', 'dice': 'mDice', 'accuracy': 'aAcc'}
@@ -334,4 +345,8 @@ def _front_matter(description: ModelDescription, scores: dict | None) -> str:
             ],
         )
         content['model-index'] = [dict(name=_line(description.name), results=[result])]
+    return _yaml_block(content)
+
+
+def _yaml_block(content: dict) -> str:
     return f'---\n{yaml.safe_dump(content, sort_keys=False)}---\n\n'

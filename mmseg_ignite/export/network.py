@@ -1,5 +1,6 @@
 """A trained segmentor as one pure function of a tensor, which exporters can record."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmseg.models.segmentors import EncoderDecoder
@@ -83,7 +84,9 @@ def normalisation(preprocessor: nn.Module) -> tuple[str, tuple[float, ...], tupl
     order = 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'
     if not getattr(preprocessor, '_enable_normalize', False):
         return order, (0.0,) * 3, (1.0,) * 3
-    return order, *(tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
+    # As written in the config: 116.28, not 116.27999877929688.
+    numbers = (values.flatten().cpu().numpy().astype(np.float32) for values in (preprocessor.mean, preprocessor.std))
+    return order, *(tuple(float(str(number)) for number in values) for values in numbers)
 
 
 class _Encoder(nn.Module):

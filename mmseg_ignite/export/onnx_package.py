@@ -99,6 +99,8 @@ def _readme(exported: Exported) -> str:
 - Classes, in the order of the output: {', '.join(f'{number} {name}' for number, name in enumerate(known.classes))}.
 - The same facts, colours and the SHA-256 of the checkpoint are in the metadata of the file, as JSON texts.
 
+In Python:
+
 {code}
 
 Large images and slides: `python tools/predict.py CONFIG {GRAPH} SLIDE --out predictions` of mmseg_ignite tiles them as it

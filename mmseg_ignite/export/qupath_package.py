@@ -67,7 +67,7 @@ def write(folder: Path, exported: Exported) -> None:
             f'the pixel classifier of {description.name} would not run in QuPath: {faults[0]}; correct the config.'
         )
     inputs = example_inputs(network, windows_of(exported.images, window), [(1, *window)] * 2)
-    exported.report(f'{MODEL}: {compare(network, torchscript_runner(path), inputs, MODEL)}')
+    exported.report(f'qupath: {MODEL}: {compare(network, torchscript_runner(path), inputs, MODEL)}')
     write_json(folder / CLASSIFIER, content)
     write_json(folder / CLASSES, class_list(class_names(description), description.palette))
     (folder / CARD).write_text(exported.card, encoding='utf-8')

@@ -272,6 +272,7 @@ class _Actions:
 
         try:
             with self.turns.taken(has_left):
+                progress(0, desc='reading')
                 found = predict(advance)
         except IgniteError as error:
             return [message(str(error), 'error'), *[self.gradio.skip()] * 9]

@@ -37,8 +37,8 @@ _BAND = 512
 _ADVICE = (  # of the command line, and what stands for it on the page
     ('give the resolution of its level 0 with --mpp', 'enter it in the field um/px'),
     ('--mpp is', 'the um/px is'),
-    (' of --mpp was used', ' as entered was used'),
-    (', as stated by --mpp', ', as entered'),
+    (' of --mpp was used', ' of the field was used'),
+    (', as stated by --mpp', ', as in the field'),
     (r', or raise the limit with --max-pixels if there is enough memory', ''),
     (r'if you trust the file, raise the limit with \S+', 'use a smaller file.'),
     ('use a smaller --window-batch, or cut it into parts', 'choose a smaller region'),

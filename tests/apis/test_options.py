@@ -219,6 +219,20 @@ def test_option_that_does_not_reach_a_data_set_names_the_option_to_use(tmp_path,
     assert find(cfg, own) == value
 
 
+def test_options_reach_the_data_sets_of_a_config_that_was_written_out(tmp_path):
+    """In the work dir of a training, and in exported packages, each data set repeats the shared settings."""
+    (tmp_path / 'c.py').write_text(f'_base_ = {str(CONFIG)!r}\ndata_root, protocol = "/top", "fold1"\n')
+    (tmp_path / 'out.py').write_text(load_config(tmp_path / 'c.py').pretty_text)
+    assert load_config(tmp_path / 'out.py').test_dataloader.dataset.data_root == '/top'
+    given = {'data_root': '/mine', 'protocol': 'fold2', 'crops.temperature': 0.1}
+    cfg = load_config(tmp_path / 'out.py', {**given, 'val_dataloader.dataset.protocol': 'fold3'})
+    roots, protocols = (
+        [cfg[f'{n}_dataloader'].dataset[k] for n in ('train', 'val', 'test')] for k in ('data_root', 'protocol')
+    )
+    assert roots == ['/mine'] * 3 and protocols == ['fold2', 'fold3', 'fold2']
+    assert cfg.train_dataloader.dataset.crops.temperature == 0.1
+
+
 def test_value_of_a_data_set_is_kept_even_if_it_equals_the_default(tmp_path):
     (tmp_path / 'c.py').write_text(OWN)
     cfg = load_config(tmp_path / 'c.py')

@@ -59,7 +59,9 @@ def test_a_network_that_takes_bgr_and_unusual_settings(tmp_path):
     model, x = opened('SegformerForSemanticSegmentation', tmp_path), torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(x.flip(1)).logits, logits(own, x), rtol=1e-4, atol=1e-4)
     config, preprocessing = (json.loads((tmp_path / name).read_text()) for name in (FILES[0], FILES[2]))
-    assert preprocessing['image_mean'] == [100 / 255, 110 / 255, 120 / 255] and not preprocessing['do_resize']
+    assert (
+        preprocessing['image_mean'] == [round(n / 255, 9) for n in (100, 110, 120)] and not preprocessing['do_resize']
+    )
     assert (config['drop_path_rate'], config['attention_probs_dropout_prob'], config['hidden_dropout_prob']) == (
         pytest.approx(0.2), 0.1, 0.3,
     )  # fmt: skip

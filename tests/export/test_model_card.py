@@ -100,7 +100,7 @@ def test_patients_are_counted_and_neither_they_nor_paths_are_named(scores):
     assert row(data, 'patients in the test')[1] == '5'
     assert 'c3' * 32 in data and 'e5' * 32 in data and 'official' in data and '15674785' in data
     assert 'anna' not in card and 'patient-' not in card and '/home' not in card and 'data/ours' not in card
-    assert r'test.py configs/b0.py ... --cfg-options data\_root=... x=1' in card
+    assert r'test.py configs/b0.py ... --cfg-options data_root=... x=1' in card
 
 
 def test_warnings(scores):
@@ -155,6 +155,18 @@ def test_names_are_no_markdown(scores):
     columns = {line.count('|') - line.count('\\|') for line in section(card, 'Input and output').splitlines()}
     assert columns <= {0, 5}
     assert card.encode('utf-8') and len(escaped('x' * 500)) == 120
+
+
+def test_words_and_times_stay_readable():
+    assert escaped('mit-b0_1xb8 at 2026-01-02T03:04:05') == 'mit-b0_1xb8 at 2026-01-02T03:04:05'
+    assert escaped('_a_ a__b :x: 1:2') == r'\_a\_ a\_\_b \:x\: 1\:2'
+
+
+def test_card_of_an_encoder_alone_says_so_and_claims_no_scores(scores):
+    card = model_card(DESCRIPTION, scores, front_matter=True, encoder_only=True)
+    found = yaml.safe_load(card.split('---\n')[1])
+    assert found['pipeline_tag'] == 'image-feature-extraction' and not {'metrics', 'model-index'} & {*found}
+    assert 'The encoder alone' in card and 'The encoder alone' not in model_card(DESCRIPTION, scores)
 
 
 def test_damaged_intervals_are_left_out(scores):
