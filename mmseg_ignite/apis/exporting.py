@@ -120,7 +120,8 @@ def _check_folder(folder: Path, own: Sequence[str], overwrite: bool, inputs: Seq
             f'{printable(folder)} has files already ({shown}): choose another --out, or replace an earlier export by '
             '--overwrite.'
         )
-    if RECORD not in found or not {*found} <= {RECORD, *own}:
+    if foreign := [name for name in found if RECORD not in found or name not in (RECORD, *own)]:
+        shown = ', '.join(map(printable, foreign[:3]))
         raise IgniteError(f'{printable(folder)} has files that no export wrote ({shown}): choose another --out.')
     if changed := changed_files(folder):
         raise IgniteError(

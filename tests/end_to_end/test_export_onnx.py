@@ -67,7 +67,7 @@ def predicted(model, image, out, *options):
 
 
 def test_package_is_complete_and_states_the_model(package, checkpoint):
-    assert sorted(path.name for path in package.iterdir()) == ['MODEL_CARD.md', 'README.md', 'model.onnx']
+    assert {path.name for path in package.iterdir()} == {'MODEL_CARD.md', 'README.md', 'export.json', 'model.onnx'}
     facts = {entry.key: json.loads(entry.value) for entry in onnx.load(package / 'model.onnx').metadata_props}
     assert facts['classes'] == list(CLASSES) and facts['um_per_px'] == 2 and facts['inputs'] == 'nhwc'
     assert facts['checkpoints'] == [dict(file='c.pth', sha256=sha256(checkpoint))] and facts['window'] == [96, 96]
@@ -116,7 +116,7 @@ def test_export_replaces_only_its_own_files(package, checkpoint, capsys):
     arguments = ('export', DEMO_CONFIG, checkpoint, '--out', package.parent)
     assert tool(*arguments) == 2 and 'has files already' in single_error(capsys)
     (package / 'mine.txt').touch()
-    assert tool(*arguments, '--overwrite') == 2 and 'has files already' in single_error(capsys)
+    assert tool(*arguments, '--overwrite') == 2 and 'has files that no export wrote (mine.txt)' in single_error(capsys)
     (package / 'mine.txt').unlink()
 
 
