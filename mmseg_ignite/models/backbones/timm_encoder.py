@@ -224,10 +224,14 @@ def _create(name: str, args: dict, meta: bool = False, fast: bool = False, **opt
         args = {'weight_init': 'skip', **args}
     try:
         with torch.device('meta') if meta else nullcontext():
-            return timm.create_model(name, pretrained=False, **{'num_classes': 0, **args, **options})
+            model = timm.create_model(name, pretrained=False, **{'num_classes': 0, **args, **options})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IgniteError(f'{name} cannot be built by timm ({reason}): correct model_args of the backbone.') from error
+    for embedding in ('pos_embed', 'cls_token', 'reg_token') if fast else ():
+        if isinstance(values := getattr(model, embedding, None), nn.Parameter):  # timm leaves them undefined
+            nn.init.trunc_normal_(values, std=0.02)
+    return model
 
 
 def _features(model: nn.Module) -> list[dict]:
