@@ -77,7 +77,7 @@ def portable_config(cfg: Config, name: str) -> str:
     Args:
         name: name of the model, stored as ``experiment_name``, since the file is called config.py.
     """
-    settings = masked_settings(_without(cfg._cfg_dict.to_dict(), _DROPPED), {'data_root': DATA_ROOT})
+    settings = masked_settings(_without(cfg.to_dict(), _DROPPED), {'data_root': DATA_ROOT})
     return Config({**settings, 'experiment_name': name}).pretty_text
 
 
