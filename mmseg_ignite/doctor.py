@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from environment import STACK, hidden_if_broken, installed, stack_fault, torchvision_fault  # noqa: E402
+from environment import STACK, hide_broken_torchvision, installed, stack_fault, torchvision_fault  # noqa: E402
 
 sys.path.pop(0)
 
@@ -48,9 +48,10 @@ def check_distributions() -> tuple[str, str]:
 
 
 def check_imports() -> tuple[str, str]:
+    hide_broken_torchvision()  # as the package itself does
     for package in (*STACK, 'mmseg.apis', 'mmseg_ignite'):
         try:
-            with warnings.catch_warnings(), hidden_if_broken('timm'):  # as the package itself imports mmseg
+            with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 importlib.import_module(package)
         except Exception as error:  # a broken installation may raise anything

@@ -67,10 +67,14 @@ def stack_distribution(package: str) -> str | None:
     return next((d for d in STACK[package] if installed(d)), None)
 
 
+_HIDDEN: dict[str, str] = {}
+"""What is wrong with a torchvision that :func:`hide_broken_torchvision` has hidden."""
+
+
 def torchvision_fault() -> str | None:
     """Return one sentence if torchvision is installed but was built for another torch, else None."""
-    if find_spec('torchvision') is None:
-        return None
+    if _HIDDEN or find_spec('torchvision') is None:
+        return _HIDDEN.get('torchvision')
     try:
         importlib.import_module('torchvision')
     except Exception as error:  # a missing operator is a RuntimeError
@@ -81,22 +85,13 @@ def torchvision_fault() -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def hidden_if_broken(package: str) -> Iterator[None]:
-    """Hide timm or torchvision in the block if torchvision does not fit: mmengine and mmseg are prepared for absent ones.
+def hide_broken_torchvision() -> None:
+    """Let a torchvision that was built for another torch count as absent in this process.
 
-    Example:
-        >>> with hidden_if_broken('timm'):
-        ...     import mmseg.models
+    mmengine, mmseg, timm and transformers are prepared for an absent torchvision, but not for the RuntimeError of such a one.
     """
-    broken = package not in sys.modules and find_spec(package) is not None and torchvision_fault() is not None
-    if broken:
-        sys.modules[package] = None
-    try:
-        yield
-    finally:
-        if broken:
-            del sys.modules[package]
+    if 'torchvision' not in sys.modules and (fault := torchvision_fault()):
+        _HIDDEN['torchvision'], sys.modules['torchvision'] = fault, None
 
 
 def cores() -> int:

@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+from .environment import torchvision_fault
 from .errors import IgniteError
 
 
@@ -24,6 +25,8 @@ def import_extra(package: str, purpose: str, extra: str = 'slides') -> ModuleTyp
     try:
         return import_module(package)
     except (ImportError, OSError, RuntimeError) as error:  # the last two: a library that does not fit another
+        if 'torchvision' in str(error) and (fault := torchvision_fault()):
+            raise IgniteError(fault) from error
         name = package.partition('.')[0]
         found = 'is not installed' if find_spec(name) is None else f'cannot be imported ({error})'
         raise IgniteError(

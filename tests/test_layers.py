@@ -7,7 +7,7 @@ import mmseg_ignite
 
 ROOT = Path(mmseg_ignite.__file__).parent
 LAYERS = (
-    'errors', 'extras', 'version', 'labels', 'environment', 'packaged', 'messages', 'registry', 'files',
+    'errors', 'version', 'labels', 'environment', 'extras', 'packaged', 'messages', 'registry', 'files',
     'untrusted', 'spreadsheets', 'provenance', 'images', 'slides', 'datasets', 'preparation', 'inference', 'regions',
     'models', 'evaluation', 'visualization', 'report', 'engine', 'export', 'apis', 'serving', 'cli',
 )  # fmt: skip

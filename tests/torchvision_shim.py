@@ -19,6 +19,8 @@ def import_or_skip(package, extra):
     exist". The tests use none of them, so they are declared here without an implementation, for tests alone and only where
     the import fails. Users install a torchvision that fits their torch.
     """
+    if sys.modules.get('torchvision', '') is None:  # hidden by the package
+        del sys.modules['torchvision']
     with contextlib.suppress(ImportError):
         try:
             importlib.import_module('torchvision')

@@ -15,7 +15,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.loops import BaseLoop
 from torch.utils.data import DataLoader
 
-from ..environment import hidden_if_broken
+from ..environment import hide_broken_torchvision
 from ..errors import IgniteError
 from ..files import is_ours, result_file
 from ..messages import quiet_console
@@ -62,8 +62,8 @@ class TissueRunner(Runner):
 
     def _log_env(self, env_cfg: dict) -> None:
         """Log the environment, without a torchvision that cannot be imported."""
-        with hidden_if_broken('torchvision'):
-            super()._log_env(env_cfg)
+        hide_broken_torchvision()
+        super()._log_env(env_cfg)
 
     def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
         """Build an empty :class:`LateMessageHub`: mmengine names it by the second, and an earlier run in this process may

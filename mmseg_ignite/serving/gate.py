@@ -44,7 +44,7 @@ class Gate:
         app: the application.
         max_upload: largest upload in bytes.
         names: names under which the page may be opened, besides localhost and addresses in numbers.
-        visitors: is told who listens for results.
+        visitors: record of who listens for results.
     """
 
     def __init__(self, app: Callable, max_upload: int, names: Collection[str], visitors: Visitors) -> None:

@@ -407,7 +407,7 @@ def test_doctor_passes(capsys):
     status, output = tool('doctor', '--data-root', 'no/such/data'), capsys.readouterr().out
     assert status == 0, output
     lines = [x for x in output.splitlines() if x[:4] in ('PASS', 'WARN', 'FAIL')]
-    assert len(lines) == 8 and 'WARN  data' in output and '1 x 16 x 32 x 32' in output
+    assert len(lines) == 9 and 'WARN  data' in output and '1 x 16 x 32 x 32' in output
 
 
 def test_two_cpu_processes_score_as_one(prepared, tested, tmp_path):
