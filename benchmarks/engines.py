@@ -1,6 +1,6 @@
 """Engines that could run the network: time of a batch, labels that agree with ours in fp32, and what bf16 costs in mIoU.
 
-    python benchmarks/engines.py [--sizes 0 2 5] [--rounds 7] [--threads 2] [--device cuda] [--work-dir ...]
+    python benchmarks/engines.py [--sizes 0 2 5] [--engines eager onnxruntime] [--precisions fp32] [--device cuda]
     python benchmarks/engines.py --sizes --network CONFIG CHECKPOINT [--cfg-options data_root=... protocol=official]
 
 Engines: our network as it is, compiled as by ``--compile``, exported to ONNX Runtime and to OpenVINO, the last two on a CPU.
@@ -156,7 +156,7 @@ def compete(args: argparse.Namespace) -> None:
         model = build(args.size, False, args.device).eval()
     batches, engine = tissue(args.tissue, args.batches, model), globals()[args.contestant]
     runs, calls = {}, {}
-    for precision in PRECISIONS[args.contestant]:
+    for precision in precisions(args.contestant, args):
         run = runs[precision] = engine(model, precision == 'half', batches[0])
         calls[precision] = lambda run=run: run(batches[0])
 
@@ -176,20 +176,28 @@ def missing(engine: str, device: str) -> str | None:
     return 'measured on a CPU only' if ENGINES[engine] and device != 'cpu' else None
 
 
+def precisions(engine: str, args: argparse.Namespace) -> list[str]:
+    """Return the precisions of an engine that are asked for."""
+    return [precision for precision in PRECISIONS[engine] if precision in args.precisions]
+
+
 def measure(name: str, arguments: list[object], args: argparse.Namespace) -> list[dict]:
     """Measure all engines for one network; one row for each engine and precision."""
     own = ['--device', args.device, '--threads', args.threads, '--tissue', args.tissue, '--batches', args.batches]
+    own += ['--precisions', *args.precisions]
     processes, rows = {}, []
-    for engine in ENGINES:
+    for engine in args.engines:
         if reason := missing(engine, args.device):
             rows.append(dict(network=name, engine=engine, reason=reason))
-        else:
+        elif precisions(engine, args):
             processes[engine] = Contestant('--contestant', engine, *own, *arguments)
-    calls = {(e, precision): (process, precision) for e, process in processes.items() for precision in PRECISIONS[e]}
+    calls = {
+        (e, precision): (process, precision) for e, process in processes.items() for precision in precisions(e, args)
+    }
     seconds = alternately(calls, args.rounds)
     for (engine, precision), value in seconds.items():
         agreement = processes[engine].call(f'agreement {precision}')
-        ratio = seconds['eager', 'fp32'] / value
+        ratio = seconds['eager', 'fp32'] / value if ('eager', 'fp32') in seconds else float('nan')
         rows.append(
             dict(network=name, engine=engine, precision=precision, seconds=value, ratio=ratio, agreement=agreement)
         )
@@ -224,6 +232,8 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--sizes', type=int, nargs='*', default=[0, 2, 5])
+    parser.add_argument('--engines', nargs='+', choices=ENGINES, default=list(ENGINES), metavar='ENGINE')
+    parser.add_argument('--precisions', nargs='+', choices=('fp32', 'half'), default=['fp32', 'half'])
     parser.add_argument('--network', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='a trained network')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of the config of --network')
     parser.add_argument('--no-test', action='store_true', help='do not test --network in both precisions')
