@@ -84,7 +84,7 @@ def write_hugging_face(folder: Path, model: EncoderDecoder, description: ModelDe
         Lines that say what was written and, if the decode head is left out, why.
 
     Raises:
-        IgniteError: the encoder is no MiT that transformers has, the model is an ensemble, or the folder has such files or
+        IgniteError: the encoder is not a MiT of transformers, the model is an ensemble, or the folder has such files or
             cannot be written.
 
     Example:

@@ -26,7 +26,7 @@ def is_machine_path(text: str) -> bool:
 
 
 def masked_command(command: str) -> str | None:
-    """Return a command with ``...`` for machine paths, addresses and data sets; None if it is no shell command.
+    """Return a command with ``...`` for machine paths, addresses and data sets; None if it is not a shell command.
 
     Example:
         >>> masked_command('/home/me/tools/test.py configs/b0.py /home/me/b0.pth --cfg-options data_root=ignite')

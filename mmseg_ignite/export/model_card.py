@@ -140,7 +140,7 @@ def _use(description: ModelDescription) -> list[str]:
     return [
         '- For research: semantic segmentation of tissue in H&E images of non-small-cell lung cancer at '
         f'{description.um_per_px:.3g} um/px.',
-        '- Not for diagnosis, and not for decisions about patients. It is no medical device.',
+        '- Not for diagnosis, and not for decisions about patients. It is not a medical device.',
         '- Not for other stains, organs, species or resolutions, nor for frozen sections or cytology, unless scores on such '
         'images were measured.',
     ]

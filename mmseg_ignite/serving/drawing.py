@@ -74,7 +74,7 @@ def areas_table(areas: SlideAreas, palette: str = 'official') -> str:
     """Return the HTML of the areas and ratios: a row for each class that is present, the largest first."""
     mm2, shares = areas.area_mm2, areas.share_of_tissue
     present = sorted((name for name in CLASSES if areas.pixels[name]), key=lambda name: -areas.pixels[name])
-    present.sort(key=lambda name: name == BACKGROUND)  # last, since it is no tissue
+    present.sort(key=lambda name: name == BACKGROUND)  # last, since it is not tissue
     tissue = sum(mm2[name] for name in present if name != BACKGROUND)
     decimals = next((n for n, least in ((2, 10), (3, 1), (4, 0.1)) if tissue >= least), 5)
     rows = [
